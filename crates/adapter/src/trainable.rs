@@ -1,0 +1,443 @@
+//! What a run trains, and how it plugs into the base: low-rank branches, whole parameters, or both.
+//!
+//! [`Trainable`] is the base's [`Hook`]. It adds the branches to the projections' products, collects
+//! gradients, and holds every trained tensor with its gradient under one ordered registry, which the
+//! optimiser, the checkpoint and the adapter's files all read. Trained tensors, their gradients and
+//! the optimiser's state are f32.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use sparsam_base::model::{EMBEDDING, HEAD, Model};
+use sparsam_base::projection::{Group, Hook, HookKept};
+use sparsam_kernels::Weight;
+use sparsam_kernels::dropout::{DropoutKey, dropout};
+use sparsam_kernels::host::{update, view};
+use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
+use sparsam_kernels::lora::{
+    BranchGrads, Kept, LowRank, Projection as Product, lora_linear, lora_linear_backward,
+};
+
+use crate::error::{Error, Result};
+use crate::lora::{Bias, Init, LoraConfig};
+use crate::random::Random;
+
+/// A trained tensor: its value and its gradient, f32 and of one shape.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Updated in place by the optimiser.
+    pub value: Tensor,
+    /// Added to by every backward pass, cleared by the optimiser.
+    pub grad: Tensor,
+    /// The model's own copy in a narrower type, refreshed after each update.
+    narrow: Option<Tensor>,
+    /// Whether weight decay applies: to matrices, as is usual, not to norms and biases.
+    pub decays: bool,
+}
+
+impl Trained {
+    fn new(value: Tensor) -> candle_core::Result<Self> {
+        let grad = value.zeros_like()?;
+        let decays = value.rank() > 1;
+        Ok(Self {
+            value,
+            grad,
+            narrow: None,
+            decays,
+        })
+    }
+
+    /// Brings the model's copy in a narrower type up to date.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn refresh(&self) -> candle_core::Result<()> {
+        let Some(narrow) = &self.narrow else {
+            return Ok(());
+        };
+        let value = view::<f32>(&self.value)?;
+        update(narrow, |narrow: &mut [half::bf16]| {
+            for (narrow, value) in narrow.iter_mut().zip(value.iter()) {
+                *narrow = half::bf16::from_f32(*value);
+            }
+            Ok(())
+        })
+    }
+}
+
+struct Branch {
+    low_rank: LowRank,
+    a_grad: Tensor,
+    b_grad: Tensor,
+}
+
+/// What a run trains.
+pub struct Trainable {
+    /// Branches by the path of their module.
+    branches: HashMap<String, Branch>,
+    /// Every trained tensor by name: `….lora_A.weight`, `….lora_B.weight`, or the base's own name.
+    registry: BTreeMap<String, Trained>,
+    dropout: f64,
+    /// Whether dropout acts.
+    training: bool,
+    key: DropoutKey,
+    sites: HashMap<String, u32>,
+    tied: bool,
+    lowest: usize,
+}
+
+impl Trainable {
+    /// Nothing is trained.
+    pub fn none(model: &Model) -> Self {
+        Self {
+            branches: HashMap::new(),
+            registry: BTreeMap::new(),
+            dropout: 0.0,
+            training: false,
+            key: DropoutKey {
+                seed: 0,
+                step: 0,
+                site: 0,
+            },
+            sites: HashMap::new(),
+            tied: model.config.tie_word_embeddings,
+            lowest: model.blocks.len(),
+        }
+    }
+
+    /// A fresh adapter on a model. Modules to save are made the model's own copies, untied if need be.
+    ///
+    /// # Errors
+    /// Settings that are impossible or match no module.
+    pub fn lora(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<Self> {
+        config.check()?;
+        let mut trainable = Self::none(model);
+        trainable.dropout = config.lora_dropout;
+        trainable.key.seed = seed;
+        let mut biases = Vec::new();
+        for (layer, block) in model.blocks.iter().enumerate() {
+            for group in [&block.qkv, &block.o, &block.gate_up, &block.down] {
+                for projection in &group.projections {
+                    let shape = config.branch(&projection.name)?;
+                    if let Some(shape) = shape {
+                        let (out, input) = projection.weight.dims()?;
+                        let mut random = Random::new(seed, &projection.name);
+                        let bound = 1.0 / (input as f64).sqrt();
+                        let a = match config.init {
+                            Init::Gaussian => {
+                                fill((shape.rank, input), || random.normal() / shape.rank as f64)?
+                            }
+                            _ => fill((shape.rank, input), || {
+                                (2.0 * random.uniform() - 1.0) * bound
+                            })?,
+                        };
+                        let bound = 1.0 / (shape.rank as f64).sqrt();
+                        let b = match config.init {
+                            Init::Random => {
+                                fill((out, shape.rank), || (2.0 * random.uniform() - 1.0) * bound)?
+                            }
+                            _ => Tensor::zeros((out, shape.rank), DType::F32, &Device::Cpu)?,
+                        };
+                        trainable.add_branch(&projection.name, a, b, shape.scale)?;
+                        trainable.lowest = trainable.lowest.min(layer);
+                    }
+                    if let Some(bias) = &projection.bias
+                        && (config.bias == Bias::All
+                            || config.bias == Bias::LoraOnly && shape.is_some())
+                    {
+                        biases.push((format!("{}.bias", projection.name), bias.clone()));
+                        trainable.lowest = trainable.lowest.min(layer);
+                    }
+                }
+            }
+        }
+        if trainable.branches.is_empty() {
+            return Err(Error::config(
+                "target_modules",
+                "matches no module of the model",
+            ));
+        }
+        for (name, bias) in biases {
+            trainable.registry.insert(name, Trained::new(bias)?);
+        }
+        for module in &config.modules_to_save {
+            trainable.save_module(model, module)?;
+        }
+        Ok(trainable)
+    }
+
+    /// Every parameter of the model is trained.
+    ///
+    /// # Errors
+    /// A quantised model: its weights cannot be trained.
+    pub fn full(model: &mut Model) -> Result<Self> {
+        let mut trainable = Self::none(model);
+        trainable.lowest = 0;
+        let mut norms = vec![&model.norm];
+        for block in &model.blocks {
+            norms.extend([&block.input_norm, &block.post_norm]);
+            norms.extend(block.qk_norm.iter().flat_map(|(q, k)| [q, k]));
+            for projection in [&block.qkv, &block.o, &block.gate_up, &block.down]
+                .into_iter()
+                .flat_map(|g| &g.projections)
+            {
+                let Weight::Dense(weight) = &projection.weight else {
+                    return Err(Error::config(
+                        "quantize",
+                        "leaves weights that full fine-tuning cannot train",
+                    ));
+                };
+                trainable.add_parameter(format!("{}.weight", projection.name), weight)?;
+                if let Some(bias) = &projection.bias {
+                    trainable.add_parameter(format!("{}.bias", projection.name), bias)?;
+                }
+            }
+        }
+        for norm in norms {
+            trainable.add_parameter(norm.name.clone(), &norm.weight)?;
+        }
+        trainable.add_parameter(EMBEDDING.to_owned(), &model.embedding)?;
+        if let (false, Weight::Dense(head)) = (trainable.tied, &model.head) {
+            trainable.add_parameter(HEAD.to_owned(), head)?;
+        }
+        Ok(trainable)
+    }
+
+    /// Names and tensors of all that is trained, in order of their names.
+    pub fn registry(&self) -> &BTreeMap<String, Trained> {
+        &self.registry
+    }
+
+    /// Number of trained numbers.
+    pub fn parameters(&self) -> usize {
+        self.registry
+            .values()
+            .map(|trained| trained.value.elem_count())
+            .sum()
+    }
+
+    /// Paths of the adapted modules, sorted.
+    pub fn adapted(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.branches.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The first block that has to be differentiated.
+    pub fn lowest_block(&self) -> usize {
+        if self.registry.contains_key(EMBEDDING) {
+            0
+        } else {
+            self.lowest
+        }
+    }
+
+    /// Switches dropout on for the micro-batch `step`, or off.
+    pub fn set_training(&mut self, step: Option<u64>) {
+        self.training = step.is_some();
+        self.key.step = step.unwrap_or(0);
+    }
+
+    /// Clears all gradients.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn clear_gradients(&self) -> candle_core::Result<()> {
+        for trained in self.registry.values() {
+            update(&trained.grad, |grad: &mut [f32]| {
+                grad.fill(0.0);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sets a trained tensor's numbers.
+    ///
+    /// # Errors
+    /// A name that is not trained, or another shape.
+    pub fn set(&mut self, name: &str, value: &Tensor) -> Result<()> {
+        let Some(trained) = self.registry.get(name) else {
+            return Err(Error::weight(
+                name,
+                "belongs to nothing that this adapter's settings adapt",
+            ));
+        };
+        if trained.value.dims() != value.dims() {
+            let what = format!(
+                "has shape {:?}, expected {:?}",
+                value.dims(),
+                trained.value.dims()
+            );
+            return Err(Error::weight(name, what));
+        }
+        let value = value.to_dtype(DType::F32)?.contiguous()?;
+        let from = view::<f32>(&value)?;
+        update(&trained.value, |to: &mut [f32]| {
+            to.copy_from_slice(&from);
+            Ok(())
+        })?;
+        Ok(trained.refresh()?)
+    }
+
+    fn add_branch(&mut self, module: &str, a: Tensor, b: Tensor, scale: f64) -> Result<()> {
+        let (a, b) = (Trained::new(a)?, Trained::new(b)?);
+        let low_rank = LowRank {
+            a: a.value.clone(),
+            b: b.value.clone(),
+            scale,
+        };
+        let branch = Branch {
+            low_rank,
+            a_grad: a.grad.clone(),
+            b_grad: b.grad.clone(),
+        };
+        let site = self.sites.len() as u32;
+        self.sites.insert(module.to_owned(), site);
+        self.branches.insert(module.to_owned(), branch);
+        self.registry.insert(format!("{module}.lora_A.weight"), a);
+        self.registry.insert(format!("{module}.lora_B.weight"), b);
+        Ok(())
+    }
+
+    /// Registers one of the model's parameters; one kept in a narrower type gets an f32 master.
+    fn add_parameter(&mut self, name: String, tensor: &Tensor) -> Result<()> {
+        let mut trained = Trained::new(tensor.to_dtype(DType::F32)?)?;
+        if tensor.dtype() != DType::F32 {
+            trained.narrow = Some(tensor.clone());
+        }
+        self.registry.insert(name, trained);
+        Ok(())
+    }
+
+    fn save_module(&mut self, model: &mut Model, module: &str) -> Result<()> {
+        match module {
+            "lm_head" => {
+                let Weight::Dense(head) = &model.head else {
+                    return Err(Error::config(
+                        "modules_to_save",
+                        "names a head that is quantised",
+                    ));
+                };
+                let head = head.to_dtype(DType::F32)?.copy()?;
+                self.add_parameter(HEAD.to_owned(), &head)?;
+                model.head = Weight::Dense(head);
+            }
+            "embed_tokens" => {
+                let embedding = model.embedding.to_dtype(DType::F32)?.copy()?;
+                self.add_parameter(EMBEDDING.to_owned(), &embedding)?;
+                model.embedding = embedding;
+            }
+            other => {
+                let what =
+                    format!("names `{other}`, this version saves `lm_head` and `embed_tokens`");
+                return Err(Error::config("modules_to_save", what));
+            }
+        }
+        self.tied = false;
+        Ok(())
+    }
+
+    fn products<'a>(&'a self, group: &'a Group) -> Vec<Product<'a>> {
+        let branch = |name: &str| self.branches.get(name).map(|branch| &branch.low_rank);
+        group
+            .projections
+            .iter()
+            .map(|p| Product {
+                weight: &p.weight,
+                branch: branch(&p.name),
+            })
+            .collect()
+    }
+
+    /// The key of the group's dropout, if it drops anything now. The branches of a group, which read
+    /// the same input, share a mask.
+    fn dropout_key(&self, group: &Group) -> Option<DropoutKey> {
+        if !self.training || self.dropout == 0.0 {
+            return None;
+        }
+        let site = group
+            .projections
+            .iter()
+            .find_map(|p| self.sites.get(&p.name))?;
+        Some(DropoutKey {
+            site: *site,
+            ..self.key
+        })
+    }
+}
+
+fn fill(shape: (usize, usize), mut value: impl FnMut() -> f64) -> candle_core::Result<Tensor> {
+    let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| value() as f32).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+impl Hook for Trainable {
+    fn forward(
+        &mut self,
+        group: &Group,
+        x: &Tensor,
+        keep: bool,
+    ) -> candle_core::Result<(Vec<Tensor>, HookKept)> {
+        let dropped = match self.dropout_key(group) {
+            Some(key) => Some(dropout(x, self.dropout, key)?),
+            None => None,
+        };
+        let (outputs, kept) = lora_linear(x, dropped.as_ref(), &self.products(group))?;
+        group.add_biases(&outputs)?;
+        Ok((
+            outputs,
+            keep.then(|| Box::new(kept) as Box<dyn std::any::Any + Send>),
+        ))
+    }
+
+    fn backward(
+        &mut self,
+        group: &Group,
+        x: &Tensor,
+        dys: &[Tensor],
+        kept: HookKept,
+    ) -> candle_core::Result<Tensor> {
+        let Some(kept) = kept.and_then(|kept| kept.downcast::<Kept>().ok()) else {
+            candle_core::bail!("the backward pass of a group was run without its forward pass")
+        };
+        let key = self.dropout_key(group);
+        let dropped = match key {
+            Some(key) => Some(dropout(x, self.dropout, key)?),
+            None => None,
+        };
+        let grads: Vec<_> = group
+            .projections
+            .iter()
+            .map(|p| {
+                self.branches.get(&p.name).map(|b| BranchGrads {
+                    a: &b.a_grad,
+                    b: &b.b_grad,
+                })
+            })
+            .collect();
+        let products = self.products(group);
+        let dx = lora_linear_backward(dys, x, dropped.as_ref(), &products, &kept, &grads)?;
+        if let (Some(key), Some(branch_dx)) = (key, &dx.branch_x) {
+            add_in_place(&dx.x, &dropout(branch_dx, self.dropout, key)?)?;
+        }
+        for (projection, dy) in group.projections.iter().zip(dys) {
+            if let Some(trained) = self.registry.get(&format!("{}.weight", projection.name)) {
+                linear_weight_grad(dy, x, &trained.grad)?;
+            }
+            if let Some(trained) = self.registry.get(&format!("{}.bias", projection.name)) {
+                bias_grad(dy, &trained.grad)?;
+            }
+        }
+        Ok(dx.x)
+    }
+
+    fn accumulator(&self, parameter: &str) -> Option<Tensor> {
+        let name = if self.tied && parameter == HEAD {
+            EMBEDDING
+        } else {
+            parameter
+        };
+        self.registry.get(name).map(|trained| trained.grad.clone())
+    }
+}

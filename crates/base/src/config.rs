@@ -1,0 +1,514 @@
+//! What a model's `config.json` says, checked once and then trusted.
+//!
+//! A family is a set of answers to the questions the one decoder block asks: are there biases, are q
+//! and k normalised, which layers see a window, which turn their positions. A key that would change
+//! the computation in a way the block cannot follow is an error that names it; a key that is not known
+//! at all is kept in [`ModelConfig::unrecognised`], so that it can be said.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// The shape of a decoder-only model and the variations of its block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// `model_type`: `llama`, `mistral`, `qwen2`, `qwen3` or `smollm3`.
+    pub family: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated unit.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+    /// The longest text the positions reach.
+    pub max_position_embeddings: usize,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Biases on q, k and v.
+    pub qkv_bias: bool,
+    /// Bias on o.
+    pub o_bias: bool,
+    /// Biases on gate, up and down.
+    pub mlp_bias: bool,
+    /// Norms on q and k, head by head.
+    pub qk_norm: bool,
+    /// Frequencies of the rotary embedding.
+    pub rope: Rope,
+    /// What differs from layer to layer.
+    pub layers: Vec<LayerConfig>,
+    /// Keys of `config.json` that are not known to this program.
+    pub unrecognised: Vec<String>,
+}
+
+/// What differs from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// A token sees at most this many tokens, itself included.
+    pub window: Option<usize>,
+    /// Whether positions are turned in this layer.
+    pub rope: bool,
+}
+
+/// How rotary frequencies are made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the geometric series.
+    pub theta: f64,
+    /// Stretching for long texts.
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are stretched for texts longer than those first trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All by one factor.
+    Linear(f64),
+    /// Long waves by a factor, short ones not, with a ramp between (Llama 3.1).
+    Llama3 {
+        /// Factor on the long waves.
+        factor: f64,
+        /// Waves longer than `original / low` are stretched.
+        low: f64,
+        /// Waves shorter than `original / high` are not.
+        high: f64,
+        /// Length first trained on.
+        original: f64,
+    },
+}
+
+/// Keys that carry nothing the computation depends on.
+const HARMLESS: &[&str] = &[
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "label2id",
+    "layer_norm_eps",
+    "max_window_layers",
+    "model_type",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+    "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+];
+
+/// Keys whose presence (other than null, false, or the neutral number) changes the computation in a
+/// way that is not built.
+const UNSUPPORTED: &[(&str, Option<f64>)] = &[
+    ("attention_multiplier", None),
+    ("attn_logit_softcapping", None),
+    ("embedding_multiplier", Some(1.0)),
+    ("final_logit_softcapping", None),
+    ("logit_scale", Some(1.0)),
+    ("logits_scaling", Some(1.0)),
+    ("moe_intermediate_size", None),
+    ("num_experts", None),
+    ("num_local_experts", None),
+    ("partial_rotary_factor", Some(1.0)),
+    ("query_pre_attn_scalar", None),
+    ("quantization_config", None),
+    ("residual_multiplier", Some(1.0)),
+    ("scale_depth", Some(1.0)),
+    ("scale_emb", Some(1.0)),
+];
+
+const FAMILIES: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "smollm3"];
+
+impl ModelConfig {
+    /// Reads and checks the text of a `config.json`.
+    ///
+    /// # Errors
+    /// Not JSON, an unknown family, a missing or impossible value, or a key that cannot be honoured.
+    pub fn parse(text: &str) -> Result<Self> {
+        let value: Map<String, Value> = serde_json::from_str(text)
+            .map_err(|e| Error::config("config.json", format!("is not a JSON object: {e}")))?;
+        Reader { value }.read()
+    }
+
+    /// Inverse frequencies of the rotary embedding, `[head_dim / 2]`.
+    pub fn inverse_frequencies(&self) -> Vec<f64> {
+        let half = self.head_dim / 2;
+        (0..half)
+            .map(|i| {
+                // In f32, as the models were trained with them.
+                let exponent = (2 * i) as f32 / self.head_dim as f32;
+                let frequency = f64::from(1.0 / (self.rope.theta as f32).powf(exponent));
+                self.rope.scaling.apply(frequency)
+            })
+            .collect()
+    }
+
+    /// `head_dim^-1/2`
+    pub fn attention_scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+}
+
+impl RopeScaling {
+    fn apply(&self, frequency: f64) -> f64 {
+        match *self {
+            Self::None => frequency,
+            Self::Linear(factor) => frequency / factor,
+            Self::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => {
+                let wave = std::f64::consts::TAU / frequency;
+                if wave < original / high {
+                    frequency
+                } else if wave > original / low {
+                    frequency / factor
+                } else {
+                    let smooth = (original / wave - low) / (high - low);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+        }
+    }
+}
+
+struct Reader {
+    value: Map<String, Value>,
+}
+
+impl Reader {
+    fn read(mut self) -> Result<ModelConfig> {
+        let family = self.text("model_type")?;
+        if !FAMILIES.contains(&family.as_str()) {
+            return Err(Error::config(
+                "model_type",
+                format!(
+                    "`{family}` is not a family this version can train; it can {}",
+                    FAMILIES.join(", ")
+                ),
+            ));
+        }
+        for (key, neutral) in UNSUPPORTED {
+            match self.take(key) {
+                None | Some(Value::Null | Value::Bool(false)) => {}
+                Some(Value::Number(n)) if neutral.is_some() && n.as_f64() == *neutral => {}
+                Some(value) => {
+                    return Err(Error::config(
+                        key,
+                        format!("is {value}, which this version cannot compute"),
+                    ));
+                }
+            }
+        }
+        if let Some(Value::String(act)) = self.take("hidden_act")
+            && act != "silu"
+            && act != "swish"
+        {
+            return Err(Error::config(
+                "hidden_act",
+                format!("is `{act}`, expected `silu`"),
+            ));
+        }
+        let hidden_size = self.count("hidden_size")?;
+        let num_attention_heads = self.count("num_attention_heads")?;
+        let num_key_value_heads = self
+            .optional_count("num_key_value_heads")?
+            .unwrap_or(num_attention_heads);
+        let head_dim = match self.optional_count("head_dim")? {
+            Some(width) => width,
+            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+            None => {
+                return Err(Error::config(
+                    "hidden_size",
+                    "is not a multiple of `num_attention_heads`",
+                ));
+            }
+        };
+        if head_dim % 2 != 0 {
+            return Err(Error::config(
+                "head_dim",
+                format!("is {head_dim}, positions need an even number"),
+            ));
+        }
+        if num_attention_heads % num_key_value_heads != 0 {
+            return Err(Error::config(
+                "num_key_value_heads",
+                "does not divide `num_attention_heads`",
+            ));
+        }
+        let num_hidden_layers = self.count("num_hidden_layers")?;
+        let attention_bias = self.flag("attention_bias", false)?;
+        let (qkv_bias, o_bias) = match family.as_str() {
+            "qwen2" => (true, false),
+            "mistral" => (false, false),
+            _ => (attention_bias, attention_bias),
+        };
+        let rope = self.rope(&family)?;
+        let layers = self.layers(&family, num_hidden_layers)?;
+        let config = ModelConfig {
+            hidden_size,
+            intermediate_size: self.count("intermediate_size")?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: self.count("vocab_size")?,
+            rms_norm_eps: self.number("rms_norm_eps")?.unwrap_or(1e-6),
+            max_position_embeddings: self
+                .optional_count("max_position_embeddings")?
+                .unwrap_or(2048),
+            tie_word_embeddings: self.flag("tie_word_embeddings", family == "smollm3")?,
+            qkv_bias,
+            o_bias,
+            mlp_bias: self.flag("mlp_bias", false)?,
+            qk_norm: family == "qwen3",
+            rope,
+            layers,
+            unrecognised: self
+                .value
+                .keys()
+                .filter(|k| !HARMLESS.contains(&k.as_str()))
+                .cloned()
+                .collect(),
+            family,
+        };
+        Ok(config)
+    }
+
+    /// The frequencies, from `rope_theta` and `rope_scaling` or from transformers 5's
+    /// `rope_parameters`.
+    fn rope(&mut self, family: &str) -> Result<Rope> {
+        let default = if family == "smollm3" {
+            2_000_000.0
+        } else {
+            10_000.0
+        };
+        let parameters = self.object("rope_parameters")?;
+        let mut scaling = self.object("rope_scaling")?;
+        let theta = self.number("rope_theta")?;
+        scaling.extend(parameters);
+        let get = |key: &str| scaling.get(key).and_then(Value::as_f64);
+        let theta = get("rope_theta").or(theta).unwrap_or(default);
+        let need = |key: &str| {
+            get(key).ok_or_else(|| {
+                Error::config(&format!("rope_scaling.{key}"), "is missing or not a number")
+            })
+        };
+        let kind = scaling
+            .get("rope_type")
+            .or_else(|| scaling.get("type"))
+            .and_then(Value::as_str);
+        let scaling = match kind {
+            None | Some("default") => RopeScaling::None,
+            Some("linear") => RopeScaling::Linear(need("factor")?),
+            Some("llama3") => RopeScaling::Llama3 {
+                factor: need("factor")?,
+                low: need("low_freq_factor")?,
+                high: need("high_freq_factor")?,
+                original: need("original_max_position_embeddings")?,
+            },
+            Some(other) => {
+                let what =
+                    format!("is `{other}`, this version knows `default`, `linear` and `llama3`");
+                return Err(Error::config("rope_scaling.rope_type", what));
+            }
+        };
+        Ok(Rope { theta, scaling })
+    }
+
+    fn layers(&mut self, family: &str, count: usize) -> Result<Vec<LayerConfig>> {
+        let window = self.optional_count("sliding_window")?;
+        let uses = self.flag("use_sliding_window", family == "mistral")?;
+        let first_windowed = self
+            .value
+            .get("max_window_layers")
+            .and_then(Value::as_u64)
+            .unwrap_or(0);
+        let types = self.list("layer_types", count)?;
+        let no_rope = self.list("no_rope_layers", count)?;
+        let interval = self.optional_count("no_rope_layer_interval")?;
+        (0..count)
+            .map(|layer| {
+                let windowed = match types.as_ref().map(|types| &types[layer]) {
+                    Some(Value::String(kind)) if kind == "sliding_attention" => true,
+                    Some(Value::String(kind)) if kind == "full_attention" => false,
+                    Some(other) => {
+                        return Err(Error::config(
+                            "layer_types",
+                            format!("holds {other}, which is not known"),
+                        ));
+                    }
+                    None => uses && (family == "mistral" || layer as u64 >= first_windowed),
+                };
+                let rope = match (&no_rope, interval, family) {
+                    // The list says 1 where positions are turned.
+                    (Some(list), _, _) => list[layer].as_u64() != Some(0),
+                    (None, Some(interval), _) => (layer + 1) % interval != 0,
+                    (None, None, "smollm3") => (layer + 1) % 4 != 0,
+                    _ => true,
+                };
+                Ok(LayerConfig {
+                    window: window.filter(|_| windowed),
+                    rope,
+                })
+            })
+            .collect()
+    }
+
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.value.shift_remove(key)
+    }
+
+    fn text(&mut self, key: &str) -> Result<String> {
+        match self.take(key) {
+            Some(Value::String(text)) => Ok(text),
+            _ => Err(Error::config(key, "is missing or not a text")),
+        }
+    }
+
+    fn count(&mut self, key: &str) -> Result<usize> {
+        self.optional_count(key)?
+            .ok_or_else(|| Error::config(key, "is missing"))
+    }
+
+    fn optional_count(&mut self, key: &str) -> Result<Option<usize>> {
+        match self.take(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(count @ 1..=0x7fff_ffff) => Ok(Some(count as usize)),
+                _ => Err(Error::config(
+                    key,
+                    format!("is {value}, expected a whole number above 0"),
+                )),
+            },
+        }
+    }
+
+    fn number(&mut self, key: &str) -> Result<Option<f64>> {
+        match self.take(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(number) => Ok(Some(number)),
+                None => Err(Error::config(key, format!("is {value}, expected a number"))),
+            },
+        }
+    }
+
+    fn flag(&mut self, key: &str, default: bool) -> Result<bool> {
+        match self.take(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(value) => Err(Error::config(
+                key,
+                format!("is {value}, expected true or false"),
+            )),
+        }
+    }
+
+    fn object(&mut self, key: &str) -> Result<Map<String, Value>> {
+        match self.take(key) {
+            None | Some(Value::Null) => Ok(Map::new()),
+            Some(Value::Object(map)) => Ok(map),
+            Some(value) => Err(Error::config(
+                key,
+                format!("is {value}, expected an object"),
+            )),
+        }
+    }
+
+    fn list(&mut self, key: &str, count: usize) -> Result<Option<Vec<Value>>> {
+        match self.take(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(list)) if list.len() == count => Ok(Some(list)),
+            Some(_) => Err(Error::config(
+                key,
+                format!("is not a list of {count} entries, one a layer"),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 10 EXTRA}"#;
+
+    fn parse(extra: &str) -> Result<ModelConfig> {
+        ModelConfig::parse(&PLAIN.replace("EXTRA", extra))
+    }
+
+    #[test]
+    fn what_is_not_said_has_the_family_s_default() {
+        let config = parse("").expect("a plain model");
+        assert_eq!((config.head_dim, config.num_key_value_heads), (4, 2));
+        assert_eq!(
+            config.layers,
+            [LayerConfig {
+                window: None,
+                rope: true
+            }; 2]
+        );
+        assert!(config.unrecognised.is_empty());
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_honoured_is_named() {
+        for (extra, key) in [
+            (
+                r#", "final_logit_softcapping": 30.0"#,
+                "final_logit_softcapping",
+            ),
+            (
+                r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#,
+                "rope_scaling.rope_type",
+            ),
+            (r#", "hidden_act": "gelu""#, "hidden_act"),
+            (r#", "num_key_value_heads": 3"#, "num_key_value_heads"),
+            (r#", "num_key_value_heads": 0"#, "num_key_value_heads"),
+            (r#", "layer_types": ["full_attention"]"#, "layer_types"),
+            (r#", "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
+        ] {
+            let error = parse(extra).expect_err(key).to_string();
+            assert!(error.contains(&format!("`{key}`")), "{error}");
+        }
+        assert!(
+            parse(r#", "partial_rotary_factor": 1.0, "final_logit_softcapping": null"#).is_ok()
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_kept_to_be_said() {
+        assert_eq!(
+            parse(r#", "surprise": 1, "use_cache": true"#)
+                .expect("read")
+                .unrecognised,
+            ["surprise"]
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! What can be wrong with a base model, said so that its owner can mend it.
+
+use std::path::{Path, PathBuf};
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can be wrong with a base model.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file does not hold what its name promises.
+    #[error("`{}` {what}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A key of `config.json` cannot be honoured.
+    #[error("config key `{key}` {what}")]
+    Config {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A tensor is missing or does not fit the configuration.
+    #[error("tensor `{name}` {what}")]
+    Weight {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An operation on tensors failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn config(key: &str, what: impl Into<String>) -> Self {
+        Self::Config {
+            key: key.to_owned(),
+            what: what.into(),
+        }
+    }
+
+    pub(crate) fn file(path: &Path, what: impl Into<String>) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            what: what.into(),
+        }
+    }
+
+    pub(crate) fn weight(name: &str, what: impl Into<String>) -> Self {
+        Self::Weight {
+            name: name.to_owned(),
+            what: what.into(),
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Some(
+                "a model folder holds config.json, tokenizer.json and model.safetensors".to_owned(),
+            ),
+            Self::Read { .. } | Self::Tensor(_) => None,
+            Self::File { .. } => {
+                Some("the file may be cut short, download or copy it again".to_owned())
+            }
+            Self::Config { .. } => {
+                Some("choose another base model, or a version of it without this key".to_owned())
+            }
+            Self::Weight { .. } => {
+                Some("config.json and the weights may be of different models".to_owned())
+            }
+        }
+    }
+}

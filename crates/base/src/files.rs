@@ -1,0 +1,3 @@
+//! File formats that weights come in.
+
+pub mod safetensors;

@@ -1,0 +1,197 @@
+//! safetensors, in one file or sharded with an index, read tensor by tensor.
+//!
+//! Files are read, not mapped: a mapped file's pages would count towards the process beside the
+//! tensors made of them. The header is checked against the file's length before anything is read.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, Metadata};
+
+use crate::error::{Error, Result};
+use crate::weights::Weights;
+
+/// A header longer than this is not believed (the format's own limit).
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// All safetensors files of a model folder.
+#[derive(Debug)]
+pub struct SafetensorsFiles {
+    files: Vec<Opened>,
+    /// Name of each tensor and the file it is in.
+    names: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    path: PathBuf,
+    file: File,
+    metadata: Metadata,
+    /// Where the data begins.
+    start: u64,
+}
+
+impl SafetensorsFiles {
+    /// Opens `model.safetensors` of a folder, or the shards its index names.
+    ///
+    /// # Errors
+    /// A missing, cut short or malformed file.
+    pub fn in_folder(folder: &Path) -> Result<Self> {
+        let index = folder.join("model.safetensors.index.json");
+        if !index.exists() {
+            return Self::open(&[folder.join("model.safetensors")]);
+        }
+        let text = std::fs::read_to_string(&index).map_err(|source| Error::Read {
+            path: index.clone(),
+            source,
+        })?;
+        let value: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| Error::file(&index, format!("is not JSON: {e}")))?;
+        let Some(map) = value.get("weight_map").and_then(|map| map.as_object()) else {
+            return Err(Error::file(&index, "has no `weight_map`"));
+        };
+        let mut shards = Vec::new();
+        for shard in map.values() {
+            let name = shard.as_str().filter(|name| !name.contains(['/', '\\']));
+            let Some(name) = name else {
+                return Err(Error::file(
+                    &index,
+                    format!("names a shard `{shard}` outside its folder"),
+                ));
+            };
+            shards.push(folder.join(name));
+        }
+        shards.sort();
+        shards.dedup();
+        let files = Self::open(&shards)?;
+        match map.keys().find(|name| !files.names.contains_key(*name)) {
+            Some(name) => Err(Error::file(
+                &index,
+                format!("names a tensor `{name}` that no shard holds"),
+            )),
+            None => Ok(files),
+        }
+    }
+
+    /// Opens the given files.
+    ///
+    /// # Errors
+    /// A missing, cut short or malformed file, or a tensor that is in two of them.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut files = Vec::new();
+        let mut names = BTreeMap::new();
+        for path in paths {
+            let opened = Opened::new(path)?;
+            for name in opened.metadata.offset_keys() {
+                if names.insert(name.clone(), files.len()).is_some() {
+                    return Err(Error::file(
+                        path,
+                        format!("holds a tensor `{name}` that another shard holds too"),
+                    ));
+                }
+            }
+            files.push(opened);
+        }
+        Ok(Self { files, names })
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+}
+
+impl Opened {
+    fn new(path: &Path) -> Result<Self> {
+        let read = |source| Error::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(read)?;
+        let length = file.metadata().map_err(read)?.len();
+        let mut first = [0u8; 8];
+        let cut = || {
+            Error::file(
+                path,
+                format!("is cut short: {length} bytes hold no safetensors header"),
+            )
+        };
+        file.read_exact_at(&mut first, 0).map_err(|_| cut())?;
+        let header = u64::from_le_bytes(first);
+        if header > LONGEST_HEADER {
+            return Err(Error::file(
+                path,
+                "is not a safetensors file: its header would be over 100 MB",
+            ));
+        }
+        if 8 + header > length {
+            return Err(cut());
+        }
+        let mut text = vec![0u8; header as usize];
+        file.read_exact_at(&mut text, 8).map_err(read)?;
+        let metadata: Metadata = serde_json::from_slice(&text)
+            .map_err(|e| Error::file(path, format!("has a malformed safetensors header: {e}")))?;
+        let start = 8 + header;
+        let data = metadata.data_len() as u64;
+        if start + data != length {
+            let what = format!(
+                "is cut short or damaged: {length} bytes, its header describes {}",
+                start + data
+            );
+            return Err(Error::file(path, what));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            metadata,
+            start,
+        })
+    }
+}
+
+impl Weights for SafetensorsFiles {
+    fn contains(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let Some(file) = self.names.get(name).map(|index| &self.files[*index]) else {
+            return Err(Error::weight(name, "is not in the model's files"));
+        };
+        let Some(info) = file.metadata.info(name) else {
+            return Err(Error::weight(name, "is not in the model's files"));
+        };
+        let dtype = match info.dtype {
+            Dtype::F64 => DType::F64,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::U8 => DType::U8,
+            Dtype::U32 => DType::U32,
+            Dtype::I64 => DType::I64,
+            other => {
+                return Err(Error::weight(
+                    name,
+                    format!("is stored as {other:?}, which cannot be read"),
+                ));
+            }
+        };
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0u8; end - start];
+        file.file
+            .read_exact_at(&mut bytes, file.start + start as u64)
+            .map_err(|source| Error::Read {
+                path: file.path.clone(),
+                source,
+            })?;
+        Ok(Tensor::from_raw_buffer(
+            &bytes,
+            dtype,
+            &info.shape,
+            &Device::Cpu,
+        )?)
+    }
+}

@@ -1,0 +1,15 @@
+//! Frozen, quantised base models.
+//!
+//! A model folder becomes a [`model::Model`]: [`config`] says what it is, [`weights`] and [`files`]
+//! bring its tensors, [`block`] is the one decoder block all families are configurations of, and
+//! [`projection`] is the border at which an adapter may plug in. This crate never learns what LoRA is.
+
+pub mod block;
+pub mod chat_template;
+pub mod config;
+pub mod error;
+pub mod files;
+pub mod model;
+pub mod projection;
+pub mod tokenizer;
+pub mod weights;

@@ -1,0 +1,299 @@
+//! A base model: embedding, blocks, last norm and head, loaded from a folder.
+//!
+//! The model is a list of parts; which pass runs over them (training, evaluation, generation) is its
+//! user's business. Names are those of Hugging Face's checkpoints.
+
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use sparsam_kernels::Weight;
+use sparsam_kernels::attention::AttentionShape;
+use sparsam_kernels::int8::Int8;
+use sparsam_kernels::nf4::Nf4;
+use sparsam_kernels::rope::RopeTable;
+use sparsam_kernels::{Documents, host};
+
+use crate::block::{Block, Norm, Pass};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::files::safetensors::SafetensorsFiles;
+use crate::projection::{Group, Hook, Projection};
+use crate::weights::Weights;
+
+/// How the projections of the blocks are kept in memory. Embedding, head and norms stay as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantize {
+    /// As plain numbers.
+    #[default]
+    None,
+    /// Eight bits, a scale for each row.
+    Int8,
+    /// Four bits, blocks of 64.
+    Nf4,
+    /// Four bits with doubly quantised scales.
+    Nf4Double,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// How the projections are kept.
+    pub quantize: Quantize,
+    /// Type of the weights that are kept as plain numbers: f32 or bf16.
+    pub dtype: DType,
+    /// Longest document that will be seen.
+    pub max_length: usize,
+}
+
+/// A decoder-only language model.
+pub struct Model {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// `[vocabulary, hidden]`
+    pub embedding: Tensor,
+    /// In order.
+    pub blocks: Vec<Block>,
+    /// Before the head.
+    pub norm: Norm,
+    /// `[vocabulary, hidden]`; shares the embedding's storage where they are tied.
+    pub head: Weight,
+    /// Sines and cosines of all positions.
+    pub table: RopeTable,
+}
+
+/// Name of the embedding's parameter.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the head's parameter.
+pub const HEAD: &str = "lm_head.weight";
+
+impl Model {
+    /// Loads a folder in Hugging Face's layout.
+    ///
+    /// # Errors
+    /// Files that are missing, damaged or do not fit the configuration.
+    pub fn from_folder(folder: &Path, options: LoadOptions) -> Result<Self> {
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
+        Self::load(
+            ModelConfig::parse(&text)?,
+            &SafetensorsFiles::in_folder(folder)?,
+            options,
+        )
+    }
+
+    /// Makes a model of a configuration and its tensors.
+    ///
+    /// # Errors
+    /// Tensors that are missing or do not fit the configuration.
+    pub fn load(config: ModelConfig, weights: &dyn Weights, options: LoadOptions) -> Result<Self> {
+        let loader = Loader { weights, options };
+        let embedding = loader.dense(EMBEDDING, &[config.vocab_size, config.hidden_size])?;
+        let blocks = (0..config.num_hidden_layers)
+            .map(|layer| loader.block(&config, layer))
+            .collect::<Result<_>>()?;
+        let norm = loader.norm("model.norm.weight", config.hidden_size)?;
+        let head = if config.tie_word_embeddings {
+            embedding.clone()
+        } else {
+            loader.dense(HEAD, &[config.vocab_size, config.hidden_size])?
+        };
+        let table = RopeTable::new(&config.inverse_frequencies(), options.max_length, 1.0);
+        Ok(Self {
+            config,
+            embedding,
+            blocks,
+            norm,
+            head: Weight::Dense(head),
+            table,
+        })
+    }
+
+    /// Embeddings of the tokens, `[tokens, hidden]` in f32.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let vocabulary = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(Error::weight(
+                EMBEDDING,
+                format!("has {vocabulary} rows, token {id} is beyond them"),
+            ));
+        }
+        let ids = Tensor::new(ids, self.embedding.device())?;
+        Ok(self.embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+    }
+
+    /// Last hidden states of a batch, before the last norm: `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// A document longer than `max_length`, or an operation on tensors failed.
+    pub fn hidden(
+        &self,
+        ids: &[u32],
+        documents: &Documents,
+        hook: &mut dyn Hook,
+    ) -> Result<Tensor> {
+        let positions = documents.positions();
+        let pass = Pass {
+            documents,
+            positions: &positions,
+            table: &self.table,
+        };
+        let mut x = self.embed(ids)?;
+        for block in &self.blocks {
+            x = block.forward(&x, &pass, hook, false)?.0;
+        }
+        Ok(x)
+    }
+
+    /// Logits of every token, `[tokens, vocabulary]`; for tests and probes.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`].
+    pub fn logits(
+        &self,
+        ids: &[u32],
+        documents: &Documents,
+        hook: &mut dyn Hook,
+    ) -> Result<Tensor> {
+        let x = self.hidden(ids, documents, hook)?;
+        let (x, _) =
+            sparsam_kernels::norm::rms_norm(&x, &self.norm.weight, self.config.rms_norm_eps)?;
+        Ok(sparsam_kernels::linear::linear(&x, &self.head)?)
+    }
+
+    /// Memory of all weights as stored, in bytes; a tied head counts once.
+    pub fn bytes(&self) -> usize {
+        let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let head = if self.config.tie_word_embeddings {
+            0
+        } else {
+            self.head.bytes()
+        };
+        let groups = self
+            .blocks
+            .iter()
+            .flat_map(|b| [&b.qkv, &b.o, &b.gate_up, &b.down]);
+        let projections = groups
+            .flat_map(|group| &group.projections)
+            .map(|p| p.weight.bytes())
+            .sum::<usize>();
+        dense(&self.embedding) + head + projections
+    }
+}
+
+struct Loader<'a> {
+    weights: &'a dyn Weights,
+    options: LoadOptions,
+}
+
+impl Loader<'_> {
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
+        let tensor = self.weights.tensor(name)?;
+        if tensor.dims() != dims {
+            let what = format!(
+                "has shape {:?}, the configuration says {dims:?}",
+                tensor.dims()
+            );
+            return Err(Error::weight(name, what));
+        }
+        if !tensor.dtype().is_float() {
+            let what = format!(
+                "is stored as {:?}, expected numbers with a fraction",
+                tensor.dtype()
+            );
+            return Err(Error::weight(name, what));
+        }
+        Ok(tensor)
+    }
+
+    fn dense(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
+        Ok(self.tensor(name, dims)?.to_dtype(self.options.dtype)?)
+    }
+
+    fn norm(&self, name: &str, width: usize) -> Result<Norm> {
+        let weight = self.tensor(name, &[width])?.to_dtype(DType::F32)?;
+        Ok(Norm {
+            name: name.to_owned(),
+            weight,
+        })
+    }
+
+    fn projection(&self, name: String, out: usize, input: usize, bias: bool) -> Result<Projection> {
+        let parameter = format!("{name}.weight");
+        let weight = if self.options.quantize == Quantize::None {
+            Weight::Dense(self.dense(&parameter, &[out, input])?)
+        } else {
+            let tensor = self
+                .tensor(&parameter, &[out, input])?
+                .to_dtype(DType::F32)?;
+            let values = host::view::<f32>(&tensor)?;
+            let quantized = match self.options.quantize {
+                Quantize::Int8 => Int8::quantize(&values, out, input).map(Weight::Int8),
+                Quantize::Nf4 => Nf4::quantize(&values, out, input, false).map(Weight::Nf4),
+                _ => Nf4::quantize(&values, out, input, true).map(Weight::Nf4),
+            };
+            quantized.map_err(|e| Error::weight(&parameter, format!("cannot be quantised: {e}")))?
+        };
+        let bias = if bias {
+            Some(
+                self.tensor(&format!("{name}.bias"), &[out])?
+                    .to_dtype(DType::F32)?,
+            )
+        } else {
+            None
+        };
+        Ok(Projection { name, weight, bias })
+    }
+
+    fn block(&self, config: &ModelConfig, layer: usize) -> Result<Block> {
+        let path = |name: &str| format!("model.layers.{layer}.{name}");
+        let hidden = config.hidden_size;
+        let q_width = config.num_attention_heads * config.head_dim;
+        let kv_width = config.num_key_value_heads * config.head_dim;
+        let group = |parts: &[(&str, usize, usize, bool)]| -> Result<Group> {
+            let projections = parts
+                .iter()
+                .map(|(name, out, input, bias)| self.projection(path(name), *out, *input, *bias))
+                .collect::<Result<_>>()?;
+            Ok(Group { projections })
+        };
+        let (qkv_bias, mlp_bias, wide) =
+            (config.qkv_bias, config.mlp_bias, config.intermediate_size);
+        let qk_norm = if config.qk_norm {
+            let norm = |name| self.norm(&path(name), config.head_dim);
+            Some((
+                norm("self_attn.q_norm.weight")?,
+                norm("self_attn.k_norm.weight")?,
+            ))
+        } else {
+            None
+        };
+        Ok(Block {
+            input_norm: self.norm(&path("input_layernorm.weight"), hidden)?,
+            qkv: group(&[
+                ("self_attn.q_proj", q_width, hidden, qkv_bias),
+                ("self_attn.k_proj", kv_width, hidden, qkv_bias),
+                ("self_attn.v_proj", kv_width, hidden, qkv_bias),
+            ])?,
+            qk_norm,
+            o: group(&[("self_attn.o_proj", hidden, q_width, config.o_bias)])?,
+            post_norm: self.norm(&path("post_attention_layernorm.weight"), hidden)?,
+            gate_up: group(&[
+                ("mlp.gate_proj", wide, hidden, mlp_bias),
+                ("mlp.up_proj", wide, hidden, mlp_bias),
+            ])?,
+            down: group(&[("mlp.down_proj", hidden, wide, mlp_bias)])?,
+            shape: AttentionShape {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                scale: config.attention_scale(),
+                window: config.layers[layer].window,
+            },
+            rope: config.layers[layer].rope,
+            epsilon: config.rms_norm_eps,
+        })
+    }
+}

@@ -1,0 +1,118 @@
+//! Projections: the named linear layers of a block, and the hook by which they are adapted or trained.
+//!
+//! Projections that read the same input form a [`Group`], since they are best computed together. What
+//! happens in a group is the [`Hook`]'s business: [`Frozen`] multiplies by the weights, an adapter adds
+//! its branches, full fine-tuning collects the weights' gradients. A block calls the hook and knows
+//! none of them.
+
+use std::any::Any;
+
+use candle_core::{Result, Tensor};
+use sparsam_kernels::Weight;
+use sparsam_kernels::linear::{add_bias, linear};
+use sparsam_kernels::lora::{Projection as Product, lora_linear, lora_linear_backward};
+
+/// One named linear layer.
+#[derive(Clone, Debug)]
+pub struct Projection {
+    /// Path of the module, `model.layers.3.self_attn.q_proj`.
+    pub name: String,
+    /// `[out, in]`
+    pub weight: Weight,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
+/// Projections that read the same input.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// In the order of their outputs.
+    pub projections: Vec<Projection>,
+}
+
+/// What a hook keeps of its forward pass for its backward pass.
+pub type HookKept = Option<Box<dyn Any + Send>>;
+
+/// What happens in the projections, and where gradients of the base's own parameters go.
+pub trait Hook {
+    /// Outputs of the group for `x` `[tokens, in]`; and, if `keep`, what its backward pass needs.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    fn forward(&mut self, group: &Group, x: &Tensor, keep: bool)
+    -> Result<(Vec<Tensor>, HookKept)>;
+
+    /// Gradient of `x`, from those of the outputs; collects the gradients of what is trained here.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    fn backward(
+        &mut self,
+        group: &Group,
+        x: &Tensor,
+        dys: &[Tensor],
+        kept: HookKept,
+    ) -> Result<Tensor>;
+
+    /// Where the gradient of a parameter outside the projections (`model.norm.weight`, say) is added
+    /// up, if it is trained.
+    fn accumulator(&self, _parameter: &str) -> Option<Tensor> {
+        None
+    }
+}
+
+/// The base as it is: nothing is trained.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frozen;
+
+impl Hook for Frozen {
+    fn forward(
+        &mut self,
+        group: &Group,
+        x: &Tensor,
+        _keep: bool,
+    ) -> Result<(Vec<Tensor>, HookKept)> {
+        let mut outputs = Vec::with_capacity(group.projections.len());
+        for projection in &group.projections {
+            outputs.push(linear(x, &projection.weight)?);
+        }
+        group.add_biases(&outputs)?;
+        Ok((outputs, None))
+    }
+
+    fn backward(
+        &mut self,
+        group: &Group,
+        x: &Tensor,
+        dys: &[Tensor],
+        _kept: HookKept,
+    ) -> Result<Tensor> {
+        let products: Vec<_> = group
+            .projections
+            .iter()
+            .map(|p| Product {
+                weight: &p.weight,
+                branch: None,
+            })
+            .collect();
+        let none: Vec<_> = products.iter().map(|_| None).collect();
+        let empty = x.narrow(0, 0, 0)?.contiguous()?;
+        let (_, kept) = lora_linear(&empty, None, &products)?;
+        Ok(lora_linear_backward(dys, x, None, &products, &kept, &none)?.x)
+    }
+}
+
+impl Group {
+    /// Adds each projection's bias to its output, in place.
+    ///
+    /// # Errors
+    /// A bias that does not fit.
+    pub fn add_biases(&self, outputs: &[Tensor]) -> Result<()> {
+        for (projection, output) in self.projections.iter().zip(outputs) {
+            if let Some(bias) = &projection.bias {
+                add_bias(output, bias)?;
+            }
+        }
+        Ok(())
+    }
+}

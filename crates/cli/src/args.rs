@@ -1,0 +1,224 @@
+//! The command line.
+//!
+//! Only what is typed; what a run does is said in its recipe. The keys of the recipe in the help
+//! of `train` come from [`crate::recipe::manual`].
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::recipe::manual;
+
+/// Fine-tunes language models on the machine you have, and says what it cost.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sparsam",
+    version,
+    about,
+    after_help = "To try it out: sparsam train configs/quickstart.yaml",
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    /// Say nothing but errors and results
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train an adapter, or a whole model, as a recipe says
+    Train(TrainArgs),
+    /// Print a recipe to start from, or check one
+    Recipe(RecipeArgs),
+    /// Let a model answer one prompt
+    Generate(GenerateArgs),
+    /// Talk with a model
+    Chat(ChatArgs),
+    /// Write the model card of a run again
+    Card(CardArgs),
+    /// Write a built-in model out as a Hugging Face folder
+    Unpack(UnpackArgs),
+}
+
+/// Train an adapter, or a whole model, as a recipe says
+///
+/// Leaves in `output_dir`: the adapter (`adapter_model.safetensors`, `adapter_config.json`), the
+/// model card (`README.md`) with energy and emissions, `run.json`, `metrics.jsonl`, and
+/// checkpoints while it runs.
+///
+/// Ctrl-C stops after the current step and writes a checkpoint; a second one ends at once.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: sparsam train configs/quickstart.yaml lora.r=32 epochs=1\n\n\
+    `--help` lists every key of a recipe; `sparsam recipe` prints them with their meaning."
+)]
+pub(crate) struct TrainArgs {
+    /// The recipe, a YAML file
+    pub(crate) recipe: PathBuf,
+
+    /// Keys to change, such as `lora.r=32`; values are read as YAML
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+
+    /// Continue from the last checkpoint in the output folder, or from the folder given
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true)]
+    #[expect(
+        clippy::option_option,
+        reason = "clap's form of a flag with an optional value"
+    )]
+    pub(crate) resume: Option<Option<PathBuf>>,
+
+    /// Read and check everything, say what would be trained, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Print a recipe to start from, or check one
+///
+/// Without a file: a recipe with every key, its default and what it trades off. With a file: the
+/// recipe as `train` would understand it, every key filled in, or what is wrong with it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    sparsam recipe > my-recipe.yaml\n  \
+    sparsam recipe my-recipe.yaml lora.r=32")]
+pub(crate) struct RecipeArgs {
+    /// A recipe to check
+    pub(crate) recipe: Option<PathBuf>,
+
+    /// Keys to change, such as `lora.r=32`; values are read as YAML
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+
+    /// Print the JSON schema of recipes instead, for an editor
+    #[arg(long, conflicts_with_all = ["recipe", "overrides"])]
+    pub(crate) schema: bool,
+}
+
+/// The model to use, and how.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// A folder, a .gguf file, a name on the Hub, or `builtin:sprout`
+    #[arg(long, short)]
+    pub(crate) model: String,
+
+    /// A folder with an adapter in PEFT's layout, such as the output folder of a run
+    #[arg(long, short)]
+    pub(crate) adapter: Option<PathBuf>,
+
+    /// A message that sets the role, where the model's chat template knows one
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+
+    /// The longest answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 256,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) max_new_tokens: usize,
+
+    /// How freely words are chosen: 0 always takes the likeliest, 1 follows the model
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    pub(crate) temperature: f64,
+
+    /// Choose among the likeliest tokens that make up this share
+    #[arg(long, value_name = "P", value_parser = share)]
+    pub(crate) top_p: Option<f64>,
+
+    /// The seed of the choice; the same seed gives the same answer
+    #[arg(long, default_value_t = 42)]
+    pub(crate) seed: u64,
+}
+
+/// Let a model answer one prompt
+///
+/// The answer goes to standard output as it is written. The prompt is put through the same chat
+/// template as in training.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: sparsam generate --model builtin:sprout --adapter runs/quickstart \
+    --prompt \"The lime tree in Gartenstr. 4 has lost a big branch\""
+)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// What to answer; `-` reads standard input
+    #[arg(long, short)]
+    pub(crate) prompt: String,
+
+    /// Continue the prompt as plain text, without a chat template
+    #[arg(long, conflicts_with = "system")]
+    pub(crate) raw: bool,
+}
+
+/// Talk with a model
+///
+/// One line is one message. An empty line or Ctrl-D ends the conversation.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sparsam chat --model builtin:sprout --adapter runs/quickstart")]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+}
+
+/// Write the model card of a run again
+///
+/// Reads the run's record and its energy journal, and writes `README.md` in its folder. Works
+/// after a run that was killed: the card then says how far it came.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sparsam card runs/quickstart")]
+pub(crate) struct CardArgs {
+    /// The output folder of a run
+    pub(crate) run_dir: PathBuf,
+}
+
+/// Write a built-in model out as a Hugging Face folder
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sparsam unpack builtin:sprout -o sprout")]
+pub(crate) struct UnpackArgs {
+    /// The built-in model
+    pub(crate) model: String,
+
+    /// The folder to write; must not exist yet or be empty
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("expected a number of 0 or more".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("expected a share above 0 and up to 1".to_owned()),
+    }
+}
+
+impl Cli {
+    /// Reads the process's arguments. The error prints itself; see [`clap::Error::print`].
+    pub(crate) fn from_arguments() -> Result<Self, clap::Error> {
+        let matches = command().try_get_matches()?;
+        Self::from_arg_matches(&matches)
+    }
+}
+
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("train", |train| {
+        let examples = "Example: sparsam train configs/quickstart.yaml lora.r=32 epochs=1";
+        train.after_long_help(format!("{examples}\n\n{}", manual::key_list()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::command().debug_assert();
+    }
+}

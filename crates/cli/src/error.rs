@@ -1,0 +1,195 @@
+//! What a user sees when something is wrong: one sentence, what to do about it, an exit code.
+//!
+//! Libraries return their own errors with a `hint()`; commands pass them on with `?`. [`report`]
+//! prints the chain as one sentence and the hints below it. Exit codes: 2 when the invocation or
+//! the recipe is at fault, 1 when the run failed.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::terminal::{Paint, paint_stderr};
+
+/// A failure with advice, as commands make them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    message: String,
+    hints: Vec<String>,
+    cause: Cause,
+}
+
+/// Whose fault it is, which decides the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The command line or the recipe.
+    Usage,
+    /// The run.
+    Run,
+}
+
+impl Failure {
+    /// The command line or the recipe cannot be meant: exit code 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hints: Vec::new(),
+            cause: Cause::Usage,
+        }
+    }
+
+    /// The run failed: exit code 1.
+    pub(crate) fn run(message: impl Into<String>) -> Self {
+        Self {
+            cause: Cause::Run,
+            ..Self::usage(message)
+        }
+    }
+
+    /// Adds a line that says what to do.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Hints of the errors of our libraries, found anywhere in the chain.
+fn library_hint(_error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    None
+}
+
+/// Prints `error` to standard error and returns the exit code it asks for. A closed pipe is the
+/// reader's wish and neither printed nor a failure.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    let mut stderr = io::stderr().lock();
+    // Nothing can be said about a standard error that cannot be written to.
+    let _ = stderr.write_all(render(error, paint_stderr()).as_bytes());
+    ExitCode::from(exit_code(error))
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Failure>() {
+        Some(failure) if failure.cause == Cause::Usage => 2,
+        _ => 1,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// `error: …` with the causes behind it, then `hint: …` lines.
+fn render(error: &anyhow::Error, paint: Paint) -> String {
+    let mut sentence = String::new();
+    let mut hints: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let part = cause.to_string();
+        // Many errors repeat their source in their own text.
+        if !sentence.contains(&part) {
+            if !sentence.is_empty() {
+                sentence.push_str(": ");
+            }
+            sentence.push_str(&part);
+        }
+        if let Some(failure) = cause.downcast_ref::<Failure>() {
+            hints.extend(failure.hints.iter().cloned());
+        } else {
+            hints.extend(library_hint(cause));
+        }
+    }
+    let mut text = format!("{} {sentence}\n", paint.red("error:"));
+    for hint in hints {
+        text.push_str(&paint.cyan("hint:"));
+        text.push(' ');
+        text.push_str(&hint);
+        text.push('\n');
+    }
+    text
+}
+
+/// The reason of an I/O error in plain words, without the operating system's number.
+pub(crate) fn io_reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
+        io::ErrorKind::StorageFull => "the disk is full".to_owned(),
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error")
+                .next()
+                .map_or(text.clone(), str::to_owned)
+        }
+    }
+}
+
+/// Replaces Rust's panic message by one that a user can act on.
+pub(crate) fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic
+            .location()
+            .map(|location| format!(" at {}:{}", location.file(), location.line()))
+            .unwrap_or_default();
+        let reason = panic
+            .payload()
+            .downcast_ref::<&str>()
+            .map(|reason| (*reason).to_owned())
+            .or_else(|| panic.payload().downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        let paint = paint_stderr();
+        let _ = writeln!(
+            io::stderr(),
+            "{} this is a fault of sparsam itself{place}: {reason}\n{} please report it with the \
+             command and the recipe; checkpoints already written are intact",
+            paint.red("error:"),
+            paint.cyan("hint:"),
+        );
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_make_one_sentence_and_hints_follow() {
+        let error = anyhow::Error::new(Failure::run("no space left").hint("free some space"))
+            .context("cannot write `a`");
+        assert_eq!(
+            render(&error, Paint::Plain),
+            "error: cannot write `a`: no space left\nhint: free some space\n"
+        );
+        assert_eq!(exit_code(&error), 1);
+        assert_eq!(exit_code(&Failure::usage("no").into()), 2);
+    }
+
+    #[test]
+    fn a_cause_that_its_context_repeats_is_said_once() {
+        let error = anyhow::anyhow!("disk full").context("write failed: disk full");
+        assert_eq!(
+            render(&error, Paint::Plain),
+            "error: write failed: disk full\n"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_found_behind_a_context() {
+        let error = anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe)).context("x");
+        assert!(is_broken_pipe(&error));
+    }
+}

@@ -1,0 +1,61 @@
+//! What the operating system says about this process and its machine.
+
+use serde::{Deserialize, Serialize};
+
+/// The machine a run was made on, for its record. Processor and GPU are named in the energy
+/// record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Platform {
+    /// Such as `linux`.
+    pub(crate) os: String,
+    /// Such as `x86_64`.
+    pub(crate) architecture: String,
+    /// Processor threads this process may use.
+    pub(crate) processors: usize,
+}
+
+impl Platform {
+    /// The machine this runs on.
+    pub(crate) fn here() -> Self {
+        Self {
+            os: std::env::consts::OS.to_owned(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// The most memory this process has held so far, in bytes: the maximum resident set of getrusage(2).
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "getrusage is reached through libc")]
+pub(crate) fn peak_memory() -> Option<u64> {
+    // SAFETY: all zeros are a valid rusage, and getrusage only writes to the structure given.
+    let (outcome, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), usage)
+    };
+    // Linux and the BSDs count kilobytes, macOS bytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    (outcome == 0)
+        .then(|| u64::try_from(usage.ru_maxrss).ok())?
+        .map(|count| count * unit)
+}
+
+/// Not known here.
+#[cfg(not(unix))]
+pub(crate) fn peak_memory() -> Option<u64> {
+    None
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    #[test]
+    fn the_peak_grows_with_what_is_held() {
+        let before = super::peak_memory().expect("getrusage works");
+        // More than was ever held, as other tests may have given much back.
+        let held = vec![1u8; before as usize + (64 << 20)];
+        let after = super::peak_memory().expect("getrusage works");
+        assert!(held.iter().all(|&byte| byte == 1));
+        assert!(after >= before + (64 << 20), "{before} then {after}");
+    }
+}

@@ -1,0 +1,53 @@
+//! sparsam: fine-tunes language models on the machine you have, and says what it cost.
+//!
+//! The binary joins the libraries: it reads arguments and recipes, shows progress, writes the
+//! record of a run, and turns every error into one sentence and an exit code. What training,
+//! models and energy are is not known here.
+
+#![expect(
+    dead_code,
+    reason = "progress, records and summaries wait for the commands that train and generate"
+)]
+
+use std::process::ExitCode;
+
+mod args;
+mod commands;
+mod error;
+mod figures;
+mod interrupt;
+mod machine;
+mod progress;
+mod recipe;
+mod run_record;
+mod summary;
+mod tensorboard;
+mod terminal;
+
+// Several times faster than the system's allocator on the many tensors of a step.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    error::install_panic_hook();
+    // The hook has told the user; the process still ends with the exit code of a failed run.
+    std::panic::catch_unwind(run).unwrap_or(ExitCode::FAILURE)
+}
+
+fn run() -> ExitCode {
+    let cli = match args::Cli::from_arguments() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            return match error.print() {
+                Ok(()) => ExitCode::from(code),
+                // Help piped into a reader that has seen enough.
+                Err(_) => ExitCode::SUCCESS,
+            };
+        }
+    };
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error::report(&error),
+    }
+}

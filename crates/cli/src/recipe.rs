@@ -1,0 +1,725 @@
+//! The recipe: everything a run is told, in one file.
+//!
+//! The structures below are the only description of the keys. Their doc comments are the text of
+//! `sparsam recipe` and of `sparsam train --help`, their `Default` is the default, and the JSON
+//! schema is derived from them, so that nothing about a key is said twice. [`tree`] reads YAML
+//! with its line numbers and lays `key=value` arguments over it, [`decode`] turns the tree into
+//! these structures strictly, [`check`] refuses impossible values, and [`manual`] prints.
+//!
+//! A [`Recipe`] that came out of [`RecipeFile::load`] has been checked once and is trusted from
+//! then on. Names are those of PEFT and of transformers' `TrainingArguments` wherever the field
+//! has a word.
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Failure;
+
+mod check;
+mod decode;
+pub(crate) mod manual;
+mod suggest;
+mod tree;
+mod values;
+
+pub(crate) use values::{Cadence, Names, TargetModules};
+
+/// A recipe for `sparsam train`. Paths are relative to the directory the command is run in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Recipe {
+    /// The base model: a folder in Hugging Face's layout, a .gguf file, a name on the Hub, or
+    /// `builtin:sprout`, the small model inside this program. The base stays as it is with
+    /// `method: lora`; its size decides memory and speed more than any other key.
+    #[schemars(example = &"builtin:sprout")]
+    pub(crate) model: String,
+
+    /// Branch, tag or commit of a model named on the Hub. A commit makes the run repeatable; a
+    /// branch may move.
+    #[schemars(example = &"main")]
+    pub(crate) revision: Option<String>,
+
+    /// What is trained. LoRA needs a fraction of the memory and publishes a file of megabytes;
+    /// full training can learn more and costs memory for the gradient and optimiser state of
+    /// every weight.
+    pub(crate) method: Method,
+
+    /// How the frozen base is held in memory. Four bits let a model four times as large fit, at
+    /// a small loss of quality and usually of speed. Only with `method: lora`.
+    pub(crate) quantize: Quantize,
+
+    /// The type the base computes in. The adapter, its gradients and the optimiser are always
+    /// f32.
+    pub(crate) dtype: Dtype,
+
+    /// The adapter. Used with `method: lora` only.
+    pub(crate) lora: Lora,
+
+    /// Continue from an existing adapter: a folder in PEFT's layout. Its own rank, targets and
+    /// scaling are used instead of the `lora` keys.
+    #[schemars(example = &"runs/quickstart")]
+    pub(crate) adapter: Option<PathBuf>,
+
+    /// What is learned from, and what is learned.
+    pub(crate) data: Data,
+
+    /// A chat template to use instead of the model's own: a file with a Jinja template, or the
+    /// name of a built-in one (`chatml`, `llama3`, `mistral`). The adapter must later be used with
+    /// the same template.
+    #[schemars(example = &"chatml")]
+    pub(crate) chat_template: Option<String>,
+
+    /// The longest example, in tokens. Longer ones are cut and counted in the log. Memory for
+    /// activations grows with it.
+    pub(crate) max_length: usize,
+
+    /// Put several short examples into one row of `max_length` tokens. They do not see each
+    /// other. Saves the padding; a step then holds more examples than `batch_size`.
+    pub(crate) packing: bool,
+
+    /// How often the data is gone through; may be a fraction. Give this or `max_steps`. More
+    /// passes fit the data closer and, on small sets, begin to memorise it: watch the
+    /// evaluation loss.
+    pub(crate) epochs: Option<f64>,
+
+    /// Stop after this many optimiser steps, whatever the size of the data. Give this or
+    /// `epochs`.
+    #[schemars(example = 1000)]
+    pub(crate) max_steps: Option<usize>,
+
+    /// Rows computed at once: packed rows, or examples without packing. Larger is faster until
+    /// memory or the processor is full.
+    pub(crate) batch_size: usize,
+
+    /// Batches added up before the optimiser takes a step. The same result as a batch that many
+    /// times larger, in the memory of one; the loss is weighted by tokens, not by batch.
+    pub(crate) gradient_accumulation_steps: usize,
+
+    /// Keep only the input of each block and compute the rest again on the way back. Cuts the
+    /// memory for activations several times and costs about a third more time.
+    pub(crate) gradient_checkpointing: bool,
+
+    /// The highest learning rate. LoRA likes 1e-4 to 3e-4, full training about a tenth of that.
+    /// Too high and the loss jumps or turns into NaN, too low and little is learned.
+    pub(crate) learning_rate: f64,
+
+    /// How the learning rate moves after the warm-up.
+    pub(crate) lr_scheduler: LrScheduler,
+
+    /// The share of all steps over which the learning rate rises from 0. Give this or
+    /// `warmup_steps`.
+    pub(crate) warmup_ratio: Option<f64>,
+
+    /// The number of steps over which the learning rate rises from 0. Give this or
+    /// `warmup_ratio`.
+    #[schemars(example = 10)]
+    pub(crate) warmup_steps: Option<usize>,
+
+    /// Where `linear` and `cosine` end, as a share of `learning_rate`.
+    pub(crate) min_lr_ratio: f64,
+
+    /// AdamW's decay of the trained weights per step, times the learning rate. Of little use
+    /// with LoRA; 0.01 to 0.1 is common in full training.
+    pub(crate) weight_decay: f64,
+
+    /// AdamW's memory of the gradient.
+    pub(crate) adam_beta1: f64,
+
+    /// AdamW's memory of the squared gradient. 0.95 follows changes faster, 0.999 is calmer.
+    pub(crate) adam_beta2: f64,
+
+    /// AdamW's guard against division by zero.
+    pub(crate) adam_epsilon: f64,
+
+    /// Gradients with a larger norm are scaled down to it. 0 switches clipping off.
+    pub(crate) max_grad_norm: f64,
+
+    /// When `data.eval` is measured: a number of steps, `epoch` (at the end of each), or `never`.
+    /// It is always measured before the first and after the last step. Each evaluation costs
+    /// time and energy, which the record shows on a line of its own.
+    pub(crate) eval_steps: Cadence,
+
+    /// Let the model write answers to the evaluation examples before and after the training, and
+    /// count those that are exactly right. Generation is slow beside training: limit `samples`.
+    pub(crate) eval_generation: Option<EvalGeneration>,
+
+    /// Stop when the evaluation loss no longer falls; the best adapter is kept. Saves energy on
+    /// runs whose length was a guess.
+    pub(crate) early_stopping: Option<EarlyStopping>,
+
+    /// When a checkpoint is written from which `--resume` continues bit for bit: a number of
+    /// steps, `epoch`, or `never`. Costs a moment and the size of the optimiser state on disk.
+    pub(crate) save_steps: Cadence,
+
+    /// The seed of everything random: order of the data, first adapter weights, dropout. The same
+    /// recipe and seed on the same machine give the same adapter, bit for bit.
+    pub(crate) seed: u64,
+
+    /// Processor threads to use. All that the process may use by default. The result does not
+    /// depend on it.
+    #[schemars(example = 4)]
+    pub(crate) threads: Option<usize>,
+
+    /// Where the electricity is used, as an ISO code (DEU or DE) or an English name. Never
+    /// guessed: without it, and without `SPARSAM_COUNTRY` in the environment, the card states the
+    /// energy and a range of emissions over countries.
+    #[schemars(example = &"DEU")]
+    pub(crate) country: Option<String>,
+
+    /// What is known about the place and the machine, for the energy record.
+    pub(crate) energy: Energy,
+
+    /// The licence of what is published, as the Hub spells it. Goes on the card.
+    #[schemars(example = &"apache-2.0")]
+    pub(crate) license: Option<String>,
+
+    /// Languages of the data as ISO 639-1 codes, one or a list. Goes on the card.
+    #[schemars(example = ["de", "en"])]
+    pub(crate) language: Names,
+
+    /// The name of the data set on the card. The name of the folder of `data.train` by default.
+    #[schemars(example = &"city-trees")]
+    pub(crate) dataset_name: Option<String>,
+
+    /// Further tags for the card, one or a list.
+    #[schemars(example = ["trees"])]
+    pub(crate) tags: Names,
+
+    /// What is written while the run goes on.
+    pub(crate) logging: Logging,
+
+    /// The folder for everything the run leaves: adapter, card, record, checkpoints. Created if
+    /// it does not exist. A folder that already holds a run is only continued, with `--resume`.
+    pub(crate) output_dir: PathBuf,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            revision: None,
+            method: Method::Lora,
+            quantize: Quantize::None,
+            dtype: Dtype::Auto,
+            lora: Lora::default(),
+            adapter: None,
+            data: Data::default(),
+            chat_template: None,
+            max_length: 1024,
+            packing: true,
+            epochs: Some(3.0),
+            max_steps: None,
+            batch_size: 8,
+            gradient_accumulation_steps: 1,
+            gradient_checkpointing: false,
+            learning_rate: 2e-4,
+            lr_scheduler: LrScheduler::Cosine,
+            warmup_ratio: Some(0.03),
+            warmup_steps: None,
+            min_lr_ratio: 0.0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            eval_steps: Cadence::Epoch,
+            eval_generation: None,
+            early_stopping: None,
+            save_steps: Cadence::Epoch,
+            seed: 42,
+            threads: None,
+            country: None,
+            energy: Energy::default(),
+            license: None,
+            language: Names::default(),
+            dataset_name: None,
+            tags: Names::default(),
+            logging: Logging::default(),
+            output_dir: PathBuf::from("runs/latest"),
+        }
+    }
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Method {
+    /// small matrices beside the frozen base
+    Lora,
+    /// every weight of the model
+    Full,
+}
+
+/// How the frozen base is held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum Quantize {
+    /// as the checkpoint has it
+    #[serde(rename = "none")]
+    None,
+    /// one byte a weight, the arithmetic of bitsandbytes' LLM.int8
+    #[serde(rename = "int8")]
+    Int8,
+    /// 4.5 bits a weight, bitsandbytes' NF4
+    #[serde(rename = "nf4")]
+    Nf4,
+    /// 4.13 bits a weight: NF4, its scales quantised too, as QLoRA does
+    #[serde(rename = "nf4-dq")]
+    Nf4Dq,
+}
+
+/// The type the base computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Dtype {
+    /// exact, and fast on any processor
+    F32,
+    /// half the memory; fast where the processor or GPU multiplies it
+    Bf16,
+    /// bf16 where this machine is fast at it, f32 elsewhere
+    Auto,
+}
+
+/// How the learning rate moves after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LrScheduler {
+    /// stays where it is; easy to extend later
+    Constant,
+    /// falls in a straight line
+    Linear,
+    /// falls slowly, then fast, then slowly
+    Cosine,
+}
+
+/// The low-rank adapter, in PEFT's words.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Lora {
+    /// The rank. More learns more and costs memory and file size in proportion; 8 to 64 is
+    /// common.
+    pub(crate) r: usize,
+
+    /// The adapter is scaled by alpha / r. Twice the rank is a good start.
+    pub(crate) alpha: f64,
+
+    /// The share of the adapter's inputs set to 0 at each step. 0 is fastest; 0.05 to 0.1 helps
+    /// against memorising small data.
+    pub(crate) dropout: f64,
+
+    /// The projections that get an adapter: `all-linear`, a list of names such as
+    /// `[q_proj, v_proj]`, or a regular expression that matches the whole name. Adapting
+    /// all learns best; attention alone is smaller and faster.
+    pub(crate) target_modules: TargetModules,
+
+    /// Projections to leave out of `target_modules`, in the same forms.
+    #[schemars(example = ["down_proj"])]
+    pub(crate) exclude_modules: Option<TargetModules>,
+
+    /// Scale by alpha / √r instead, which keeps high ranks learning.
+    pub(crate) use_rslora: bool,
+
+    /// Another rank for projections whose name ends in, or matches, the given one.
+    #[schemars(example = IndexMap::from([("k_proj".to_owned(), 8usize)]))]
+    pub(crate) rank_pattern: IndexMap<String, usize>,
+
+    /// Another alpha for projections whose name ends in, or matches, the given one.
+    #[schemars(example = IndexMap::from([("k_proj".to_owned(), 16.0f64)]))]
+    pub(crate) alpha_pattern: IndexMap<String, f64>,
+
+    /// Adapt only these layers, counted from 0. All by default. Needs a list or `all-linear` in
+    /// `target_modules`.
+    #[schemars(example = [0usize, 1])]
+    pub(crate) layers_to_transform: Option<Vec<usize>>,
+
+    /// The name under which the layers stand in the model, if it is an unusual one.
+    #[schemars(example = &"layers")]
+    pub(crate) layers_pattern: Option<String>,
+
+    /// Modules trained and saved whole, such as `[lm_head]`. Each adds its full size to the
+    /// adapter file.
+    #[schemars(example = ["lm_head"])]
+    pub(crate) modules_to_save: Vec<String>,
+
+    /// Biases of the base to train beside the adapter. Adds little, and the base without the
+    /// adapter is then no longer the original.
+    pub(crate) bias: Bias,
+
+    /// How the adapter starts.
+    pub(crate) init_lora_weights: InitLoraWeights,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: TargetModules::AllLinear,
+            exclude_modules: None,
+            use_rslora: false,
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
+            layers_to_transform: None,
+            layers_pattern: None,
+            modules_to_save: Vec::new(),
+            bias: Bias::None,
+            init_lora_weights: InitLoraWeights::True,
+        }
+    }
+}
+
+/// Biases to train beside the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bias {
+    /// none of them
+    None,
+    /// those of the whole model
+    All,
+    /// those of the adapted projections
+    LoraOnly,
+}
+
+/// How the adapter starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum InitLoraWeights {
+    /// A uniform (Kaiming), B zero: the model begins unchanged
+    True,
+    /// A normal with deviation 1/r, B zero: it begins unchanged too
+    Gaussian,
+    /// A and B both random: it begins changed, for tests
+    False,
+}
+
+/// What is learned from, and what is learned.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Data {
+    /// The training data: a .jsonl, .json, .csv or .parquet file, or a folder of .txt files.
+    #[schemars(example = &"datasets/city-trees/train.jsonl")]
+    pub(crate) train: PathBuf,
+
+    /// Held-out data in the same form, never trained on. Without it nobody can say whether the
+    /// run learned or memorised.
+    #[schemars(example = &"datasets/city-trees/eval.jsonl")]
+    pub(crate) eval: Option<PathBuf>,
+
+    /// The form of a row. Found by looking at the first rows, and said, unless given here.
+    pub(crate) format: DataFormat,
+
+    /// Which columns hold what, where they have other names than the form expects.
+    pub(crate) columns: Columns,
+
+    /// Which tokens are learned.
+    pub(crate) train_on: TrainOn,
+
+    /// How a prompt and its completion become text. Use the form in which the adapter will be
+    /// asked later.
+    pub(crate) prompt_format: PromptFormat,
+}
+
+/// The form of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DataFormat {
+    /// found by looking
+    #[default]
+    Auto,
+    /// `messages`: a list of role and content
+    Messages,
+    /// `prompt` and `completion`
+    PromptCompletion,
+    /// `instruction`, `input` (may be empty) and `output`
+    Alpaca,
+    /// `conversations`: a list of from and value
+    Sharegpt,
+    /// `text`, learned as it stands
+    Text,
+}
+
+/// Which columns hold what.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Columns {
+    /// The column with the list of messages.
+    #[schemars(example = &"dialogue")]
+    pub(crate) messages: Option<String>,
+    /// The column with the prompt.
+    #[schemars(example = &"question")]
+    pub(crate) prompt: Option<String>,
+    /// The column with the completion.
+    #[schemars(example = &"answer")]
+    pub(crate) completion: Option<String>,
+    /// The column with the instruction.
+    #[schemars(example = &"task")]
+    pub(crate) instruction: Option<String>,
+    /// The column with the instruction's input.
+    #[schemars(example = &"context")]
+    pub(crate) input: Option<String>,
+    /// The column with the output.
+    #[schemars(example = &"response")]
+    pub(crate) output: Option<String>,
+    /// The column with the system message.
+    #[schemars(example = &"system")]
+    pub(crate) system: Option<String>,
+    /// The column with plain text.
+    #[schemars(example = &"body")]
+    pub(crate) text: Option<String>,
+}
+
+/// Which tokens are learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TrainOn {
+    /// the answers, with the token that ends them
+    #[default]
+    Assistant,
+    /// everything, the questions too
+    All,
+}
+
+/// How a prompt and its completion become text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PromptFormat {
+    /// as a question and its answer, through the chat template
+    #[default]
+    Chat,
+    /// one after the other as they are, and the end token
+    Plain,
+}
+
+/// Answers written by the model on held-out examples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EvalGeneration {
+    /// How many evaluation examples are answered, from the first. All if not given.
+    #[schemars(example = 100)]
+    pub(crate) samples: Option<usize>,
+    /// The longest answer, in tokens.
+    pub(crate) max_new_tokens: usize,
+    /// Count the answers that equal the expected one but for space at the ends.
+    pub(crate) exact_match: bool,
+    /// How many answers are shown before and after.
+    pub(crate) show: usize,
+}
+
+impl Default for EvalGeneration {
+    fn default() -> Self {
+        Self {
+            samples: None,
+            max_new_tokens: 128,
+            exact_match: true,
+            show: 1,
+        }
+    }
+}
+
+/// When to stop early.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EarlyStopping {
+    /// Evaluations without improvement before the run stops.
+    pub(crate) patience: usize,
+    /// What counts as an improvement of the evaluation loss.
+    pub(crate) min_delta: f64,
+}
+
+impl Default for EarlyStopping {
+    fn default() -> Self {
+        Self {
+            patience: 3,
+            min_delta: 0.0,
+        }
+    }
+}
+
+/// What is known about the place and the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Energy {
+    /// Emissions of the electricity in gCO2e per kWh, in place of the country's average. Needs
+    /// `intensity_source`.
+    #[schemars(example = 35)]
+    pub(crate) intensity_g_per_kwh: Option<f64>,
+    /// Where that figure comes from, with its year. Printed on the card.
+    #[schemars(example = &"contract with the municipal utility, 2025")]
+    pub(crate) intensity_source: Option<String>,
+    /// Power usage effectiveness: energy of the whole site over energy of its computers. 1.0 for
+    /// a computer under a desk; a data centre states its own.
+    pub(crate) pue: f64,
+    /// Power of the processor at full load in watts, where it cannot be measured.
+    #[schemars(example = 65)]
+    pub(crate) cpu_watts: Option<f64>,
+    /// Power of the memory in watts, where it cannot be measured.
+    #[schemars(example = 6)]
+    pub(crate) ram_watts: Option<f64>,
+    /// Seconds between two readings of the meters.
+    pub(crate) interval_seconds: f64,
+}
+
+impl Default for Energy {
+    fn default() -> Self {
+        Self {
+            intensity_g_per_kwh: None,
+            intensity_source: None,
+            pue: 1.0,
+            cpu_watts: None,
+            ram_watts: None,
+            interval_seconds: 1.0,
+        }
+    }
+}
+
+/// What is written while the run goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Logging {
+    /// Write event files for TensorBoard beside `metrics.jsonl`.
+    pub(crate) tensorboard: bool,
+    /// Steps between two lines of `metrics.jsonl` and two points in TensorBoard.
+    pub(crate) steps: usize,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self {
+            tensorboard: true,
+            steps: 1,
+        }
+    }
+}
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum RunLength {
+    /// Passes over the data.
+    Epochs(f64),
+    /// Optimiser steps.
+    Steps(usize),
+}
+
+/// How long the learning rate rises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Warmup {
+    /// A share of all steps.
+    Ratio(f64),
+    /// Optimiser steps.
+    Steps(usize),
+}
+
+impl Recipe {
+    /// How long the run is; loading has made sure that one of the two keys is set.
+    pub(crate) fn length(&self) -> RunLength {
+        match (self.max_steps, self.epochs) {
+            (Some(steps), _) => RunLength::Steps(steps),
+            (None, epochs) => RunLength::Epochs(epochs.unwrap_or(3.0)),
+        }
+    }
+
+    /// How long the learning rate rises.
+    pub(crate) fn warmup(&self) -> Warmup {
+        match (self.warmup_steps, self.warmup_ratio) {
+            (Some(steps), _) => Warmup::Steps(steps),
+            (None, ratio) => Warmup::Ratio(ratio.unwrap_or(0.0)),
+        }
+    }
+}
+
+/// A checked recipe with what is needed to say where each key came from.
+#[derive(Debug)]
+pub(crate) struct RecipeFile {
+    /// The recipe, checked.
+    pub(crate) recipe: Recipe,
+    path: PathBuf,
+    tree: tree::Node,
+}
+
+impl RecipeFile {
+    /// Reads the recipe at `path` and lays the `key=value` arguments over it in their order.
+    pub(crate) fn load(path: &Path, overrides: &[String]) -> Result<Self, Failure> {
+        let text = fs_err::read(path).map_err(|error| unreadable(path, &error))?;
+        let text = String::from_utf8(text).map_err(|_| {
+            Failure::usage(format!("`{}` is not a text file in UTF-8", path.display()))
+                .hint("a recipe is a YAML file; `sparsam recipe` prints one to start from")
+        })?;
+        Self::parse(path, &text, overrides)
+    }
+
+    /// The same from text already read; `path` is only named in messages.
+    pub(crate) fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Self, Failure> {
+        let mut tree = tree::parse(text).map_err(|problem| problem.located(path))?;
+        for argument in overrides {
+            tree.set(argument)
+                .map_err(|problem| problem.located(path))?;
+        }
+        let mut recipe = decode::decode(&tree).map_err(|problem| problem.located(path))?;
+        check::check(&mut recipe, &tree).map_err(|problem| problem.located(path))?;
+        Ok(Self {
+            recipe,
+            path: path.to_owned(),
+            tree,
+        })
+    }
+
+    /// Where `key` (dotted) was set, for a message about its value: `recipe.yaml:7` or
+    /// ``argument `data.train=x.jsonl` ``. The file alone when the value is a default.
+    pub(crate) fn place(&self, key: &str) -> String {
+        self.tree
+            .find(key)
+            .map_or(tree::Origin::Whole, |node| node.origin.clone())
+            .describe(&self.path)
+    }
+
+    /// Refuses data and template paths that do not exist, before anything slow begins. Paths are
+    /// relative to the current directory; one that lies beside the recipe instead is pointed out.
+    pub(crate) fn check_files(&self) -> Result<(), Failure> {
+        let data = &self.recipe.data;
+        let named = [
+            ("data.train", Some(&data.train)),
+            ("data.eval", data.eval.as_ref()),
+            ("adapter", self.recipe.adapter.as_ref()),
+        ];
+        for (key, path) in named {
+            let Some(path) = path else { continue };
+            if path.exists() {
+                continue;
+            }
+            let failure = Failure::usage(format!(
+                "{}: `{key}` names `{}`, which does not exist",
+                self.place(key),
+                path.display()
+            ));
+            let beside = self.path.parent().map(|folder| folder.join(path));
+            return Err(match beside.filter(|beside| beside.exists()) {
+                Some(beside) => failure.hint(format!(
+                    "paths are relative to the current directory; write `{}`",
+                    beside.display()
+                )),
+                None => failure.hint("paths are relative to the current directory"),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    let failure = Failure::usage(format!(
+        "cannot read the recipe `{}`: {}",
+        path.display(),
+        crate::error::io_reason(error)
+    ));
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            failure.hint("`sparsam recipe > recipe.yaml` writes one to start from")
+        }
+        _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! What a user may have meant: the nearest valid name, the right place of a key, and the words
+//! other trainers use for it.
+
+use super::manual;
+
+/// Keys that exclude each other.
+const EXCLUSIVE: [(&str, &str); 2] = [("epochs", "max_steps"), ("warmup_ratio", "warmup_steps")];
+
+/// Words of PEFT, transformers, Axolotl, LLaMA-Factory, torchtune and mlx-lm, and our key for
+/// each. Only those too far from ours in spelling to be found as the nearest name.
+const ELSEWHERE: [(&str, &str); 27] = [
+    ("base_model", "model"),
+    ("model_name_or_path", "model"),
+    ("finetuning_type", "method"),
+    ("fine_tune_type", "method"),
+    ("load_in_4bit", "quantize"),
+    ("load_in_8bit", "quantize"),
+    ("bf16", "dtype"),
+    ("torch_dtype", "dtype"),
+    ("rank", "lora.r"),
+    ("lora_r", "lora.r"),
+    ("lora_alpha", "lora.alpha"),
+    ("lora_dropout", "lora.dropout"),
+    ("lora_target_modules", "lora.target_modules"),
+    ("dataset", "data.train"),
+    ("datasets", "data.train"),
+    ("test_datasets", "data.eval"),
+    ("sequence_len", "max_length"),
+    ("cutoff_len", "max_length"),
+    ("max_seq_length", "max_length"),
+    ("sample_packing", "packing"),
+    ("num_train_epochs", "epochs"),
+    ("num_epochs", "epochs"),
+    ("iters", "max_steps"),
+    ("per_device_train_batch_size", "batch_size"),
+    ("micro_batch_size", "batch_size"),
+    ("lr", "learning_rate"),
+    ("grad_checkpoint", "gradient_checkpointing"),
+];
+
+/// The key that setting `key` makes void.
+pub(super) fn excluded_by(key: &str) -> Option<&'static str> {
+    EXCLUSIVE.iter().find_map(|&(left, right)| match key {
+        key if key == left => Some(right),
+        key if key == right => Some(left),
+        _ => None,
+    })
+}
+
+/// A hint for an unknown key inside `path`, where `known` are the keys of that level.
+pub(super) fn key(key: &str, path: &str, known: &[String]) -> Option<String> {
+    let dotted = |name: &str| match path {
+        "" => name.to_owned(),
+        path => format!("{path}.{name}"),
+    };
+    if let Some(&(_, ours)) = ELSEWHERE.iter().find(|(theirs, _)| *theirs == key) {
+        return Some(format!("here it is called `{ours}`"));
+    }
+    if let Some(near) = nearest(key, known.iter().map(String::as_str)) {
+        return Some(format!("did you mean `{}`?", dotted(near)));
+    }
+    let all = manual::keys();
+    let elsewhere = all
+        .iter()
+        .find(|candidate| candidate.rsplit('.').next() == Some(key))?;
+    Some(format!("the key stands at `{elsewhere}`"))
+}
+
+/// The name nearest to `word`, if one is near enough to have been meant: at most a third of its
+/// letters wrong, missing or swapped.
+pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let word = word.to_lowercase().replace(['-', ' '], "_");
+    known
+        .map(|name| {
+            let distance = strsim::damerau_levenshtein(&word, &name.replace('-', "_"));
+            (distance, name)
+        })
+        .filter(|&(distance, name)| distance * 3 <= name.chars().count().max(3))
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, name)| name)
+}

@@ -1,0 +1,185 @@
+//! Causal attention with grouped queries, document by document, and its adjoint.
+//!
+//! `softmax(scale · q kᵀ) v` with `q` of `[tokens, heads · head_dim]` and `k`, `v` of
+//! `[tokens, kv_heads · head_dim]`. Documents are problems of their own, so one never sees another,
+//! and keys a query cannot see are skipped, not masked. A small block of queries by keys is all that
+//! ever exists of the score matrix; the forward pass keeps the output and the logarithm of each row's
+//! sum, from which the backward pass computes the block again (Dao et al., "FlashAttention", arXiv
+//! 2205.14135).
+//!
+//! | part | module |
+//! |---|---|
+//! | packed operands and products of blocks | `block` |
+//! | one block of queries against the keys it sees | `forward` |
+//! | a run of keys of one head against the queries that see them | `backward` |
+//! | new tokens against a cache, for generation | `cached` |
+//!
+//! How the work is cut into tasks and in which order their results are added depends on the shapes
+//! alone, so results are the same bits on any number of threads.
+
+mod backward;
+mod block;
+mod cached;
+mod forward;
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::by_element;
+use crate::documents::Documents;
+use crate::host::{matrix, tensor, view};
+
+pub use cached::attention_cached;
+
+/// The shape of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `1/√head_dim`.
+    pub scale: f64,
+    /// A query sees at most this many keys, itself included.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// Width of a row of `q`.
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of a row of `k` and of `v`.
+    fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The window as a number of keys; none is a window that nothing reaches past.
+    fn reach(&self) -> usize {
+        // Halved, so that adding a position to it cannot overflow.
+        self.window.unwrap_or(usize::MAX / 2).min(usize::MAX / 2)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.kv_heads == 0
+            || self.head_dim == 0
+            || self.heads == 0
+            || !self.heads.is_multiple_of(self.kv_heads)
+        {
+            bail!(
+                "`attention`: {} heads of width {} cannot share {} key heads",
+                self.heads,
+                self.head_dim,
+                self.kv_heads
+            );
+        }
+        if self.window == Some(0) {
+            bail!("`attention`: a window of 0 sees nothing");
+        }
+        Ok(())
+    }
+
+    fn check_inputs(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        documents: &Documents,
+    ) -> Result<usize> {
+        self.check()?;
+        let (tokens, width) = matrix(q, "attention", "q")?;
+        let kv = [tokens, self.kv_width()];
+        if width != self.width() || k.dims() != kv || v.dims() != kv {
+            bail!(
+                "`attention`: q {:?}, k {:?}, v {:?} do not fit {self:?}",
+                q.dims(),
+                k.dims(),
+                v.dims()
+            );
+        }
+        if documents.tokens() != tokens {
+            bail!(
+                "`attention`: documents of {} tokens, inputs of {tokens}",
+                documents.tokens()
+            );
+        }
+        Ok(tokens)
+    }
+}
+
+/// `(output [tokens, heads · head_dim], log-sum-exp of the scaled scores [heads, tokens])`.
+///
+/// # Errors
+/// Shapes that do not fit, or tensors that are not contiguous on the CPU.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &Documents,
+    shape: &AttentionShape,
+) -> Result<(Tensor, Tensor)> {
+    let tokens = shape.check_inputs(q, k, v, documents)?;
+    by_element!(q, T => {
+        let (q, k, v) = (view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);
+        let (output, log_sums) = forward::all::<T>(&q, &k, &v, documents, shape);
+        Ok((tensor(output, (tokens, shape.width()))?, tensor(log_sums, (shape.heads, tokens))?))
+    })
+}
+
+/// Adjoint of [`attention`]: the gradients of q, k and v.
+///
+/// `output` and `log_sums` are what [`attention`] returned.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_backward(
+    dout: &Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    output: &Tensor,
+    log_sums: &Tensor,
+    documents: &Documents,
+    shape: &AttentionShape,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let tokens = shape.check_inputs(q, k, v, documents)?;
+    if dout.dims() != q.dims()
+        || output.dims() != q.dims()
+        || log_sums.dims() != [shape.heads, tokens]
+    {
+        bail!(
+            "`attention_backward`: gradient {:?}, output {:?} and sums {:?} do not fit q {:?}",
+            dout.dims(),
+            output.dims(),
+            log_sums.dims(),
+            q.dims()
+        );
+    }
+    by_element!(q, T => {
+        let (dout, q, k, v) = (view::<T>(dout)?, view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);
+        let (output, log_sums) = (view::<T>(output)?, view::<T>(log_sums)?);
+        let inputs = backward::Inputs {
+            dout: &dout,
+            q: &q,
+            k: &k,
+            v: &v,
+            output: &output,
+            log_sums: &log_sums,
+            tokens,
+            shape,
+        };
+        let (dq, dk, dv) = backward::all::<T>(&inputs, documents);
+        Ok((
+            tensor(dq, (tokens, shape.width()))?,
+            tensor(dk, (tokens, shape.kv_width()))?,
+            tensor(dv, (tokens, shape.kv_width()))?,
+        ))
+    })
+}

@@ -1,0 +1,244 @@
+//! Small serial products of blocks, on the microkernels of [`crate::gemm`].
+//!
+//! A right operand is packed once into [`Panels`] of the microkernel's width and used for many
+//! blocks. A product is formed tile by tile, and for each tile the caller says which part of it
+//! matters: above the diagonal and outside the window nothing is computed.
+
+use std::ops::Range;
+
+use crate::cpu::Level;
+use crate::gemm::Product;
+use crate::vector::{Real, levels};
+
+/// The rows of one head, within the rows of all heads.
+#[derive(Clone, Copy)]
+pub(super) struct HeadRows<'a, T> {
+    values: &'a [T],
+    stride: usize,
+    width: usize,
+    rows: usize,
+}
+
+impl<'a, T: Real> HeadRows<'a, T> {
+    /// The given rows of head `head` out of `heads` of `width` numbers.
+    pub(super) fn new(
+        values: &'a [T],
+        heads: usize,
+        width: usize,
+        head: usize,
+        rows: Range<usize>,
+    ) -> Self {
+        let stride = heads * width;
+        Self {
+            values: &values[rows.start * stride + head * width..],
+            stride,
+            width,
+            rows: rows.len(),
+        }
+    }
+
+    pub(super) fn row(&self, row: usize) -> &'a [T] {
+        &self.values[row * self.stride..][..self.width]
+    }
+
+    /// The rows one after the other, times `factor`: `[rows, width]`.
+    pub(super) fn scaled(&self, factor: T) -> Vec<T> {
+        (0..self.rows)
+            .flat_map(|row| self.row(row).iter().map(move |value| *value * factor))
+            .collect()
+    }
+
+    /// The rows one after the other: `[rows, width]`.
+    pub(super) fn copied(&self) -> Vec<T> {
+        let mut out = Vec::with_capacity(self.rows * self.width);
+        for row in 0..self.rows {
+            out.extend_from_slice(self.row(row));
+        }
+        out
+    }
+
+    /// The same numbers as one head that stands alone.
+    pub(super) fn alone(values: &'a [T], width: usize) -> Self {
+        Self {
+            values,
+            stride: width,
+            width,
+            rows: values.len() / width,
+        }
+    }
+}
+
+/// A right operand in panels of the microkernel's width, the last one filled up with zeros.
+pub(super) struct Panels<T> {
+    values: Vec<T>,
+    depth: usize,
+    width: usize,
+}
+
+impl<T: Real> Panels<T> {
+    /// The matrix as it is: depth runs over the head's rows, columns over its width.
+    pub(super) fn plain(level: Level, head: &HeadRows<T>) -> Self {
+        let width = T::tile(level).columns;
+        let depth = head.rows;
+        let mut values = vec![T::ZERO; head.width.div_ceil(width) * width * depth];
+        for row in 0..depth {
+            for (panel, from) in head.row(row).chunks(width).enumerate() {
+                values[(panel * depth + row) * width..][..from.len()].copy_from_slice(from);
+            }
+        }
+        Self {
+            values,
+            depth,
+            width,
+        }
+    }
+
+    /// Its transpose: depth runs over the head's width, columns over its rows.
+    pub(super) fn transposed(level: Level, head: &HeadRows<T>) -> Self {
+        let width = T::tile(level).columns;
+        let depth = head.width;
+        let mut values = vec![T::ZERO; head.rows.div_ceil(width) * width * depth];
+        for (panel, to) in values.chunks_exact_mut(width * depth).enumerate() {
+            let rows = width.min(head.rows - panel * width);
+            let from = &head.values[panel * width * head.stride..];
+            transpose::<T>(level, from, head.stride, rows, depth, to, width);
+        }
+        Self {
+            values,
+            depth,
+            width,
+        }
+    }
+
+    /// Columns of one panel.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Columns of all panels, the filled-up ones included.
+    pub(super) fn columns(&self) -> usize {
+        self.values.len() / self.depth.max(1)
+    }
+}
+
+/// The part of a tile that matters, in columns and in depth of the right operand.
+pub(super) struct Part {
+    pub(super) columns: Range<usize>,
+    pub(super) depth: Range<usize>,
+}
+
+/// `out = left · right` (`+=` if `add`) for `rows` rows of `left`, which begins at the depth
+/// `origin.depth` of the right operand as `out` does at its column `origin.columns`.
+///
+/// `part` says for a range of rows what matters; whole panels that hold a part of it are computed,
+/// others are left as they are.
+pub(super) fn product<T: Real>(
+    level: Level,
+    rows: usize,
+    (left, left_stride): (&[T], usize),
+    right: &Panels<T>,
+    (first_depth, first_column): (usize, usize),
+    (out, stride): (&mut [T], usize),
+    add: bool,
+    part: impl Fn(Range<usize>) -> Part,
+) {
+    let tile = T::tile(level);
+    let width = right.width;
+    debug_assert_eq!(first_column % width, 0, "blocks begin at a panel's edge");
+    let first_panel = first_column / width;
+    let tiles = (0..rows).step_by(tile.rows).map(|row| {
+        let height = tile.rows.min(rows - row);
+        let part = part(row..row + height);
+        let panels = part.columns.start / width..part.columns.end.div_ceil(width);
+        let empty = part.columns.is_empty() || part.depth.is_empty();
+        (row, height, if empty { 0..0 } else { panels }, part.depth)
+    });
+    let tiles: Vec<_> = tiles.collect();
+    let first = tiles.iter().map(|tile| tile.2.start).min().unwrap_or(0);
+    let last = tiles.iter().map(|tile| tile.2.end).max().unwrap_or(0);
+    for panel in first.max(first_panel)..last {
+        let numbers = &right.values[panel * right.depth * width..][..right.depth * width];
+        for (row, height, panels, depth) in &tiles {
+            if !panels.contains(&panel) {
+                continue;
+            }
+            let product = Product {
+                depth: depth.len(),
+                left: &left[row * left_stride + depth.start - first_depth..],
+                left_stride,
+                right: &numbers[depth.start * width..depth.end * width],
+            };
+            let out = &mut out[row * stride + (panel - first_panel) * width..];
+            T::multiply(level, *height, &product, out, stride, add);
+        }
+    }
+}
+
+levels! {
+    /// `to[column · to_stride + row] = from[row · from_stride + column]`
+    pub(super) fn transpose<T: Real>(
+        from: &[T],
+        from_stride: usize,
+        rows: usize,
+        columns: usize,
+        to: &mut [T],
+        to_stride: usize,
+    ) {
+        const SIDE: usize = 8;
+        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
+        for row in (0..whole_rows).step_by(SIDE) {
+            for column in (0..whole_columns).step_by(SIDE) {
+                let mut tile = [[T::ZERO; SIDE]; SIDE];
+                for (r, tile) in tile.iter_mut().enumerate() {
+                    tile.copy_from_slice(&from[(row + r) * from_stride + column..][..SIDE]);
+                }
+                for c in 0..SIDE {
+                    let mut turned = [T::ZERO; SIDE];
+                    for r in 0..SIDE {
+                        turned[r] = tile[r][c];
+                    }
+                    to[(column + c) * to_stride + row..][..SIDE].copy_from_slice(&turned);
+                }
+            }
+        }
+        for row in 0..rows {
+            let done = if row < whole_rows { whole_columns } else { 0 };
+            for column in done..columns {
+                to[column * to_stride + row] = from[row * from_stride + column];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposes_every_shape() {
+        for (rows, columns) in [(1, 1), (8, 8), (7, 9), (16, 8), (17, 31), (3, 40)] {
+            let (from_stride, to_stride) = (columns + 3, rows + 2);
+            let from: Vec<f32> = (0..rows * from_stride).map(|i| i as f32).collect();
+            let mut to = vec![-1.0; columns * to_stride];
+            transpose::<f32>(
+                Level::detect(),
+                &from,
+                from_stride,
+                rows,
+                columns,
+                &mut to,
+                to_stride,
+            );
+            for column in 0..columns {
+                for row in 0..to_stride {
+                    let expected = if row < rows {
+                        from[row * from_stride + column]
+                    } else {
+                        -1.0
+                    };
+                    assert_eq!(to[column * to_stride + row], expected);
+                }
+            }
+        }
+    }
+}

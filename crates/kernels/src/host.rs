@@ -1,0 +1,285 @@
+//! Slices of CPU tensors: the border between candle's tensors and the loops of this crate.
+//!
+//! [`view`] borrows a contiguous CPU tensor as a slice, [`update`] lends it mutably for an update in
+//! place (through candle's in-place hook, the one public way to a storage), and [`tensor`] makes a
+//! tensor of a vector without a copy. Everything else in this crate is loops over slices.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+
+use candle_core::{
+    CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+};
+
+/// A floating-point element type that the kernels compute in.
+///
+/// Training runs in `f32`; `f64` exists so that every adjoint can be checked by finite differences.
+pub trait Element: WithDType + num::Float {}
+
+impl Element for f32 {}
+impl Element for f64 {}
+
+/// The arithmetic the kernels need of an [`Element`], without a dependency of its own.
+pub mod num {
+    use std::iter::Sum;
+    use std::ops::Neg;
+
+    /// Floating-point arithmetic shared by `f32` and `f64`.
+    pub trait Float:
+        Copy + Send + Sync + Default + PartialOrd + Neg<Output = Self> + Sum + 'static
+    {
+        /// `0`.
+        const ZERO: Self;
+        /// `1`.
+        const ONE: Self;
+        /// `-∞`.
+        const NEG_INFINITY: Self;
+        /// Nearest value to `v`.
+        fn of(v: f64) -> Self;
+        /// The value as `f64`, exact.
+        fn to_double(self) -> f64;
+        /// `eˣ`.
+        fn exp(self) -> Self;
+        /// Natural logarithm.
+        fn ln(self) -> Self;
+        /// Square root.
+        fn sqrt(self) -> Self;
+        /// Hyperbolic tangent.
+        fn tanh(self) -> Self;
+        /// Absolute value.
+        fn abs(self) -> Self;
+        /// The larger of two numbers.
+        fn max(self, other: Self) -> Self;
+        /// Whether the value is neither infinite nor NaN.
+        fn is_finite(self) -> bool;
+    }
+
+    macro_rules! float {
+        ($t:ty) => {
+            impl Float for $t {
+                const ZERO: Self = 0.0;
+                const ONE: Self = 1.0;
+                const NEG_INFINITY: Self = <$t>::NEG_INFINITY;
+                #[inline(always)]
+                fn of(v: f64) -> Self {
+                    v as $t
+                }
+                #[inline(always)]
+                fn to_double(self) -> f64 {
+                    self as f64
+                }
+                #[inline(always)]
+                fn exp(self) -> Self {
+                    <$t>::exp(self)
+                }
+                #[inline(always)]
+                fn ln(self) -> Self {
+                    <$t>::ln(self)
+                }
+                #[inline(always)]
+                fn sqrt(self) -> Self {
+                    <$t>::sqrt(self)
+                }
+                #[inline(always)]
+                fn tanh(self) -> Self {
+                    <$t>::tanh(self)
+                }
+                #[inline(always)]
+                fn abs(self) -> Self {
+                    <$t>::abs(self)
+                }
+                #[inline(always)]
+                fn max(self, other: Self) -> Self {
+                    if other > self { other } else { self }
+                }
+                #[inline(always)]
+                fn is_finite(self) -> bool {
+                    <$t>::is_finite(self)
+                }
+            }
+        };
+    }
+
+    float!(f32);
+    float!(f64);
+}
+
+/// A contiguous CPU tensor borrowed as a slice.
+pub struct View<G, T> {
+    guard: G,
+    range: Range<usize>,
+    element: PhantomData<T>,
+}
+
+impl<G: Deref<Target = Storage>, T: WithDType> Deref for View<G, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let Storage::Cpu(storage) = &*self.guard else {
+            unreachable!("`view` checked that the storage is on the CPU")
+        };
+        let slice = T::cpu_storage_as_slice(storage).expect("`view` checked the element type");
+        &slice[self.range.clone()]
+    }
+}
+
+/// Borrows a contiguous CPU tensor of element type `T` as a slice, in row-major order.
+///
+/// # Errors
+/// A tensor on another device, of another element type, or not contiguous.
+pub fn view<T: WithDType>(tensor: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_, T>> {
+    let (guard, layout) = tensor.storage_and_layout();
+    let range = contiguous(layout)?;
+    match &*guard {
+        Storage::Cpu(storage) => {
+            T::cpu_storage_as_slice(storage)?;
+        }
+        _ => bail!(
+            "this operation runs on the CPU only, the tensor is on {:?}",
+            tensor.device()
+        ),
+    }
+    Ok(View {
+        guard,
+        range,
+        element: PhantomData,
+    })
+}
+
+/// Lends a contiguous CPU tensor as a mutable slice for an update in place.
+///
+/// The closure must not read the same tensor through [`view`]: its storage is locked meanwhile.
+///
+/// # Errors
+/// As [`view`], and what the closure returns.
+pub fn update<T: WithDType, R>(
+    tensor: &Tensor,
+    change: impl FnOnce(&mut [T]) -> Result<R>,
+) -> Result<R> {
+    struct Change<F, T, R> {
+        change: RefCell<Option<F>>,
+        result: RefCell<Option<R>>,
+        element: PhantomData<T>,
+    }
+    impl<T: WithDType, R, F: FnOnce(&mut [T]) -> Result<R>> InplaceOp1 for Change<F, T, R> {
+        fn name(&self) -> &'static str {
+            "update"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            let range = contiguous(layout)?;
+            let Some(change) = self.change.borrow_mut().take() else {
+                bail!("an update in place was run twice")
+            };
+            let slice = as_mut_slice::<T>(storage)?;
+            *self.result.borrow_mut() = Some(change(&mut slice[range])?);
+            Ok(())
+        }
+    }
+    let operation = Change {
+        change: RefCell::new(Some(change)),
+        result: RefCell::new(None),
+        element: PhantomData,
+    };
+    tensor.inplace_op1(&operation)?;
+    match operation.result.into_inner() {
+        Some(result) => Ok(result),
+        None => bail!("an update in place did not run"),
+    }
+}
+
+/// Makes a CPU tensor of `values` without copying them.
+pub fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &Device::Cpu)
+}
+
+fn contiguous(layout: &Layout) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => bail!("this operation needs a contiguous tensor, the layout is {layout:?}"),
+    }
+}
+
+/// The storage's vector as a mutable slice of `T`.
+fn as_mut_slice<T: WithDType>(storage: &mut CpuStorage) -> Result<&mut [T]> {
+    let found = candle_core::backend::BackendStorage::dtype(storage);
+    let slice: Option<&mut [T]> = match storage {
+        CpuStorage::F32(values) => same_type::<f32, T>(values),
+        CpuStorage::F64(values) => same_type::<f64, T>(values),
+        CpuStorage::BF16(values) => same_type::<half::bf16, T>(values),
+        CpuStorage::F16(values) => same_type::<half::f16, T>(values),
+        CpuStorage::U8(values) => same_type::<u8, T>(values),
+        CpuStorage::U32(values) => same_type::<u32, T>(values),
+        _ => None,
+    };
+    match slice {
+        Some(slice) => Ok(slice),
+        None => bail!("expected a tensor of {:?}, found {found:?}", T::DTYPE),
+    }
+}
+
+#[expect(clippy::ptr_arg, reason = "the vector itself is compared by type")]
+fn same_type<S: 'static, T: 'static>(values: &mut Vec<S>) -> Option<&mut [T]> {
+    let any: &mut dyn std::any::Any = values;
+    any.downcast_mut::<Vec<T>>().map(Vec::as_mut_slice)
+}
+
+/// Runs `$body` with the type alias `$t` set to the element type of `$tensor` (`f32` or `f64`).
+#[macro_export]
+macro_rules! by_element {
+    ($tensor:expr, $t:ident => $body:expr) => {
+        match $tensor.dtype() {
+            ::candle_core::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            ::candle_core::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            other => ::candle_core::bail!("expected a tensor of f32 (or f64), found {other:?}"),
+        }
+    };
+}
+
+/// Rows and columns of a two-dimensional tensor, with the operation's name in the error.
+pub(crate) fn matrix(tensor: &Tensor, operation: &str, what: &str) -> Result<(usize, usize)> {
+    match tensor.dims() {
+        &[rows, columns] => Ok((rows, columns)),
+        other => bail!("`{operation}`: {what} must have two dimensions, found {other:?}"),
+    }
+}
+
+/// Zeros of the given element type.
+pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    Tensor::zeros(shape, dtype, &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn updates_in_place_and_reads_back() -> Result<()> {
+        let x = tensor(vec![1f32, 2.0, 3.0, 4.0], (2, 2))?;
+        let sum = update(&x, |values: &mut [f32]| {
+            values[1] = 5.0;
+            Ok(values.iter().sum::<f32>())
+        })?;
+        assert_eq!(sum, 13.0);
+        assert_eq!(&*view::<f32>(&x)?, [1.0, 5.0, 3.0, 4.0]);
+        let row = x.narrow(0, 1, 1)?;
+        assert_eq!(&*view::<f32>(&row)?, [3.0, 4.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_lend() -> Result<()> {
+        let x = tensor(vec![1f32, 2.0, 3.0, 4.0], (2, 2))?;
+        assert!(view::<f64>(&x).is_err());
+        assert!(view::<f32>(&x.t()?).is_err());
+        assert!(update(&x, |_: &mut [f64]| Ok(())).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,36 @@
+//! Operations and their adjoints on candle tensors.
+//!
+//! The training engine has no tape: each operation stands here beside its adjoint, written out, and
+//! the model calls them in order. This crate knows no model, no file and no adapter. Tensors are
+//! contiguous and flat over tokens (`[tokens, …]`); there is no padding anywhere, the documents of a
+//! batch are concatenated and [`Documents`] says where they begin.
+//!
+//! | concept | module |
+//! |---|---|
+//! | a weight matrix in the form it is stored | [`weight`], [`nf4`], [`int8`] |
+//! | products with it, forward and adjoint | [`linear`], [`lora`], on top of [`gemm`] |
+//! | the rest of a decoder block | [`norm`], [`rope`], [`attention`], [`activation`], [`dropout`] |
+//! | head and loss together | [`cross_entropy`] |
+//! | the update | [`adamw`] |
+//! | what all of them stand on | [`documents`], [`host`], [`cpu`] |
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod cpu;
+pub mod cross_entropy;
+pub mod documents;
+pub mod dropout;
+pub mod gemm;
+pub mod host;
+pub mod int8;
+pub mod linear;
+pub mod lora;
+pub mod nf4;
+pub mod norm;
+pub mod rope;
+mod vector;
+pub mod weight;
+
+pub use documents::Documents;
+pub use weight::Weight;

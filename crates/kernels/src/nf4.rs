@@ -1,0 +1,428 @@
+//! NF4: four bits a number, in blocks of 64, as bitsandbytes stores them.
+//!
+//! A block is scaled by its greatest magnitude (`absmax`), and each number becomes the index of the
+//! nearest of sixteen levels, the quantiles of a normal distribution (Dettmers et al., "QLoRA",
+//! arXiv 2305.14314, appendix E). Blocks run over the matrix row by row without regard to where rows
+//! end. The first of two numbers sits in the high half of a byte. With double quantisation the
+//! `absmax` themselves are stored in eight bits, in blocks of 256, around their mean.
+//!
+//! The bytes equal those of bitsandbytes 0.50 on the CPU; the fixtures of `tests/fixtures/bnb` hold
+//! it to that.
+
+use std::ops::Range;
+
+use candle_core::{Result, bail};
+use rayon::prelude::*;
+
+use crate::gemm::Rows;
+use crate::host::Element;
+use crate::host::num::Float;
+
+/// Numbers that share one `absmax`.
+pub const BLOCK: usize = 64;
+/// `absmax` values that share one scale under double quantisation.
+pub const NESTED_BLOCK: usize = 256;
+
+/// The sixteen levels (bitsandbytes, `functional.get_4bit_type("nf4")`).
+pub const LEVELS: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// A matrix stored in NF4.
+#[derive(Clone, Debug)]
+pub struct Nf4 {
+    rows: usize,
+    columns: usize,
+    /// Two numbers a byte, the first in the high half.
+    packed: std::sync::Arc<[u8]>,
+    /// Scale of each block of [`BLOCK`] numbers, expanded from its eight bits where it has them.
+    absmax: std::sync::Arc<[f32]>,
+    nested: Option<std::sync::Arc<Nested>>,
+}
+
+/// The stored form of the scales under double quantisation.
+#[derive(Clone, Debug)]
+pub struct Nested {
+    /// Index of each scale in [`dynamic_map`].
+    pub codes: Vec<u8>,
+    /// Scale of each block of [`NESTED_BLOCK`] codes.
+    pub absmax: Vec<f32>,
+    /// Mean of all scales.
+    pub offset: f32,
+}
+
+impl Nf4 {
+    /// Quantises a matrix `[rows, columns]`, given row by row.
+    ///
+    /// # Errors
+    /// A length that does not fit the shape, or numbers that are not finite.
+    pub fn quantize(values: &[f32], rows: usize, columns: usize, double: bool) -> Result<Self> {
+        if values.len() != rows * columns {
+            bail!(
+                "NF4: {} numbers do not fill a matrix of {rows} × {columns}",
+                values.len()
+            );
+        }
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            bail!(
+                "NF4: the number in row {}, column {} is not finite",
+                at / columns,
+                at % columns
+            );
+        }
+        let absmax: Vec<f32> = values.par_chunks(BLOCK).map(block_scale).collect();
+        let mut packed = vec![0u8; values.len().div_ceil(2)];
+        packed
+            .par_chunks_mut(BLOCK / 2)
+            .zip(values.par_chunks(BLOCK))
+            .zip(&absmax)
+            .for_each(|((out, values), absmax)| {
+                let scaled = scaling(values.len(), *absmax);
+                for (out, pair) in out.iter_mut().zip(values.chunks(2)) {
+                    let high = nearest(scaled(pair[0]));
+                    // The half byte past the end of an odd matrix holds the level of zero.
+                    let low = nearest(pair.get(1).map_or(0.0, |value| scaled(*value)));
+                    *out = high << 4 | low;
+                }
+            });
+        if !double {
+            return Self::from_parts(packed, absmax, rows, columns);
+        }
+        Self::from_nested(packed, Nested::quantize(&absmax), rows, columns)
+    }
+
+    /// A matrix from its stored bytes and scales.
+    ///
+    /// # Errors
+    /// Lengths that do not fit the shape.
+    pub fn from_parts(
+        packed: Vec<u8>,
+        absmax: Vec<f32>,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let count = rows * columns;
+        if packed.len() != count.div_ceil(2) || absmax.len() != count.div_ceil(BLOCK) {
+            bail!(
+                "NF4: {} bytes and {} scales do not fit a matrix of {rows} × {columns}",
+                packed.len(),
+                absmax.len()
+            );
+        }
+        Ok(Self {
+            rows,
+            columns,
+            packed: packed.into(),
+            absmax: absmax.into(),
+            nested: None,
+        })
+    }
+
+    /// A matrix from its stored bytes and doubly quantised scales.
+    ///
+    /// # Errors
+    /// Lengths that do not fit the shape.
+    pub fn from_nested(
+        packed: Vec<u8>,
+        nested: Nested,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        if nested.absmax.len() != nested.codes.len().div_ceil(NESTED_BLOCK) {
+            bail!(
+                "NF4: {} scales of {} codes",
+                nested.absmax.len(),
+                nested.codes.len()
+            );
+        }
+        let weight = Self::from_parts(packed, nested.dequantize(), rows, columns)?;
+        Ok(Self {
+            nested: Some(std::sync::Arc::new(nested)),
+            ..weight
+        })
+    }
+
+    /// `(rows, columns)`
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Memory held, in bytes: the packed numbers and their scales.
+    pub fn bytes(&self) -> usize {
+        let nested = self
+            .nested
+            .as_ref()
+            .map_or(0, |n| n.codes.len() + 4 * n.absmax.len());
+        self.packed.len() + 4 * self.absmax.len() + nested
+    }
+
+    /// The stored bytes, two numbers each.
+    pub fn packed(&self) -> &[u8] {
+        &self.packed
+    }
+
+    /// The scale of each block, expanded where it is doubly quantised.
+    pub fn absmax(&self) -> &[f32] {
+        &self.absmax
+    }
+
+    /// The doubly quantised scales, if they are.
+    pub fn nested(&self) -> Option<&Nested> {
+        self.nested.as_deref()
+    }
+}
+
+impl<T: Element> Rows<T> for Nf4 {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        let mut at = row * self.columns + columns.start;
+        let mut out = out;
+        while !out.is_empty() {
+            let block = at / BLOCK;
+            let length = out.len().min((block + 1) * BLOCK - at);
+            let (now, rest) = out.split_at_mut(length);
+            let scale = self.absmax[block];
+            let levels = LEVELS.map(|level| <T as Float>::of(f64::from(level * scale)));
+            expand(&self.packed, at, &levels, now);
+            at += length;
+            out = rest;
+        }
+    }
+}
+
+/// Writes the numbers from index `at` on, which all belong to one block.
+fn expand<T: Copy>(packed: &[u8], mut at: usize, levels: &[T; 16], mut out: &mut [T]) {
+    if at % 2 == 1 {
+        let Some((first, rest)) = out.split_first_mut() else {
+            return;
+        };
+        *first = levels[usize::from(packed[at / 2] & 15)];
+        at += 1;
+        out = rest;
+    }
+    let bytes = &packed[at / 2..][..out.len().div_ceil(2)];
+    let mut pairs = out.chunks_exact_mut(2);
+    for (pair, byte) in (&mut pairs).zip(bytes) {
+        pair[0] = levels[usize::from(byte >> 4)];
+        pair[1] = levels[usize::from(byte & 15)];
+    }
+    if let ([last], Some(byte)) = (pairs.into_remainder(), bytes.last()) {
+        *last = levels[usize::from(byte >> 4)];
+    }
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values
+        .iter()
+        .fold(0f32, |largest, value| largest.max(value.abs()))
+}
+
+/// Greatest magnitude of a block; a short last block of zeros is given 1e-38, as in bitsandbytes.
+fn block_scale(values: &[f32]) -> f32 {
+    let largest = largest(values);
+    if largest == 0.0 && values.len() < BLOCK {
+        1e-38
+    } else {
+        largest
+    }
+}
+
+/// How a number of a block is scaled: bitsandbytes multiplies a full block by the reciprocal of its
+/// `absmax` and divides the short last one, which can differ in the last place.
+fn scaling(length: usize, absmax: f32) -> impl Fn(f32) -> f32 {
+    let (full, reciprocal) = (length == BLOCK, 1.0 / absmax);
+    move |value| match (absmax == 0.0, full) {
+        (true, _) => 0.0,
+        (false, true) => value * reciprocal,
+        (false, false) => value / absmax,
+    }
+}
+
+/// Index of the nearest level; halfway between two it is the lower.
+fn nearest(value: f32) -> u8 {
+    let above = |pair: &[f32]| value > f32::midpoint(pair[0], pair[1]);
+    LEVELS.windows(2).filter(|pair| above(pair)).count() as u8
+}
+
+impl Nested {
+    /// Quantises scales: the distance from their mean, in blocks, to the nearest entry of
+    /// [`dynamic_map`].
+    pub fn quantize(scales: &[f32]) -> Self {
+        let map = dynamic_map();
+        let offset = mean(scales);
+        let distances: Vec<f32> = scales.iter().map(|scale| scale - offset).collect();
+        let absmax: Vec<f32> = distances.chunks(NESTED_BLOCK).map(largest).collect();
+        let mut codes = Vec::with_capacity(scales.len());
+        for (values, absmax) in distances.chunks(NESTED_BLOCK).zip(&absmax) {
+            // Where all scales are equal there is nothing to scale by: bitsandbytes stores code 0.
+            codes.extend(values.iter().map(|value| match *absmax {
+                0.0 => 0,
+                absmax if values.len() == NESTED_BLOCK => {
+                    nearest_entry(&map, value * (1.0 / absmax))
+                }
+                absmax => nearest_entry(&map, value / absmax),
+            }));
+        }
+        Self {
+            codes,
+            absmax,
+            offset,
+        }
+    }
+
+    /// The scales as numbers.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let map = dynamic_map();
+        self.codes
+            .iter()
+            .enumerate()
+            .map(|(i, code)| map[usize::from(*code)] * self.absmax[i / NESTED_BLOCK] + self.offset)
+            .collect()
+    }
+}
+
+/// Mean in the order of PyTorch's vectorised sum being immaterial at f32 output: summed in f64.
+fn mean(values: &[f32]) -> f32 {
+    if values.is_empty() {
+        return 0.0;
+    }
+    (values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64) as f32
+}
+
+/// Index of the entry nearest to `value` in a rising map; halfway between two it is the lower.
+fn nearest_entry(map: &[f32; 256], value: f32) -> u8 {
+    let next = map.partition_point(|entry| *entry < value);
+    if next == 0 {
+        return 0;
+    }
+    if next == map.len() {
+        return 255;
+    }
+    let (lower, upper) = (map[next - 1], map[next]);
+    (if value > f32::midpoint(lower, upper) {
+        next
+    } else {
+        next - 1
+    }) as u8
+}
+
+/// The signed dynamic map of 256 entries (Dettmers, "8-bit Approximations for Parallelism in Deep
+/// Learning", arXiv 1511.04561): seven decades, each cut into twice as many steps as the one below.
+///
+/// Computed in f32 in the order of PyTorch's `linspace` (from both ends, fused), bit for bit.
+pub fn dynamic_map() -> [f32; 256] {
+    let mut entries = Vec::with_capacity(256);
+    for exponent in 0..7i32 {
+        let steps = (1usize << exponent) + 1;
+        let decade = 10f64.powi(exponent - 6) as f32;
+        let step = (1.0f32 - 0.1) / (steps - 1) as f32;
+        let boundary = |i: usize| -> f32 {
+            if i < steps / 2 {
+                step.mul_add(i as f32, 0.1)
+            } else {
+                (-step).mul_add((steps - 1 - i) as f32, 1.0)
+            }
+        };
+        for i in 0..steps - 1 {
+            let value = f32::midpoint(boundary(i), boundary(i + 1)) * decade;
+            entries.push(value);
+            entries.push(-value);
+        }
+    }
+    entries.push(0.0);
+    entries.push(1.0);
+    entries.sort_by(f32::total_cmp);
+    entries
+        .try_into()
+        .expect("seven decades give 254 entries, zero and one make 256")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize) -> Vec<f32> {
+        (0..count)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.013)
+            .collect()
+    }
+
+    #[test]
+    fn pieces_of_rows_equal_the_whole() {
+        let weight = Nf4::quantize(&values(7 * 33), 7, 33, false).expect("quantised");
+        let mut whole = vec![0f32; 33];
+        for row in 0..7 {
+            weight.fill(row, 0..33, &mut whole);
+            for start in 0..33 {
+                for end in start..=33 {
+                    let mut piece = vec![0f32; end - start];
+                    weight.fill(row, start..end, &mut piece);
+                    assert_eq!(piece, whole[start..end]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn levels_are_kept_exactly_and_errors_stay_within_half_a_step() {
+        let exact: Vec<f32> = LEVELS
+            .iter()
+            .cycle()
+            .take(128)
+            .map(|level| level * 3.0)
+            .collect();
+        let weight = Nf4::quantize(&exact, 2, 64, false).expect("quantised");
+        let mut row = vec![0f32; 64];
+        weight.fill(1, 0..64, &mut row);
+        assert_eq!(row, exact[64..]);
+        for (value, code) in [(-1.0, 0), (0.0, 7), (1.0, 15), (0.04, 8), (0.0397, 7)] {
+            assert_eq!(nearest(value), code);
+        }
+    }
+
+    #[test]
+    fn a_block_of_zeros_stays_zero() {
+        let weight = Nf4::quantize(&[0.0; 130], 2, 65, true).expect("quantised");
+        let mut row = vec![1f32; 65];
+        weight.fill(1, 0..65, &mut row);
+        assert!(row.iter().all(|value| value.abs() < 1e-12));
+    }
+
+    #[test]
+    fn the_dynamic_map_rises_from_about_minus_one_to_one() {
+        let map = dynamic_map();
+        assert!(map.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(map[255], 1.0);
+        assert!((map[0] + 0.992_968_74).abs() < 1e-6, "{}", map[0]);
+        assert!(map.contains(&0.0));
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_hold() {
+        assert!(Nf4::quantize(&[0.0; 5], 2, 3, false).is_err());
+        assert!(Nf4::quantize(&[0.0, f32::NAN], 1, 2, false).is_err());
+        assert!(Nf4::from_parts(vec![0; 3], vec![0.0], 2, 4).is_err());
+    }
+}

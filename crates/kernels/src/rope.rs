@@ -1,0 +1,101 @@
+//! Rotary position embedding and its adjoint, in place.
+//!
+//! Dimensions `i` and `i + d/2` of a head form a pair that is turned by `position · inv_freq[i]` (Su
+//! et al., arXiv 2104.09864; the order of Hugging Face's models). The adjoint turns back. Which
+//! frequencies a model uses is its configuration's business.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::by_element;
+use crate::host::{matrix, update};
+
+/// Sines and cosines of every position and frequency.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    /// `[positions, frequencies]`
+    cosines: Vec<f64>,
+    sines: Vec<f64>,
+    frequencies: usize,
+}
+
+impl RopeTable {
+    /// Tables for positions below `positions`, for inverse frequencies `[rotated dimensions / 2]`.
+    ///
+    /// `scaling` multiplies both tables (the attention factor of some scaled embeddings, else 1).
+    /// Angles are rounded to f32 as the models that were trained with them do.
+    pub fn new(inverse_frequencies: &[f64], positions: usize, scaling: f64) -> Self {
+        let angles = (0..positions).flat_map(|position| {
+            inverse_frequencies
+                .iter()
+                .map(move |frequency| f64::from(position as f32 * *frequency as f32))
+        });
+        let (cosines, sines) = angles
+            .map(|angle| (angle.cos() * scaling, angle.sin() * scaling))
+            .unzip();
+        Self {
+            cosines,
+            sines,
+            frequencies: inverse_frequencies.len(),
+        }
+    }
+
+    /// Number of positions the tables cover.
+    pub fn positions(&self) -> usize {
+        self.cosines.len() / self.frequencies.max(1)
+    }
+}
+
+/// Turns `x` `[tokens, heads · head_dim]` in place by each token's position.
+///
+/// # Errors
+/// Shapes that do not fit, or a position beyond the table.
+pub fn rope(x: &Tensor, heads: usize, positions: &[u32], table: &RopeTable) -> Result<()> {
+    turn(x, heads, positions, table, 1.0)
+}
+
+/// Adjoint of [`rope`]: turns the gradient back, in place.
+///
+/// # Errors
+/// As [`rope`].
+pub fn rope_backward(
+    dy: &Tensor,
+    heads: usize,
+    positions: &[u32],
+    table: &RopeTable,
+) -> Result<()> {
+    turn(dy, heads, positions, table, -1.0)
+}
+
+fn turn(x: &Tensor, heads: usize, positions: &[u32], table: &RopeTable, way: f64) -> Result<()> {
+    let (tokens, width) = matrix(x, "rope", "the input")?;
+    let half = table.frequencies;
+    if heads == 0 || width % heads != 0 || width / heads < 2 * half {
+        bail!("`rope`: a width of {width} in {heads} heads does not hold {half} frequencies");
+    }
+    if positions.len() != tokens {
+        bail!("`rope`: {} positions for {tokens} tokens", positions.len());
+    }
+    if let Some(position) = positions.iter().find(|p| **p as usize >= table.positions()) {
+        bail!(
+            "`rope`: position {position} is beyond the table of {}",
+            table.positions()
+        );
+    }
+    let head = width / heads;
+    by_element!(x, T => update(x, |x: &mut [T]| {
+        x.par_chunks_mut(width).zip(positions).for_each(|(row, position)| {
+            let at = *position as usize * half;
+            let (cosines, sines) = (&table.cosines[at..at + half], &table.sines[at..at + half]);
+            for head in row.chunks_exact_mut(head) {
+                let (first, second) = head.split_at_mut(half);
+                let pairs = first.iter_mut().zip(second).zip(cosines.iter().zip(sines));
+                for ((a, b), (cosine, sine)) in pairs {
+                    let (cosine, sine) = (*cosine as T, (*sine * way) as T);
+                    (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+                }
+            }
+        });
+        Ok(())
+    }))
+}

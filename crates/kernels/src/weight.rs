@@ -1,0 +1,152 @@
+//! A weight matrix in the form it is stored.
+//!
+//! The model asks for products with a [`Weight`] and does not care how it is kept: as f32, as bf16,
+//! or quantised. Every form writes pieces of its rows as plain numbers ([`Rows`]), and the products
+//! of [`crate::linear`] expand those pieces panel by panel.
+
+use std::ops::Range;
+
+use candle_core::{DType, Result, Storage, StorageRef, Tensor, bail};
+
+use crate::gemm::Rows;
+use crate::host::{self, Element};
+use crate::int8::Int8;
+use crate::nf4::Nf4;
+
+/// A weight matrix `[out_features, in_features]` in its stored form.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Plain numbers: f32, bf16, f16, or f64 in tests.
+    Dense(Tensor),
+    /// Four bits a number, in blocks of 64.
+    Nf4(Nf4),
+    /// Eight bits a number, a scale for each row.
+    Int8(Int8),
+}
+
+impl Weight {
+    /// `(out_features, in_features)`
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(tensor) => host::matrix(tensor, "weight", "a weight"),
+            Self::Nf4(weight) => Ok(weight.dims()),
+            Self::Int8(weight) => Ok(weight.dims()),
+        }
+    }
+
+    /// Memory of the stored form in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Nf4(weight) => weight.bytes(),
+            Self::Int8(weight) => weight.bytes(),
+        }
+    }
+
+    /// The whole matrix as f32 (f64 stays f64), for tests, merging and export.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        if let Self::Dense(tensor) = self {
+            return match tensor.dtype() {
+                DType::F64 => Ok(tensor.clone()),
+                _ => tensor.to_dtype(DType::F32),
+            };
+        }
+        let (rows, columns) = self.dims()?;
+        let mut values = vec![0f32; rows * columns];
+        self.with_rows::<f32, _>(|matrix| {
+            for (row, out) in values.chunks_exact_mut(columns.max(1)).enumerate() {
+                matrix.fill(row, 0..columns, out);
+            }
+            Ok(())
+        })?;
+        host::tensor(values, (rows, columns))
+    }
+
+    /// Lends the stored rows, as numbers of type `T`, to `work`.
+    ///
+    /// # Errors
+    /// A dense weight that is not on the CPU or not contiguous, or f64 numbers asked as f32.
+    pub fn with_rows<T: Element, R>(
+        &self,
+        work: impl FnOnce(&dyn Rows<T>) -> Result<R>,
+    ) -> Result<R> {
+        match self {
+            Self::Dense(tensor) => work(&DenseRows::new(tensor)?),
+            Self::Nf4(weight) => work(weight),
+            Self::Int8(weight) => work(weight),
+        }
+    }
+}
+
+/// The rows of a dense weight, converted from their stored type while they are read.
+struct DenseRows<'a> {
+    storage: StorageRef<'a>,
+    start: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> DenseRows<'a> {
+    fn new(tensor: &'a Tensor) -> Result<Self> {
+        let (rows, columns) = host::matrix(tensor, "product", "a weight")?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let Some((start, _)) = layout.contiguous_offsets() else {
+            bail!("a weight must be contiguous, its layout is {layout:?}")
+        };
+        match &*storage {
+            Storage::Cpu(_) => Ok(Self {
+                storage,
+                start,
+                rows,
+                columns,
+            }),
+            _ => bail!(
+                "this product runs on the CPU only, the weight is on {:?}",
+                tensor.device()
+            ),
+        }
+    }
+
+    fn all<S: candle_core::WithDType>(&self) -> Option<&[S]> {
+        let Storage::Cpu(storage) = &*self.storage else {
+            return None;
+        };
+        let values = S::cpu_storage_as_slice(storage).ok()?;
+        Some(&values[self.start..self.start + self.rows * self.columns])
+    }
+}
+
+impl<T: Element> Rows<T> for DenseRows<'_> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        fn convert<S: Copy, T>(from: &[S], out: &mut [T], value: impl Fn(S) -> T) {
+            for (out, from) in out.iter_mut().zip(from) {
+                *out = value(*from);
+            }
+        }
+        let piece = row * self.columns + columns.start..row * self.columns + columns.end;
+        let of = <T as crate::host::num::Float>::of;
+        if let Some(values) = self.all::<half::bf16>() {
+            convert(&values[piece], out, |v| of(f64::from(f32::from(v))));
+        } else if let Some(values) = self.all::<f32>() {
+            convert(&values[piece], out, |v| of(f64::from(v)));
+        } else if let Some(values) = self.all::<half::f16>() {
+            convert(&values[piece], out, |v| of(f64::from(f32::from(v))));
+        } else if let Some(values) = self.all::<f64>() {
+            convert(&values[piece], out, of);
+        } else {
+            unreachable!("weights are floating-point tensors, checked when they are loaded")
+        }
+    }
+
+    fn dense(&self) -> Option<(&[T], usize)> {
+        Some((self.all::<T>()?, self.columns))
+    }
+}

@@ -1,0 +1,106 @@
+//! Gated activations against composed candle operations, finite differences and themselves.
+
+mod common;
+
+use candle_core::{Result, Tensor};
+use common::{
+    Generator, assert_close, assert_same, autograd, check_gradient, inner, on_threads, single,
+};
+use sparsam_kernels::activation::{Activation, gated, gated_backward};
+
+const ALL: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
+
+fn composed(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let gate = match activation {
+        Activation::Silu => gate.silu()?,
+        Activation::Gelu => gate.gelu_erf()?,
+        Activation::GeluTanh => gate.gelu()?,
+    };
+    gate * up
+}
+
+#[test]
+fn equals_composed_operations_and_their_gradients() -> Result<()> {
+    let mut generator = Generator(1);
+    for activation in ALL {
+        for dims in [[1, 1], [3, 17], [70, 131]] {
+            let gate = (generator.tensor(&dims)? * 4.0)?;
+            let (up, dy) = (generator.tensor(&dims)?, generator.tensor(&dims)?);
+            let (y, grads) = autograd(&[&gate, &up], &dy, |v| composed(activation, &v[0], &v[1]))?;
+            assert_close("y", &gated(activation, &gate, &up)?, &y, 1e-13);
+            let (dgate, dup) = gated_backward(activation, &dy, &gate, &up)?;
+            // candle's gradients of GELU use constants of six digits.
+            assert_close("dgate", &dgate, &grads[0], 1e-5);
+            assert_close("dup", &dup, &grads[1], 1e-12);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn is_the_slope_of_its_forward_pass() -> Result<()> {
+    let mut generator = Generator(2);
+    for activation in ALL {
+        let gate = (generator.tensor(&[5, 13])? * 3.0)?;
+        let (up, dy) = (generator.tensor(&[5, 13])?, generator.tensor(&[5, 13])?);
+        let (dgate, dup) = gated_backward(activation, &dy, &gate, &up)?;
+        check_gradient("dgate", &gate, &dgate, |g| {
+            inner(&gated(activation, g, &up)?, &dy)
+        });
+        check_gradient("dup", &up, &dup, |u| {
+            inner(&gated(activation, &gate, u)?, &dy)
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn f32_is_near_f64_and_the_same_on_any_number_of_threads() -> Result<()> {
+    let mut generator = Generator(3);
+    let dims = [97, 301];
+    let gate = (generator.tensor(&dims)? * 6.0)?;
+    let (up, dy) = (generator.tensor(&dims)?, generator.tensor(&dims)?);
+    for activation in ALL {
+        let y = gated(activation, &gate, &up)?;
+        let (dgate, dup) = gated_backward(activation, &dy, &gate, &up)?;
+        let run = || -> Result<[Tensor; 3]> {
+            let (gate, up, dy) = (single(&gate)?, single(&up)?, single(&dy)?);
+            let (dgate, dup) = gated_backward(activation, &dy, &gate, &up)?;
+            Ok([gated(activation, &gate, &up)?, dgate, dup])
+        };
+        let (one, three) = (on_threads(1, run)?, on_threads(3, run)?);
+        for ((one, three), exact) in one.iter().zip(&three).zip([&y, &dgate, &dup]) {
+            assert_close("f32", one, exact, 1e-6);
+            assert_same("threads", one, three);
+        }
+    }
+    Ok(())
+}
+
+/// Far from zero the gate is open or shut, without overflow on the way.
+#[test]
+fn keeps_its_ends() -> Result<()> {
+    let gate = Tensor::new(
+        &[[-1e4f32, -100.0, 0.0, 100.0, 1e4]],
+        &candle_core::Device::Cpu,
+    )?;
+    let one = gate.ones_like()?;
+    for activation in ALL {
+        let y = gated(activation, &gate, &one)?;
+        assert_close("y", &y, &gate.relu()?, 1e-7);
+        let (dgate, _) = gated_backward(activation, &one, &gate, &one)?;
+        let expected = Tensor::new(&[[0f32, 0.0, 0.5, 1.0, 1.0]], &candle_core::Device::Cpu)?;
+        assert_close("dgate", &dgate, &expected, 1e-7);
+    }
+    Ok(())
+}
+
+#[test]
+fn refuses_shapes_that_differ() -> Result<()> {
+    let mut generator = Generator(4);
+    let (x, y) = (generator.tensor(&[2, 3])?, generator.tensor(&[3, 2])?);
+    assert!(gated(Activation::Silu, &x, &y).is_err());
+    assert!(gated_backward(Activation::Silu, &y, &x, &x).is_err());
+    assert!(gated(Activation::Silu, &x, &single(&x)?).is_err());
+    Ok(())
+}

@@ -1,0 +1,657 @@
+//! The handle a program holds: options in, a [`Tracker`] while the program runs, an [`EnergyRecord`] at
+//! the end. Here the meters of this machine are chosen and the sampling thread is started. Only an
+//! option that makes no sense is an error; a sensor that is missing is not.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::accounting::{self, Pue};
+use crate::intensity::{self, CarbonIntensity, UnknownCountry};
+use crate::journal::{self, JournalError, Start, Writer};
+use crate::meter::model::{Constant, CpuModel};
+use crate::meter::powercap::Powercap;
+use crate::meter::{Component, EnergyMeter, Roots, nvml, powercap, system};
+use crate::range::Range;
+use crate::record::{EnergyRecord, Hardware, Place};
+use crate::sampler::{Clock, Command, Live, Sampler, SystemClock};
+use crate::window::{Ledger, format_time};
+
+/// How long [`Tracker::finish`] waits for the last reading before it falls back on the journal.
+const FINISH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a tracker is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Where the journal goes. Without a folder there is none, and a crash loses the figures.
+    pub run_dir: Option<PathBuf>,
+    /// The run's name.
+    pub name: String,
+    /// Whether this continues the run whose journal is in the folder.
+    pub resume: bool,
+    /// Where the meters look.
+    pub roots: Roots,
+    /// Time between samples: 1 s unless told otherwise, from 10 ms to 60 s.
+    pub interval: Duration,
+    /// ISO 3166 code or English name. Without one, emissions are a range over countries.
+    pub country: Option<String>,
+    /// An own figure for the electricity, which takes the country's place.
+    pub intensity: Option<StatedIntensity>,
+    /// Power usage effectiveness of the building, at least 1; 1 unless told otherwise.
+    pub pue: Option<f64>,
+    /// The processor's rated power in watts, all sockets together, where it is modelled.
+    pub cpu_watts: Option<f64>,
+    /// The memory's power in watts, where it is not measured.
+    pub ram_watts: Option<f64>,
+    /// Which GPUs belong to the run.
+    pub gpus: Gpus,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            run_dir: None,
+            name: "run".to_owned(),
+            resume: false,
+            roots: Roots::default(),
+            interval: Duration::from_secs(1),
+            country: None,
+            intensity: None,
+            pue: None,
+            cpu_watts: None,
+            ram_watts: None,
+            gpus: Gpus::Visible,
+        }
+    }
+}
+
+impl Options {
+    /// The defaults with a run folder, after which the run is named.
+    pub fn in_folder(run_dir: impl Into<PathBuf>) -> Self {
+        let run_dir = run_dir.into();
+        Self {
+            name: run_dir.file_name().map_or_else(
+                || "run".to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            ),
+            run_dir: Some(run_dir),
+            ..Self::default()
+        }
+    }
+}
+
+/// A carbon intensity the user states.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatedIntensity {
+    /// gCO2e/kWh.
+    pub g_per_kwh: f64,
+    /// Where the figure comes from, in words.
+    pub source: String,
+}
+
+/// Which GPUs belong to a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gpus {
+    /// Those that `CUDA_VISIBLE_DEVICES` leaves visible.
+    #[default]
+    Visible,
+    /// None: the run does not use them, and their idle power is not its own.
+    None,
+}
+
+/// An option that makes no sense.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum StartError {
+    /// The country is not in the table.
+    #[error(transparent)]
+    UnknownCountry(#[from] UnknownCountry),
+    /// A figure is not a number or out of its range.
+    #[error("`{option}` is {given}, and must be {wanted}")]
+    OutOfRange {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        given: f64,
+        /// What is allowed, in words.
+        wanted: &'static str,
+    },
+    /// An own intensity without a word on where it comes from.
+    #[error("`intensity_g_per_kwh` is given without a source")]
+    NoSource,
+}
+
+impl StartError {
+    /// What to write instead.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownCountry(error) => Some(error.hint()),
+            Self::OutOfRange { option: "pue", .. } => {
+                Some("1.0 is a machine at home, 1.1 to 1.6 a data centre".to_owned())
+            }
+            Self::OutOfRange { .. } => None,
+            Self::NoSource => {
+                Some("add where the figure comes from, such as `contract of 2026`".to_owned())
+            }
+        }
+    }
+}
+
+/// Checks `value` against bounds, both inclusive.
+fn within(
+    option: &'static str,
+    value: f64,
+    (low, high): (f64, f64),
+    wanted: &'static str,
+) -> Result<(), StartError> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(StartError::OutOfRange {
+        option,
+        given: value,
+        wanted,
+    })
+}
+
+/// The accounting side of the options, checked.
+struct Accounting {
+    place: Option<Place>,
+    intensity: CarbonIntensity,
+    pue: Pue,
+}
+
+fn check(options: &Options) -> Result<Accounting, StartError> {
+    within(
+        "interval",
+        options.interval.as_secs_f64(),
+        (0.01, 60.0),
+        "from 0.01 to 60 seconds",
+    )?;
+    let watts = "more than 0 and at most 100000 watts";
+    for (option, given) in [
+        ("cpu_watts", options.cpu_watts),
+        ("ram_watts", options.ram_watts),
+    ] {
+        if let Some(given) = given {
+            within(option, given, (f64::MIN_POSITIVE, 1e5), watts)?;
+        }
+    }
+    let pue = match options.pue {
+        Some(value) => {
+            within("pue", value, (1.0, 10.0), "from 1 to 10")?;
+            Pue {
+                value,
+                source: "stated by the user".to_owned(),
+            }
+        }
+        None => Pue::default(),
+    };
+    let country = options
+        .country
+        .as_deref()
+        .map(intensity::lookup)
+        .transpose()?;
+    let intensity = match (&options.intensity, country) {
+        (Some(stated), _) => {
+            within(
+                "intensity_g_per_kwh",
+                stated.g_per_kwh,
+                (0.0, 5000.0),
+                "from 0 to 5000 gCO2e/kWh",
+            )?;
+            if stated.source.trim().is_empty() {
+                return Err(StartError::NoSource);
+            }
+            CarbonIntensity::given(stated.g_per_kwh, stated.source.trim())
+        }
+        (None, Some(country)) => CarbonIntensity::of(country),
+        (None, None) => CarbonIntensity::unknown_place(),
+    };
+    Ok(Accounting {
+        place: country.map(|country| Place {
+            name: country.name.to_owned(),
+            alpha3: country.alpha3.to_owned(),
+        }),
+        intensity,
+        pue,
+    })
+}
+
+/// The meters of this machine, and what there is to say about them.
+struct Found {
+    meters: Vec<Box<dyn EnergyMeter>>,
+    hardware: Hardware,
+    notes: Vec<String>,
+    not_included: Vec<String>,
+}
+
+/// Chooses the meters: measured where anything can be measured, else modelled.
+fn find_meters(options: &Options, now: Duration) -> Found {
+    let roots = &options.roots;
+    let mut found = Found {
+        meters: Vec::new(),
+        hardware: hardware(roots),
+        notes: Vec::new(),
+        not_included: Vec::new(),
+    };
+    match options.gpus {
+        Gpus::Visible => find_gpus(roots, now, &mut found),
+        Gpus::None => found
+            .not_included
+            .push("GPUs, which this run did not use".to_owned()),
+    }
+
+    let powercap = Powercap::open(roots, now);
+    let memory_is_measured = powercap.as_ref().is_some_and(Powercap::measures_memory);
+    if let Some(meter) = powercap {
+        let unreadable: Vec<String> = powercap::zones(roots)
+            .iter()
+            .filter(|zone| zone.read().is_err())
+            .map(|zone| zone.name.clone())
+            .collect();
+        if !unreadable.is_empty() {
+            found.notes.push(format!(
+                "the counters of {} exist and may not be read; they are missing from the figures",
+                unreadable.join(", ")
+            ));
+        }
+        if options.cpu_watts.is_some() {
+            found
+                .notes
+                .push("`cpu_watts` was not used: the processor is measured".to_owned());
+        }
+        found.meters.push(Box::new(meter));
+    } else {
+        if !powercap::zones(roots).is_empty() {
+            found.notes.push(
+                "this machine has RAPL energy counters that may not be read, so the processor is \
+                 modelled; a udev rule that gives `energy_uj` to a group makes it measured"
+                    .to_owned(),
+            );
+        }
+        let model = CpuModel::new(roots, options.cpu_watts, now);
+        found.meters.push(Box::new(model));
+    }
+    if memory_is_measured {
+        if options.ram_watts.is_some() {
+            found
+                .notes
+                .push("`ram_watts` was not used: the memory is measured".to_owned());
+        }
+    } else {
+        match Constant::memory(roots, options.ram_watts, now) {
+            Some(meter) => found.meters.push(Box::new(meter)),
+            None => found
+                .not_included
+                .push("memory, whose size could not be found out".to_owned()),
+        }
+    }
+    found.not_included.extend(
+        [
+            "disks, network, fans, mainboard and the losses of power supplies",
+            "the manufacture of the hardware",
+            "water",
+            "other runs: searches, failed attempts, preparation of the data",
+            "the training of the base model",
+        ]
+        .map(str::to_owned),
+    );
+    found
+}
+
+fn find_gpus(roots: &Roots, now: Duration, found: &mut Found) {
+    let library = match nvml::Library::load(roots) {
+        Ok(library) => library,
+        Err(nvml::NoGpu::NoLibrary(_)) => return,
+        Err(error) => {
+            found.notes.push(format!(
+                "no NVIDIA GPU could be read and none is counted: {error}"
+            ));
+            return;
+        }
+    };
+    match library.gpus() {
+        Ok(gpus) => {
+            let listed = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+            let pci_order = std::env::var("CUDA_DEVICE_ORDER").is_ok_and(|o| o == "PCI_BUS_ID");
+            let (gpus, note) = nvml::visible(gpus, listed.as_deref(), pci_order);
+            found.notes.extend(note);
+            if !gpus.is_empty() {
+                found.hardware.gpus = gpus.iter().map(|gpu| gpu.name.clone()).collect();
+                found.meters.push(Box::new(library.meter(&gpus, now)));
+            }
+        }
+        Err(error) => found.notes.push(format!(
+            "no NVIDIA GPU could be read and none is counted: {error}"
+        )),
+    }
+}
+
+fn hardware(roots: &Roots) -> Hardware {
+    let processor = system::processor(roots);
+    let allowance = system::cpu_allowance(roots);
+    Hardware {
+        cpu: processor.as_ref().and_then(|p| p.name.clone()),
+        cpu_threads: processor.as_ref().map(|p| {
+            let affinity = allowance.affinity.as_ref().map_or(p.threads, |cpus| {
+                u32::try_from(cpus.len()).unwrap_or(p.threads)
+            });
+            let quota = allowance
+                .quota
+                .map_or(p.threads, |quota| (quota.ceil() as u32).max(1));
+            (p.threads.min(affinity).min(quota), p.threads)
+        }),
+        gpus: Vec::new(),
+        ram_bytes: system::usable_memory(roots),
+    }
+}
+
+/// A run that is being tracked. Dropping it without [`Tracker::finish`] leaves a journal that says the
+/// run ended early.
+#[derive(Debug)]
+pub struct Tracker {
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+    live: Arc<Mutex<Option<Live>>>,
+    g_per_kwh: crate::range::Span,
+    journal: Option<PathBuf>,
+    /// The opening line, from which an empty record is made if all else fails.
+    start: Start,
+}
+
+impl Tracker {
+    /// Starts tracking on a thread of its own.
+    ///
+    /// # Errors
+    /// An option makes no sense. Missing sensors and an unwritable journal are notes in the record.
+    pub fn start(options: &Options) -> Result<Self, StartError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        Self::start_with(options, clock, None)
+    }
+
+    /// Starts with another clock, and with other meters than those of this machine where given.
+    ///
+    /// # Errors
+    /// As [`Tracker::start`].
+    pub fn start_with(
+        options: &Options,
+        clock: Arc<dyn Clock>,
+        meters: Option<Vec<Box<dyn EnergyMeter>>>,
+    ) -> Result<Self, StartError> {
+        let Accounting {
+            place,
+            intensity,
+            pue,
+        } = check(options)?;
+        let found = catch_unwind(AssertUnwindSafe(|| find_meters(options, clock.monotonic())));
+        let mut found = found.unwrap_or_else(|_| Found {
+            meters: Vec::new(),
+            hardware: Hardware::default(),
+            notes: vec!["the sensors could not be looked for; nothing is counted".to_owned()],
+            not_included: vec!["everything".to_owned()],
+        });
+        if let Some(meters) = meters {
+            found.meters = meters;
+        }
+        let start = Start {
+            version: journal::JOURNAL_VERSION,
+            name: options.name.clone(),
+            at: format_time(clock.wall()),
+            domains: found
+                .meters
+                .iter()
+                .flat_map(|meter| meter.domains().to_vec())
+                .collect(),
+            hardware: found.hardware,
+            place,
+            intensity,
+            pue,
+            not_included: found.not_included,
+        };
+        let mut notes = found.notes;
+        let (ledger, writer) = open_journal(options, &mut notes);
+        let journal = writer
+            .is_some()
+            .then(|| {
+                options
+                    .run_dir
+                    .as_deref()
+                    .map(|dir| dir.join(journal::FILE_NAME))
+            })
+            .flatten();
+
+        let live = Arc::new(Mutex::new(None));
+        let sampler = Sampler::new(
+            found.meters,
+            clock,
+            ledger,
+            writer,
+            start.clone(),
+            notes,
+            Arc::clone(&live),
+        );
+        let (commands, received) = mpsc::channel();
+        let interval = options.interval;
+        let thread = std::thread::Builder::new()
+            .name("sparsam-energy".to_owned())
+            .spawn(move || {
+                // A failure stays on this thread: the run goes on and the journal keeps what it has.
+                drop(catch_unwind(AssertUnwindSafe(|| {
+                    sampler.serve(&received, interval);
+                })));
+            })
+            .ok();
+        Ok(Self {
+            commands: Some(commands),
+            thread,
+            live,
+            g_per_kwh: start.intensity.g_per_kwh,
+            journal,
+            start,
+        })
+    }
+
+    /// Opens a named window inside those that are open.
+    pub fn enter(&self, window: &str) {
+        self.send(Command::Enter(window.to_owned()));
+    }
+
+    /// Closes the innermost open window of that name, and those inside it.
+    pub fn leave(&self, window: &str) {
+        self.send(Command::Leave(window.to_owned()));
+    }
+
+    /// Opens a window that closes when the guard is dropped.
+    pub fn window<'a>(&'a self, name: &'a str) -> Window<'a> {
+        self.enter(name);
+        Window {
+            tracker: self,
+            name,
+        }
+    }
+
+    /// What a progress bar shows: power now, joules and grams so far. Never waits for a sensor.
+    pub fn live(&self) -> Live {
+        let live = *self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.unwrap_or(Live {
+            watts: None,
+            joules: Range::ZERO,
+            emissions_g: accounting::operational_g(Range::ZERO, 1.0, self.g_per_kwh),
+            seconds: 0.0,
+        })
+    }
+
+    /// The journal's path, where there is one.
+    pub fn journal(&self) -> Option<&Path> {
+        self.journal.as_deref()
+    }
+
+    /// Takes the last reading and gives the record. Open windows are closed.
+    ///
+    /// Where the sampling thread has died or does not answer within ten seconds, the record is made
+    /// from the journal, and says that it ended early.
+    pub fn finish(mut self) -> EnergyRecord {
+        let (reply, answer) = mpsc::channel();
+        self.send(Command::Finish(reply));
+        if let Ok(Some(record)) = answer.recv_timeout(FINISH_PATIENCE) {
+            return record;
+        }
+        self.thread = None; // It may hang in a driver: do not wait for it again.
+        self.fallback()
+    }
+
+    fn fallback(&self) -> EnergyRecord {
+        let from_journal = self.journal.as_deref().map(EnergyRecord::from_journal);
+        let mut record = match from_journal {
+            Some(Ok(record)) => record,
+            _ => Ledger::empty(self.start.clone()),
+        };
+        record.notes.push(
+            "the tracker stopped before the run did: what was drawn after its last sample is missing"
+                .to_owned(),
+        );
+        record
+    }
+
+    fn send(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // A thread that died has left a note; the run must not notice.
+            drop(commands.send(command));
+        }
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// The earlier sessions of a resumed run, and the journal. What goes wrong becomes a note.
+fn open_journal(options: &Options, notes: &mut Vec<String>) -> (Ledger, Option<Writer>) {
+    let Some(run_dir) = options.run_dir.as_deref() else {
+        return (Ledger::default(), None);
+    };
+    let mut ledger = Ledger::default();
+    if options.resume {
+        match journal::read(&run_dir.join(journal::FILE_NAME)) {
+            Ok(contents) => ledger = Ledger::replay(contents),
+            Err(error) => notes.push(format!(
+                "the energy of the run before it was resumed is missing: {error}"
+            )),
+        }
+    }
+    match Writer::open(run_dir, options.resume) {
+        Ok(writer) => (ledger, Some(writer)),
+        Err(error) => {
+            notes.push(format!("no energy journal could be kept: {error}"));
+            (ledger, None)
+        }
+    }
+}
+
+impl EnergyRecord {
+    /// The record of a run's journal up to its last whole line.
+    ///
+    /// # Errors
+    /// The file cannot be read, no session starts in it, or a newer version wrote it.
+    pub fn from_journal(path: &Path) -> Result<Self, JournalError> {
+        let contents = journal::read(path)?;
+        Ledger::replay(contents)
+            .record()
+            .ok_or_else(|| JournalError::Empty {
+                path: path.to_owned(),
+            })
+    }
+}
+
+/// An open window; dropping it closes the window.
+#[derive(Debug)]
+#[must_use = "the window closes when this is dropped"]
+pub struct Window<'a> {
+    tracker: &'a Tracker,
+    name: &'a str,
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        self.tracker.leave(self.name);
+    }
+}
+
+/// One sensor, as found on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SensorReport {
+    /// `RAPL package-0`, `NVML`, `/proc/stat`.
+    pub sensor: String,
+    /// What it would give.
+    pub component: Component,
+    /// Whether it exists and can be read.
+    pub readable: bool,
+    /// What it gives, or why it cannot be read.
+    pub detail: String,
+}
+
+/// Every sensor this crate knows, as found under `roots`.
+pub fn sensors(roots: &Roots) -> Vec<SensorReport> {
+    let mut reports = Vec::new();
+    let mut report = |sensor: &str, component, outcome: Result<String, String>| {
+        reports.push(SensorReport {
+            sensor: sensor.to_owned(),
+            component,
+            readable: outcome.is_ok(),
+            detail: outcome.unwrap_or_else(|why| why),
+        });
+    };
+    match nvml::Library::load(roots).and_then(|library| library.gpus()) {
+        Ok(gpus) => {
+            for gpu in &gpus {
+                report(
+                    &format!("NVML {}", gpu.uuid),
+                    Component::Gpu,
+                    Ok(gpu.name.clone()),
+                );
+            }
+            if gpus.is_empty() {
+                report("NVML", Component::Gpu, Err("no GPU".to_owned()));
+            }
+        }
+        Err(error) => report("NVML", Component::Gpu, Err(error.to_string())),
+    }
+    let zones = powercap::zones(roots);
+    for zone in &zones {
+        let outcome = zone.read().map(|microjoules| format!("{microjoules} uJ"));
+        report(&format!("RAPL {}", zone.name), zone.component, outcome);
+    }
+    if zones.is_empty() {
+        report(
+            "RAPL",
+            Component::Cpu,
+            Err(
+                "no powercap zones: a virtual machine, a container, or the driver is not loaded"
+                    .to_owned(),
+            ),
+        );
+    }
+    let load = system::cpu_time(roots, &system::CpuAllowance::default());
+    report(
+        "processor load",
+        Component::Cpu,
+        load.map(|time| format!("{} threads", time.threads))
+            .ok_or_else(|| "/proc/stat cannot be read".to_owned()),
+    );
+    report(
+        "memory size",
+        Component::Ram,
+        system::usable_memory(roots)
+            .map(|bytes| format!("{:.1} GB usable", bytes as f64 / 1e9))
+            .ok_or_else(|| "neither /proc/meminfo nor a control group can be read".to_owned()),
+    );
+    reports
+}

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""The peer's side of a measurement: PEFT on PyTorch trains a Llama-architecture model of a given shape.
+
+    python peft_peer.py --data DIR --shape 135m --prepare      # writes the files below
+    python peft_peer.py --data DIR --shape 135m --method lora --dtype f32
+
+Both programs start from the same files, so that they do the same arithmetic:
+
+    DIR/135m/                        config.json, model.safetensors: seeded random weights, f32
+    DIR/135m-lora.safetensors        the A matrices of rank 16; B starts at zero
+    DIR/135m-batches.safetensors     ids [16, 8, 1024]; step i trains on ids[i % 16, :batch, :seq]
+
+A step is forward, mean next-token loss, backward, AdamW without decay. The
+first two steps warm up and are not counted. The last line on stdout is JSON.
+"""
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+SHAPES = {
+    "tiny": dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+                 intermediate_size=688, vocab_size=4096, tie_word_embeddings=True),
+    "135m": dict(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+                 intermediate_size=1536, vocab_size=49152, tie_word_embeddings=True),
+    "qwen0.5b": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+                     intermediate_size=4864, vocab_size=151936, tie_word_embeddings=True),
+    "1.1b": dict(hidden_size=2048, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
+                 intermediate_size=5632, vocab_size=32000, tie_word_embeddings=False),
+    "7b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
+               intermediate_size=11008, vocab_size=32000, tie_word_embeddings=False),
+    "8b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+               intermediate_size=14336, vocab_size=128256, tie_word_embeddings=False),
+}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+RANK, ALPHA, LEARNING_RATE, WARM_UP = 16, 32, 2e-4, 2
+
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, default=Path("peer-data"), metavar="DIR")
+    p.add_argument("--shape", choices=SHAPES, default="135m")
+    p.add_argument("--prepare", action="store_true", help="write what is missing of the files, then stop")
+    p.add_argument("--method", choices=["lora", "full"], default="lora")
+    p.add_argument("--dtype", choices=DTYPES, default="f32", help="of the base, and of the weights in full training")
+    p.add_argument("--quantize", choices=["none", "nf4", "nf4-dq"], default="none")
+    p.add_argument("--gradient-checkpointing", action="store_true")
+    p.add_argument("--compile", action="store_true", help="with torch.compile")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--batch", type=int, default=4)
+    p.add_argument("--seq", type=int, default=256)
+    p.add_argument("--steps", type=int, default=12)
+    p.add_argument("--threads", type=int, default=2)
+    a = p.parse_args()
+    if not a.prepare and a.steps <= WARM_UP:
+        p.error(f"--steps must be more than the {WARM_UP} that warm up")
+    return a
+
+
+def files(a):
+    return a.data / a.shape, a.data / f"{a.shape}-lora.safetensors", a.data / f"{a.shape}-batches.safetensors"
+
+
+def prepare(a):
+    """Writes the files that are missing; the seeds make them the same everywhere."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder, lora, batches = files(a)
+    a.data.mkdir(parents=True, exist_ok=True)
+    if not (folder / "model.safetensors").exists():
+        torch.manual_seed(0)
+        config = LlamaConfig(**SHAPES[a.shape], rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=4096,
+                             initializer_range=0.02, bos_token_id=1, eos_token_id=2)
+        LlamaForCausalLM(config).float().save_pretrained(folder)
+    if not batches.exists():
+        seeded = torch.Generator().manual_seed(1)
+        ids = torch.randint(0, SHAPES[a.shape]["vocab_size"], (16, 8, 1024), generator=seeded)
+        save_file({"ids": ids}, batches)
+    if not lora.exists():
+        torch.manual_seed(2)
+        model = with_lora(load_base(folder, torch.float32))
+        save_file({k: p.detach().contiguous() for k, p in model.named_parameters() if "lora_A" in k}, lora)
+
+
+def load_base(folder, dtype):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model.config.use_cache = False
+    return model
+
+
+def with_lora(model):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=ALPHA, target_modules=PROJECTIONS))
+
+
+def quantise(model, double, compute, device):
+    """NF4 layers of bitsandbytes in place of the projections."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for path, module in list(model.named_modules()):
+        parent, _, leaf = path.rpartition(".")
+        if not isinstance(module, nn.Linear) or leaf not in PROJECTIONS:
+            continue
+        layer = Linear4bit(module.in_features, module.out_features, bias=False, compute_dtype=compute,
+                           compress_statistics=double, quant_type="nf4")
+        layer.weight = Params4bit(module.weight.data, requires_grad=False, compress_statistics=double,
+                                  quant_type="nf4", blocksize=64)
+        layer = layer.to(device)  # this is where bitsandbytes quantises
+        if layer.weight.quant_state is None:
+            raise RuntimeError(f"bitsandbytes left {path} unquantised on {device}")
+        setattr(model.get_submodule(parent), leaf, layer)
+
+
+def build(a):
+    """The model ready to train, and the parameters that do."""
+    folder, lora, _ = files(a)
+    model = load_base(folder, DTYPES[a.dtype])
+    if a.quantize != "none":
+        quantise(model, a.quantize == "nf4-dq", DTYPES[a.dtype], a.device)
+    model = model.to(a.device)
+    if a.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if a.method == "lora":
+        model = with_lora(model)
+        named = dict(model.named_parameters())
+        with torch.no_grad():
+            for key, value in load_file(lora).items():
+                named[key].copy_(value)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return (torch.compile(model) if a.compile else model), trained
+
+
+def train(a, model, trained):
+    """Losses and seconds of every step."""
+    ids = load_file(files(a)[2])["ids"]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
+    wait = torch.cuda.synchronize if a.device.startswith("cuda") else lambda: None
+    losses, seconds = [], []
+    for i in range(a.steps):
+        x = ids[i % len(ids), :a.batch, :a.seq].contiguous().to(a.device)
+        wait()
+        begin = time.perf_counter()
+        loss = model(input_ids=x, labels=x).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        wait()
+        seconds.append(time.perf_counter() - begin)
+        losses.append(loss.item())
+    return losses, seconds
+
+
+def peak_rss_mib():
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main():
+    a = arguments()
+    torch.set_num_threads(a.threads)
+    prepare(a)
+    if a.prepare:
+        return
+    import peft  # noqa: F401  so that what the imports take is known before the model is there
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+    imported = peak_rss_mib()
+    losses, seconds = train(a, *build(a))
+    counted = seconds[WARM_UP:]
+    print(json.dumps(dict(
+        tokens_per_second=a.batch * a.seq / statistics.median(counted), peak_rss_mib=peak_rss_mib(), losses=losses,
+        step_seconds=seconds, rss_after_imports_mib=imported,
+        peak_device_mib=torch.cuda.max_memory_allocated() / 2**20 if a.device.startswith("cuda") else None,
+        versions={name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
+        cpu_capability=torch.backends.cpu.get_cpu_capability())))
+
+
+if __name__ == "__main__":
+    main()
