@@ -70,7 +70,8 @@ fn f32_is_near_f64_and_the_same_on_any_number_of_threads() -> Result<()> {
         };
         let (one, three) = (on_threads(1, run)?, on_threads(3, run)?);
         for ((one, three), exact) in one.iter().zip(&three).zip([&y, &dgate, &dup]) {
-            assert_close("f32", one, exact, 1e-6);
+            // The exponent of a gate of 9 is rounded at several times its own precision.
+            assert_close("f32", one, exact, 5e-6);
             assert_same("threads", one, three);
         }
     }

@@ -18,7 +18,7 @@ use crate::documents::Documents;
 use crate::vector::{LANES, Real, dot, levels};
 
 /// Keys of a block: a multiple of every microkernel's rows.
-const KEYS: usize = 48;
+const KEYS: usize = 96;
 /// Queries of a block: a multiple of every microkernel's columns.
 const QUERIES: usize = 128;
 /// Queries of a task begin at a multiple of this, so that blocks begin at a panel's edge.
@@ -222,7 +222,7 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
     let queries = task.keys.start / ALIGN * ALIGN..length.min(task.keys.end - 1 + window);
     let tokens = task.document.start + queries.start..task.document.start + queries.end;
     let of_head = |x| HeadRows::new(x, shape.heads, head_dim, task.head, tokens.clone());
-    let q = of_head(inputs.q).scaled(T::of(shape.scale));
+    let q = of_head(inputs.q).scaled(level, T::of(shape.scale));
     let q = HeadRows::alone(&q, head_dim);
     let dout = of_head(inputs.dout);
     let (q_turned, dout_turned) = (

@@ -42,10 +42,10 @@ impl<'a, T: Real> HeadRows<'a, T> {
     }
 
     /// The rows one after the other, times `factor`: `[rows, width]`.
-    pub(super) fn scaled(&self, factor: T) -> Vec<T> {
-        (0..self.rows)
-            .flat_map(|row| self.row(row).iter().map(move |value| *value * factor))
-            .collect()
+    pub(super) fn scaled(&self, level: Level, factor: T) -> Vec<T> {
+        let mut out = self.copied();
+        scale::<T>(level, &mut out, factor);
+        out
     }
 
     /// The rows one after the other: `[rows, width]`.
@@ -170,6 +170,15 @@ pub(super) fn product<T: Real>(
             };
             let out = &mut out[row * stride + (panel - first_panel) * width..];
             T::multiply(level, *height, &product, out, stride, add);
+        }
+    }
+}
+
+levels! {
+    /// `values *= factor`
+    fn scale<T: Real>(values: &mut [T], factor: T) {
+        for value in values {
+            *value *= factor;
         }
     }
 }

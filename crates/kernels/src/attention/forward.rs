@@ -116,7 +116,7 @@ fn run<T: Real>(
     for head in 0..shape.heads {
         let cache = &caches[head / shape.group()];
         let left = HeadRows::new(q, shape.heads, shape.head_dim, head, rows.clone());
-        let left = left.scaled(T::of(shape.scale));
+        let left = left.scaled(level, T::of(shape.scale));
         let mut state = vec![(T::NEG_INFINITY, 0.0); count];
         sums.fill(T::ZERO);
         let first_seen = (task.queries.start + 1).saturating_sub(window);
