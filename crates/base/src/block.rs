@@ -1,13 +1,15 @@
 //! The decoder block: attention and a gated unit, each behind a norm and beside the residual stream.
 //!
 //! [`Block::forward`] and [`Block::backward`] stand beside each other and do the same steps in opposite
-//! order. Norm outputs and the gated product are cheap to compute and large to keep, so the backward
+//! order; [`Block::forward_cached`] does the forward steps for the next tokens of a generation. Norm outputs and the gated product are cheap to compute and large to keep, so the backward
 //! pass computes them again from what is kept. A family is a configuration of this one block.
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 use sparsam_kernels::Documents;
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
-use sparsam_kernels::attention::{AttentionShape, attention, attention_backward};
+use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
+use sparsam_kernels::host::{tensor, view};
 use sparsam_kernels::linear::add_in_place;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
 use sparsam_kernels::rope::{RopeTable, rope, rope_backward};
@@ -83,6 +85,34 @@ struct QkKept {
     k_roots: Tensor,
 }
 
+/// What stands between a block's input and its attention.
+struct Projected {
+    input_roots: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qk: Option<QkKept>,
+    hook: HookKept,
+}
+
+/// What stands between a block's attention and its output.
+struct Finished {
+    middle: Tensor,
+    post_roots: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    hooks: [HookKept; 3],
+}
+
+/// Keys and values of one sequence in one block, for generation.
+#[derive(Clone, Debug, Default)]
+pub struct Cache {
+    /// `[length, kv_heads · head_dim]`
+    keys: Vec<f32>,
+    /// As `keys`.
+    values: Vec<f32>,
+}
+
 fn three(mut tensors: Vec<Tensor>) -> Result<(Tensor, Tensor, Tensor)> {
     match (tensors.pop(), tensors.pop(), tensors.pop()) {
         (Some(third), Some(second), Some(first)) => Ok((first, second, third)),
@@ -116,8 +146,88 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
+        let p = self.project(x, pass, hook, keep)?;
+        let (attended, log_sums) = attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?;
+        let (y, f) = self.finish(x, &attended, hook, keep)?;
+        let kept = keep.then(|| {
+            let [o_kept, gate_up_kept, down_kept] = f.hooks;
+            Kept {
+                x: x.clone(),
+                input_roots: p.input_roots,
+                q: p.q,
+                k: p.k,
+                v: p.v,
+                qk: p.qk,
+                attended,
+                log_sums,
+                middle: f.middle,
+                post_roots: f.post_roots,
+                gate: f.gate,
+                up: f.up,
+                hooks: [p.hook, o_kept, gate_up_kept, down_kept],
+            }
+        });
+        Ok((y, kept))
+    }
+
+    /// The block's output for the next tokens of several sequences, `x` `[tokens, hidden]`, of which
+    /// the earlier ones are in `caches`, one for each document of the pass; adds the new ones there.
+    ///
+    /// The pass's positions count on from the length of each cache.
+    ///
+    /// # Errors
+    /// Another number of caches than documents, or an operation on tensors failed.
+    pub fn forward_cached(
+        &self,
+        x: &Tensor,
+        pass: &Pass,
+        hook: &mut dyn Hook,
+        caches: &mut [&mut Cache],
+    ) -> Result<Tensor> {
+        if caches.len() != pass.documents.len() {
+            candle_core::bail!(
+                "{} caches for {} sequences",
+                caches.len(),
+                pass.documents.len()
+            );
+        }
+        let p = self.project(x, pass, hook, false)?;
+        let fresh = caches.iter().all(|cache| cache.keys.is_empty());
+        {
+            let (k, v) = (view::<f32>(&p.k)?, view::<f32>(&p.v)?);
+            let width = self.shape.kv_heads * self.shape.head_dim;
+            for (cache, range) in caches.iter_mut().zip(pass.documents.ranges()) {
+                let range = range.start * width..range.end * width;
+                cache.keys.extend_from_slice(&k[range.clone()]);
+                cache.values.extend_from_slice(&v[range]);
+            }
+        }
+        let attended = if fresh {
+            attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?.0
+        } else {
+            let q = view::<f32>(&p.q)?;
+            let width = self.shape.heads * self.shape.head_dim;
+            let ranges: Vec<_> = pass.documents.ranges().collect();
+            let rows = caches.par_iter().zip(ranges).map(|(cache, range)| {
+                let q = &q[range.start * width..range.end * width];
+                attention_cached(q, &cache.keys, &cache.values, &self.shape)
+            });
+            let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
+            tensor(rows.concat(), p.q.dims())?
+        };
+        Ok(self.finish(x, &attended, hook, false)?.0)
+    }
+
+    /// Queries, keys and values, normalised and turned: the way from the input to attention.
+    fn project(
+        &self,
+        x: &Tensor,
+        pass: &Pass,
+        hook: &mut dyn Hook,
+        keep: bool,
+    ) -> Result<Projected> {
         let (normed, input_roots) = rms_norm(x, &self.input_norm.weight, self.epsilon)?;
-        let (outputs, qkv_kept) = hook.forward(&self.qkv, &normed, keep)?;
+        let (outputs, hook) = hook.forward(&self.qkv, &normed, keep)?;
         drop(normed);
         let (mut q, mut k, v) = three(outputs)?;
         let mut qk = None;
@@ -136,8 +246,25 @@ impl Block {
             rope(&q, self.shape.heads, pass.positions, pass.table)?;
             rope(&k, self.shape.kv_heads, pass.positions, pass.table)?;
         }
-        let (attended, log_sums) = attention(&q, &k, &v, pass.documents, &self.shape)?;
-        let (outputs, o_kept) = hook.forward(&self.o, &attended, keep)?;
+        Ok(Projected {
+            input_roots,
+            q,
+            k,
+            v,
+            qk,
+            hook,
+        })
+    }
+
+    /// The way from attention's output to the block's, through the gated unit.
+    fn finish(
+        &self,
+        x: &Tensor,
+        attended: &Tensor,
+        hook: &mut dyn Hook,
+        keep: bool,
+    ) -> Result<(Tensor, Finished)> {
+        let (outputs, o_kept) = hook.forward(&self.o, attended, keep)?;
         let middle = one(outputs)?;
         add_in_place(&middle, x)?;
 
@@ -149,23 +276,14 @@ impl Block {
         let (outputs, down_kept) = hook.forward(&self.down, &product, keep)?;
         let y = one(outputs)?;
         add_in_place(&y, &middle)?;
-
-        let kept = keep.then(|| Kept {
-            x: x.clone(),
-            input_roots,
-            q,
-            k,
-            v,
-            qk,
-            attended,
-            log_sums,
+        let finished = Finished {
             middle,
             post_roots,
             gate,
             up,
-            hooks: [qkv_kept, o_kept, gate_up_kept, down_kept],
-        });
-        Ok((y, kept))
+            hooks: [o_kept, gate_up_kept, down_kept],
+        };
+        Ok((y, finished))
     }
 
     /// Gradient of the block's input, from that of its output.

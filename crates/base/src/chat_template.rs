@@ -131,6 +131,7 @@ impl TemplateError {
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     origin: TemplateSource,
     bos: String,
     eos: String,
@@ -157,6 +158,7 @@ impl ChatTemplate {
             })?;
         Ok(Self {
             environment,
+            source: source.to_owned(),
             origin: TemplateSource::Model,
             bos: bos.to_owned(),
             eos: eos.to_owned(),
@@ -239,6 +241,11 @@ impl ChatTemplate {
     /// Where the template comes from.
     pub fn origin(&self) -> TemplateSource {
         self.origin
+    }
+
+    /// The Jinja source of the template.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Whether the template marks the assistant's text with `{% generation %}`.

@@ -16,6 +16,20 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A file or folder cannot be written.
+    #[error("cannot write `{}`: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A folder that would be written holds something already.
+    #[error("`{}` is there already and not an empty folder", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file does not hold what its name promises.
     #[error("`{}` {what}", path.display())]
     File {
@@ -40,6 +54,14 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A text cannot be continued.
+    #[error("{what}")]
+    Generation {
+        /// What is wrong.
+        what: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// An operation on tensors failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -50,6 +72,13 @@ impl Error {
         Self::Config {
             key: key.to_owned(),
             what: what.into(),
+        }
+    }
+
+    pub(crate) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+        |source| Self::Write {
+            path: path.to_owned(),
+            source,
         }
     }
 
@@ -74,6 +103,12 @@ impl Error {
                 "a model folder holds config.json, tokenizer.json and model.safetensors".to_owned(),
             ),
             Self::Read { .. } | Self::Tensor(_) => None,
+            Self::Write { source, .. } => match source.kind() {
+                std::io::ErrorKind::StorageFull => Some("free some space".to_owned()),
+                _ => Some("choose a folder that you may write to".to_owned()),
+            },
+            Self::Occupied { .. } => Some("name a folder that does not exist yet".to_owned()),
+            Self::Generation { hint, .. } => Some((*hint).to_owned()),
             Self::File { .. } => {
                 Some("the file may be cut short, download or copy it again".to_owned())
             }

@@ -2,13 +2,17 @@
 //!
 //! A model folder becomes a [`model::Model`]: [`config`] says what it is, [`weights`] and [`files`]
 //! bring its tensors, [`block`] is the one decoder block all families are configurations of, and
-//! [`projection`] is the border at which an adapter may plug in. This crate never learns what LoRA is.
+//! [`projection`] is the border at which an adapter may plug in. [`generate`] lets a model continue
+//! texts, [`tokenizer`] and [`chat_template`] stand between texts and tokens, and [`builtin`] holds the
+//! models that come inside the program. This crate never learns what LoRA is.
 
 pub mod block;
+pub mod builtin;
 pub mod chat_template;
 pub mod config;
 pub mod error;
 pub mod files;
+pub mod generate;
 pub mod model;
 pub mod projection;
 pub mod tokenizer;

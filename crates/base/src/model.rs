@@ -163,6 +163,38 @@ impl Model {
         Ok(sparsam_kernels::linear::linear(&x, &self.head)?)
     }
 
+    /// Numbers in all parameters, however they are stored; a tied head counts once.
+    pub fn parameters(&self) -> u64 {
+        let matrix = |weight: &Weight| weight.dims().map_or(0, |(rows, columns)| rows * columns);
+        let projections = |group: &Group| {
+            let parts = group.projections.iter();
+            parts
+                .map(|p| matrix(&p.weight) + p.bias.as_ref().map_or(0, Tensor::elem_count))
+                .sum::<usize>()
+        };
+        let norm = |norm: &Norm| norm.weight.elem_count();
+        let block = |b: &Block| {
+            let groups = [&b.qkv, &b.o, &b.gate_up, &b.down];
+            let qk = b.qk_norm.as_ref().map_or(0, |(q, k)| norm(q) + norm(k));
+            groups.map(projections).iter().sum::<usize>()
+                + norm(&b.input_norm)
+                + norm(&b.post_norm)
+                + qk
+        };
+        let head = if self.config.tie_word_embeddings {
+            0
+        } else {
+            matrix(&self.head)
+        };
+        let blocks = self.blocks.iter().map(block).sum::<usize>();
+        (self.embedding.elem_count() + blocks + norm(&self.norm) + head) as u64
+    }
+
+    /// Makes room for documents of `max_length` tokens, where the length was not known at loading.
+    pub fn set_max_length(&mut self, max_length: usize) {
+        self.table = RopeTable::new(&self.config.inverse_frequencies(), max_length, 1.0);
+    }
+
     /// Memory of all weights as stored, in bytes; a tied head counts once.
     pub fn bytes(&self) -> usize {
         let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();

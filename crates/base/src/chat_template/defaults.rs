@@ -1,7 +1,7 @@
 //! Templates for models that come without one.
 //!
 //! A base model has seen no chat, so any clear form will do, as long as training and generation use
-//! the same: these three are short, mark the assistant's answer together with the token that ends
+//! the same: they are short, mark the assistant's answer together with the token that ends
 //! it, and need no special tokens the model lacks.
 
 /// Which of the built-in templates.
@@ -11,6 +11,8 @@ pub enum DefaultTemplate {
     Plain,
     /// `<|im_start|>role … <|im_end|>`, as Qwen and SmolLM use it.
     ChatMl,
+    /// `<|start_header_id|>role<|end_header_id|> … <|eot_id|>`, as Llama 3 uses it.
+    Llama3,
     /// `[INST] … [/INST] …`, as Mistral's first instruction models use it.
     Mistral,
 }
@@ -25,19 +27,35 @@ impl DefaultTemplate {
         }
     }
 
+    /// Names by which a user may ask for one.
+    pub const NAMES: [&'static str; 4] = ["chatml", "llama3", "mistral", "plain"];
+
+    /// The template of a name a user gave.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "chatml" => Some(Self::ChatMl),
+            "llama3" => Some(Self::Llama3),
+            "mistral" => Some(Self::Mistral),
+            "plain" => Some(Self::Plain),
+            _ => None,
+        }
+    }
+
     /// Name for messages and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::ChatMl => "ChatML",
+            Self::Llama3 => "Llama 3",
             Self::Mistral => "Mistral",
         }
     }
 
     /// Tokens of the vocabulary the template cannot do without.
-    pub(super) fn needs(self) -> &'static [&'static str] {
+    pub fn needs(self) -> &'static [&'static str] {
         match self {
             Self::ChatMl => &["<|im_start|>", "<|im_end|>"],
+            Self::Llama3 => &["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
             Self::Plain | Self::Mistral => &[],
         }
     }
@@ -47,6 +65,7 @@ impl DefaultTemplate {
         match self {
             Self::Plain => PLAIN,
             Self::ChatMl => CHATML,
+            Self::Llama3 => LLAMA3,
             Self::Mistral => MISTRAL,
         }
     }
@@ -83,6 +102,22 @@ const CHATML: &str = "\
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
+{%- endif %}";
+
+const LLAMA3: &str = "\
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+            {{- message.content | trim + '<|eot_id|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message.content | trim + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}";
 
 const MISTRAL: &str = "\

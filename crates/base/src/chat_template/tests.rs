@@ -179,3 +179,28 @@ fn defaults_mark_the_answer_with_its_end() {
         "<|im_end|>\n"
     );
 }
+
+#[test]
+fn named_defaults_are_their_families_forms() {
+    for name in DefaultTemplate::NAMES {
+        let default = DefaultTemplate::named(name).unwrap();
+        let template = ChatTemplate::new(default.source(), "<s>", "</s>").unwrap();
+        assert!(template.marks_assistant(), "{name}");
+    }
+    assert_eq!(DefaultTemplate::named("chatML"), None);
+
+    let llama3 = DefaultTemplate::named("llama3").unwrap();
+    let template = ChatTemplate::new(llama3.source(), "<|begin_of_text|>", "").unwrap();
+    let messages = [
+        Message::new("user", "Hi "),
+        Message::new("assistant", "Yes"),
+    ];
+    let text = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>\
+                <|start_header_id|>assistant<|end_header_id|>\n\nYes<|eot_id|>";
+    let rendered = template.render(&messages, false).unwrap();
+    assert_eq!(rendered.text, text);
+    let answer = rendered.assistant.unwrap()[0].clone();
+    assert_eq!(&text[answer.clone()], "Yes<|eot_id|>");
+    let prompt = template.render(&messages[..1], true).unwrap().text;
+    assert_eq!(prompt, text[..answer.start]);
+}

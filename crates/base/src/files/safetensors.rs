@@ -98,8 +98,13 @@ impl SafetensorsFiles {
         Ok(Self { files, names })
     }
 
+    /// The files, sorted.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
     /// Names of all tensors, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.names.keys().map(String::as_str)
     }
 }
