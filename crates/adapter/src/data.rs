@@ -24,6 +24,7 @@ pub mod mask;
 pub mod pack;
 mod parquet_file;
 pub mod prepare;
+pub mod questions;
 pub mod shuffle;
 
 pub use batches::{Batches, Order, Position};

@@ -34,6 +34,30 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A setting in an adapter's own file cannot be honoured.
+    #[error("`{}`: setting `{key}` {what}", path.display())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A tensor of an adapter's file has a name that PEFT would not apply.
+    #[error("`{}` holds a tensor `{name}`, {what}", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong with its name.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// A tensor does not fit the base model.
     #[error("adapter tensor `{name}` {what}")]
     Weight {
@@ -125,7 +149,9 @@ impl Error {
             Self::Weight { .. } => {
                 Some("the adapter may have been trained on another base model".to_owned())
             }
-            Self::Training { hint, .. } => Some(hint.clone()),
+            Self::Training { hint, .. } | Self::Setting { hint, .. } | Self::Name { hint, .. } => {
+                Some(hint.clone())
+            }
             Self::Base(error) => error.hint(),
             Self::Config { .. } | Self::Tensor(_) => None,
         }

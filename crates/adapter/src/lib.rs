@@ -1,11 +1,16 @@
 //! The LoRA family, PEFT files, data, optimiser, the training loop, checkpoints.
 //!
 //! [`trainable`] is what a run trains and how it plugs into the base; [`pass`] takes a batch through
-//! the model and back; [`optimizer`] and [`schedule`] make the update; [`lora`], [`targets`] and
-//! [`peft`] are the adapter as PEFT knows it. This crate knows nothing of energy.
+//! the model and back; [`optimizer`] and [`schedule`] make the update; [`train`] is the loop over
+//! them, with [`checkpoint`] to go on from and [`evaluate`] to see how good it is; [`lora`],
+//! [`targets`] and [`peft`] are the adapter as PEFT knows it. This crate knows nothing of energy.
 
+pub mod audit;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod evaluate;
+pub mod files;
 pub mod lora;
 pub mod optimizer;
 pub mod pass;
@@ -13,4 +18,5 @@ pub mod peft;
 pub mod random;
 pub mod schedule;
 pub mod targets;
+pub mod train;
 pub mod trainable;

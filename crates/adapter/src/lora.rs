@@ -47,6 +47,8 @@ pub struct LoraConfig {
     pub exclude_modules: Option<Targets>,
     /// Multiply by `alpha / √r` instead.
     pub use_rslora: bool,
+    /// Train the length of every row of an adapted weight apart from its direction (DoRA).
+    pub use_dora: bool,
     /// Ranks of single modules.
     pub rank_pattern: BTreeMap<String, usize>,
     /// Alphas of single modules.
@@ -72,6 +74,7 @@ impl Default for LoraConfig {
             target_modules: Targets::Text(crate::targets::ALL_LINEAR.to_owned()),
             exclude_modules: None,
             use_rslora: false,
+            use_dora: false,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             layers_to_transform: None,

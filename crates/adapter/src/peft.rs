@@ -6,16 +6,18 @@
 //! adapter name. Reading is stricter than PEFT's: a tensor that belongs to nothing, or a branch without
 //! its tensors, is an error, because PEFT would load it and leave the adapter without effect.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde_json::{Map, Value, json};
+use sparsam_base::error::Error as BaseError;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{EMBEDDING, HEAD, Model};
 use sparsam_base::weights::Weights;
 
 use crate::error::{Error, Result};
+use crate::files::{write_tensors, write_text};
 use crate::lora::{Bias, Init, LoraConfig};
 use crate::targets::{ALL_LINEAR, Targets};
 use crate::trainable::Trainable;
@@ -29,20 +31,26 @@ const PREFIX: &str = "base_model.model.";
 /// Settings that change what an adapter computes and that this version does not build.
 const UNSUPPORTED: &[&str] = &[
     "alora_invocation_tokens",
+    "arrow_config",
     "corda_config",
+    "ensure_weight_tying",
     "eva_config",
     "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
     "lora_bias",
     "megatron_config",
+    "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
     "velora_config",
 ];
+
+/// Ways to start an adapter that take something out of the base's weights: the adapter is wrong on the
+/// base as it is. Other ways only decide where training began.
+const CHANGES_BASE: &[&str] = &["corda", "loftq", "lora_ga", "olora", "pissa"];
 
 /// Settings of a PEFT folder and the base they name.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +70,40 @@ pub fn read_config(folder: &Path) -> Result<AdapterConfig> {
     let text = fs_err::read_to_string(&path).map_err(Error::read(&path))?;
     let map: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|e| Error::file(&path, format!("is not a JSON object: {e}")))?;
+    parse(&map).map_err(|error| match error {
+        Error::Config { key, what } => {
+            let hint = hint(&key, map.contains_key(&key));
+            Error::Setting {
+                path,
+                key,
+                what,
+                hint,
+            }
+        }
+        other => other,
+    })
+}
+
+/// What to do about a setting that is missing or cannot be honoured.
+fn hint(key: &str, given: bool) -> String {
+    match key {
+        "lora_alpha" | "r" if !given => {
+            "add the value the adapter was trained with; another one would load and compute \
+             something else"
+                .to_owned()
+        }
+        "peft_type" => "only LoRA adapters, with rsLoRA and DoRA, are read".to_owned(),
+        "init_lora_weights" => "convert it to a plain LoRA adapter with PEFT, \
+             `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
+            .to_owned(),
+        key if UNSUPPORTED.contains(&key) => {
+            "merge the adapter into its base with PEFT and load the merged model".to_owned()
+        }
+        _ => "the file may have been edited, copy it again from where it was trained".to_owned(),
+    }
+}
+
+fn parse(map: &Map<String, Value>) -> Result<AdapterConfig> {
     let get = |key: &str| map.get(key).filter(|value| !value.is_null());
     if get("peft_type").and_then(Value::as_str) != Some("LORA") {
         return Err(Error::config("peft_type", "is not `LORA`"));
@@ -77,11 +119,29 @@ pub fn read_config(folder: &Path) -> Result<AdapterConfig> {
             ));
         }
     }
-    let number = |key: &str| {
-        get(key)
-            .and_then(Value::as_f64)
-            .ok_or_else(|| Error::config(key, "is missing or not a number"))
+    if let Some(Value::String(init)) = get("init_lora_weights")
+        && CHANGES_BASE.iter().any(|way| init.starts_with(way))
+    {
+        let what = format!("is `{init}`, which changes the base's weights");
+        return Err(Error::config("init_lora_weights", what));
+    }
+    let number = |key: &str, value: &Value| {
+        let found = || Error::config(key, format!("is {value}, not a number"));
+        value.as_f64().ok_or_else(found)
     };
+    let whole = |key: &str, value: &Value| {
+        let found = || Error::config(key, format!("is {value}, not a whole number from 0 on"));
+        value.as_u64().map(|value| value as usize).ok_or_else(found)
+    };
+    let flag = |key: &str| match get(key) {
+        None => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(value) => Err(Error::config(
+            key,
+            format!("is {value}, neither true nor false"),
+        )),
+    };
+    let needed = |key: &str| get(key).ok_or_else(|| Error::config(key, "is missing"));
     let targets = |key: &str| -> Result<Option<Targets>> {
         get(key)
             .map(|value| serde_json::from_value(value.clone()))
@@ -96,9 +156,13 @@ pub fn read_config(folder: &Path) -> Result<AdapterConfig> {
                 .map_err(|_| Error::config(key, "is not a list of names")),
         }
     };
-    let pattern = |key: &str| -> Result<BTreeMap<String, f64>> {
-        let value = get(key).cloned().unwrap_or_else(|| json!({}));
-        serde_json::from_value(value).map_err(|_| Error::config(key, "is not a map of numbers"))
+    let pattern = |key: &str| match get(key) {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map.clone()),
+        Some(value) => Err(Error::config(
+            key,
+            format!("is {value}, not a map of numbers"),
+        )),
     };
     let Some(target_modules) = targets("target_modules")? else {
         return Err(Error::config("target_modules", "is missing"));
@@ -107,28 +171,38 @@ pub fn read_config(folder: &Path) -> Result<AdapterConfig> {
         None | Some("none") => Bias::None,
         Some("all") => Bias::All,
         Some("lora_only") => Bias::LoraOnly,
-        Some(other) => return Err(Error::config("bias", format!("is `{other}`"))),
+        Some(other) => {
+            let what = format!("is `{other}`, expected `none`, `all` or `lora_only`");
+            return Err(Error::config("bias", what));
+        }
     };
     let layers_to_transform = match get("layers_to_transform") {
         None => None,
-        Some(Value::Number(one)) => Some(vec![one.as_u64().unwrap_or(0) as usize]),
+        Some(one @ Value::Number(_)) => Some(vec![whole("layers_to_transform", one)?]),
         Some(value) => Some(
             serde_json::from_value(value.clone())
                 .map_err(|_| Error::config("layers_to_transform", "is not a list of numbers"))?,
         ),
     };
     let lora = LoraConfig {
-        r: number("r")? as usize,
-        lora_alpha: number("lora_alpha")?,
-        lora_dropout: get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0),
+        r: whole("r", needed("r")?)?,
+        lora_alpha: number("lora_alpha", needed("lora_alpha")?)?,
+        lora_dropout: match get("lora_dropout") {
+            Some(value) => number("lora_dropout", value)?,
+            None => 0.0,
+        },
         target_modules,
         exclude_modules: targets("exclude_modules")?,
-        use_rslora: get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+        use_rslora: flag("use_rslora")?,
+        use_dora: flag("use_dora")?,
         rank_pattern: pattern("rank_pattern")?
             .into_iter()
-            .map(|(k, v)| (k, v as usize))
-            .collect(),
-        alpha_pattern: pattern("alpha_pattern")?,
+            .map(|(module, rank)| Ok((module, whole("rank_pattern", &rank)?)))
+            .collect::<Result<_>>()?,
+        alpha_pattern: pattern("alpha_pattern")?
+            .into_iter()
+            .map(|(module, alpha)| Ok((module, number("alpha_pattern", &alpha)?)))
+            .collect::<Result<_>>()?,
         layers_to_transform,
         layers_pattern: strings("layers_pattern")?,
         modules_to_save: strings("modules_to_save")?,
@@ -152,10 +226,15 @@ pub fn read_config(folder: &Path) -> Result<AdapterConfig> {
 pub fn load(folder: &Path, model: &mut Model, seed: u64) -> Result<(Trainable, AdapterConfig)> {
     let config = read_config(folder)?;
     let mut trainable = Trainable::lora(model, &config.lora, seed)?;
-    let files = SafetensorsFiles::open(&[folder.join(WEIGHTS_FILE)])?;
+    let path = folder.join(WEIGHTS_FILE);
+    let files =
+        SafetensorsFiles::open(std::slice::from_ref(&path)).map_err(|error| match error {
+            BaseError::Read { path, source } => Error::read(&path)(source),
+            other => other.into(),
+        })?;
     let mut missing: BTreeSet<String> = trainable.registry().keys().cloned().collect();
     for stored in files.names() {
-        let name = registry_name(stored)?;
+        let name = registry_name(&path, stored)?;
         trainable.set(&name, &files.tensor(stored)?)?;
         missing.remove(&name);
     }
@@ -169,16 +248,26 @@ pub fn load(folder: &Path, model: &mut Model, seed: u64) -> Result<(Trainable, A
 }
 
 /// Name in the registry of a tensor stored under `stored`.
-fn registry_name(stored: &str) -> Result<String> {
+fn registry_name(path: &Path, stored: &str) -> Result<String> {
+    let wrong = |what: &str, hint: &str| Error::Name {
+        path: path.to_owned(),
+        name: stored.to_owned(),
+        what: what.to_owned(),
+        hint: hint.to_owned(),
+    };
     let Some(name) = stored.strip_prefix(PREFIX) else {
-        return Err(Error::weight(
-            stored,
-            "lacks the prefix `base_model.model.`, PEFT would not apply it",
+        return Err(wrong(
+            "which lacks the prefix `base_model.model.`",
+            "PEFT would load the file without effect, put the prefix before every name",
         ));
     };
-    Ok(name
-        .replace(".base_layer.", ".")
-        .replace(".default.weight", ".weight"))
+    if name.ends_with(".default.weight") || name.ends_with(".default") {
+        return Err(wrong(
+            "which carries the name of an adapter in memory, `.default`",
+            "take `.default` out of every name, or save it again with PEFT's `save_pretrained`",
+        ));
+    }
+    Ok(name.replace(".base_layer.", "."))
 }
 
 /// Name a registry entry is stored under. A bias of an adapted module is stored behind `base_layer`,
@@ -264,7 +353,7 @@ fn config_text(config: &AdapterConfig, adapted: &[&str]) -> String {
         ("revision", Value::Null),
         ("target_modules", target_modules),
         ("task_type", json!("CAUSAL_LM")),
-        ("use_dora", json!(false)),
+        ("use_dora", json!(lora.use_dora)),
         ("use_rslora", json!(lora.use_rslora)),
     ];
     let map: Map<String, Value> = entries
@@ -272,52 +361,6 @@ fn config_text(config: &AdapterConfig, adapted: &[&str]) -> String {
         .map(|(k, v)| (k.to_owned(), v))
         .collect();
     format!("{:#}\n", Value::Object(map))
-}
-
-/// Writes tensors as one safetensors file, beside its place first and then renamed.
-///
-/// # Errors
-/// A file that cannot be written.
-pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let mut buffers = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-        let bytes: Vec<u8> = values
-            .iter()
-            .flat_map(|value| value.to_le_bytes())
-            .collect();
-        buffers.push((name, tensor.dims().to_vec(), bytes));
-    }
-    let mut views = Vec::with_capacity(buffers.len());
-    for (name, shape, bytes) in &buffers {
-        let view =
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes)
-                .map_err(|e| Error::weight(name, format!("cannot be stored: {e}")))?;
-        views.push((name.as_str(), view));
-    }
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|e| Error::file(path, format!("cannot be made: {e}")))?;
-    write_bytes(path, &bytes)
-}
-
-/// Writes a text file, beside its place first and then renamed.
-///
-/// # Errors
-/// A file that cannot be written.
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_bytes(path, text.as_bytes())
-}
-
-fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write as _;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::write(path))?;
-    file.write_all(bytes).map_err(Error::write(path))?;
-    file.as_file().sync_all().map_err(Error::write(path))?;
-    file.persist(path)
-        .map_err(|e| Error::write(path)(e.error))?;
-    Ok(())
 }
 
 /// Whether a registry name is one of the base's whole modules that PEFT saves beside an adapter.

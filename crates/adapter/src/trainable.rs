@@ -4,13 +4,20 @@
 //! gradients, and holds every trained tensor with its gradient under one ordered registry, which the
 //! optimiser, the checkpoint and the adapter's files all read. Trained tensors, their gradients and
 //! the optimiser's state are f32.
+//!
+//! Two things are derived from trained tensors: a model's copy in a narrower type, and the row norms of
+//! a DoRA branch. [`Trained::refresh`], which whoever writes a value calls, brings the first up to date
+//! and marks the second, which the next pass computes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use sparsam_base::model::{EMBEDDING, HEAD, Model};
 use sparsam_base::projection::{Group, Hook, HookKept};
 use sparsam_kernels::Weight;
+use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::host::{update, view};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
@@ -25,12 +32,14 @@ use crate::random::Random;
 /// A trained tensor: its value and its gradient, f32 and of one shape.
 #[derive(Clone, Debug)]
 pub struct Trained {
-    /// Updated in place by the optimiser.
+    /// Updated in place by the optimiser; [`Trained::refresh`] follows every such update.
     pub value: Tensor,
     /// Added to by every backward pass, cleared by the optimiser.
     pub grad: Tensor,
     /// The model's own copy in a narrower type, refreshed after each update.
     narrow: Option<Tensor>,
+    /// Raised when the value has changed, for the branch whose row norms depend on it.
+    changed: Option<Arc<AtomicBool>>,
     /// Whether weight decay applies: to matrices, as is usual, not to norms and biases.
     pub decays: bool,
 }
@@ -43,15 +52,20 @@ impl Trained {
             value,
             grad,
             narrow: None,
+            changed: None,
             decays,
         })
     }
 
-    /// Brings the model's copy in a narrower type up to date.
+    /// Tells what is derived from the value that it has changed: the model's copy in a narrower type is
+    /// brought up to date, and a DoRA branch measures its rows anew in the next pass.
     ///
     /// # Errors
     /// An operation on tensors failed.
     pub fn refresh(&self) -> candle_core::Result<()> {
+        if let Some(changed) = &self.changed {
+            changed.store(true, Ordering::Relaxed);
+        }
         let Some(narrow) = &self.narrow else {
             return Ok(());
         };
@@ -69,13 +83,39 @@ struct Branch {
     low_rank: LowRank,
     a_grad: Tensor,
     b_grad: Tensor,
+    magnitude_grad: Option<Tensor>,
+    /// Whether `A` or `B` has changed since the rows were measured (DoRA).
+    changed: Arc<AtomicBool>,
+}
+
+impl Branch {
+    /// Measures the rows of `W + s B A` again if `A` or `B` has changed since. `W` is frozen, so an
+    /// optimiser's step costs this once, however many micro-batches and recomputed passes it has.
+    fn measure(&self, weight: &Weight) -> candle_core::Result<()> {
+        let low_rank = &self.low_rank;
+        let Some(dora) = &low_rank.dora else {
+            return Ok(());
+        };
+        if !self.changed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let norms = row_norms(weight, &low_rank.a, &low_rank.b, low_rank.scale)?;
+        let norms = view::<f32>(&norms)?;
+        update(&dora.norms, |into: &mut [f32]| {
+            into.copy_from_slice(&norms);
+            Ok(())
+        })?;
+        self.changed.store(false, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// What a run trains.
 pub struct Trainable {
     /// Branches by the path of their module.
     branches: HashMap<String, Branch>,
-    /// Every trained tensor by name: `….lora_A.weight`, `….lora_B.weight`, or the base's own name.
+    /// Every trained tensor by name: `….lora_A.weight`, `….lora_B.weight`, `….lora_magnitude_vector`,
+    /// or the base's own name.
     registry: BTreeMap<String, Trained>,
     dropout: f64,
     /// Whether dropout acts.
@@ -138,7 +178,13 @@ impl Trainable {
                             }
                             _ => Tensor::zeros((out, shape.rank), DType::F32, &Device::Cpu)?,
                         };
-                        trainable.add_branch(&projection.name, a, b, shape.scale)?;
+                        // The magnitude starts as the norm: the rescaled weight is W + s B A at first.
+                        let magnitude = if config.use_dora {
+                            Some(row_norms(&projection.weight, &a, &b, shape.scale)?)
+                        } else {
+                            None
+                        };
+                        trainable.add_branch(&projection.name, a, b, shape.scale, magnitude)?;
                         trainable.lowest = trainable.lowest.min(layer);
                     }
                     if let Some(bias) = &projection.bias
@@ -280,17 +326,41 @@ impl Trainable {
         Ok(trained.refresh()?)
     }
 
-    fn add_branch(&mut self, module: &str, a: Tensor, b: Tensor, scale: f64) -> Result<()> {
-        let (a, b) = (Trained::new(a)?, Trained::new(b)?);
+    fn add_branch(
+        &mut self,
+        module: &str,
+        a: Tensor,
+        b: Tensor,
+        scale: f64,
+        magnitude: Option<Tensor>,
+    ) -> Result<()> {
+        let changed = Arc::new(AtomicBool::new(false));
+        let (mut a, mut b) = (Trained::new(a)?, Trained::new(b)?);
+        let (mut dora, mut magnitude_grad) = (None, None);
+        if let Some(magnitude) = magnitude {
+            (a.changed, b.changed) = (Some(Arc::clone(&changed)), Some(Arc::clone(&changed)));
+            let norms = magnitude.copy()?;
+            let magnitude = Trained::new(magnitude)?;
+            dora = Some(Dora {
+                magnitude: magnitude.value.clone(),
+                norms,
+            });
+            magnitude_grad = Some(magnitude.grad.clone());
+            let name = format!("{module}.lora_magnitude_vector");
+            self.registry.insert(name, magnitude);
+        }
         let low_rank = LowRank {
             a: a.value.clone(),
             b: b.value.clone(),
             scale,
+            dora,
         };
         let branch = Branch {
             low_rank,
             a_grad: a.grad.clone(),
             b_grad: b.grad.clone(),
+            magnitude_grad,
+            changed,
         };
         let site = self.sites.len() as u32;
         self.sites.insert(module.to_owned(), site);
@@ -379,6 +449,11 @@ impl Hook for Trainable {
         x: &Tensor,
         keep: bool,
     ) -> candle_core::Result<(Vec<Tensor>, HookKept)> {
+        for projection in &group.projections {
+            if let Some(branch) = self.branches.get(&projection.name) {
+                branch.measure(&projection.weight)?;
+            }
+        }
         let dropped = match self.dropout_key(group) {
             Some(key) => Some(dropout(x, self.dropout, key)?),
             None => None,
@@ -413,6 +488,7 @@ impl Hook for Trainable {
                 self.branches.get(&p.name).map(|b| BranchGrads {
                     a: &b.a_grad,
                     b: &b.b_grad,
+                    magnitude: b.magnitude_grad.as_ref(),
                 })
             })
             .collect();

@@ -1,76 +1,18 @@
 //! Gradients against PyTorch and training against PEFT, on the seeded models of `tests/fixtures`.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
+use common::{Texts, fixtures, model, numbers};
 use serde_json::Value;
 use sparsam_adapter::optimizer::Optimizer;
-use sparsam_adapter::pass::{Input, differentiate, evaluate};
+use sparsam_adapter::pass::{differentiate, evaluate};
 use sparsam_adapter::peft;
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::files::safetensors::SafetensorsFiles;
-use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::weights::Weights;
-use sparsam_kernels::Documents;
 use sparsam_kernels::adamw::AdamW;
-use sparsam_kernels::cross_entropy::IGNORE;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
-}
-
-fn model(folder: &Path) -> Model {
-    let options = LoadOptions {
-        quantize: Quantize::None,
-        dtype: DType::F32,
-        max_length: 512,
-    };
-    Model::from_folder(folder, options).expect("a model")
-}
-
-/// Texts as one batch in which every next token of a text is a target.
-struct Texts {
-    ids: Vec<u32>,
-    targets: Vec<u32>,
-    documents: Documents,
-}
-
-impl Texts {
-    fn new(texts: &[Vec<u32>]) -> Self {
-        let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
-        let targets = texts
-            .iter()
-            .flat_map(|text| text[1..].iter().copied().chain([IGNORE]))
-            .collect();
-        Self {
-            ids: texts.concat(),
-            targets,
-            documents: Documents::from_lengths(&lengths),
-        }
-    }
-
-    fn input(&self) -> Input<'_> {
-        Input {
-            ids: &self.ids,
-            targets: &self.targets,
-            documents: &self.documents,
-        }
-    }
-
-    fn count(&self) -> f64 {
-        self.targets
-            .iter()
-            .filter(|target| **target != IGNORE)
-            .count() as f64
-    }
-}
-
-fn numbers(tensor: &Tensor) -> Vec<f32> {
-    tensor
-        .flatten_all()
-        .and_then(|t| t.to_vec1())
-        .expect("numbers")
-}
 
 fn check_gradients(family: &str, checkpointing: bool) {
     let folder = fixtures().join("families").join(family);
@@ -237,7 +179,13 @@ fn training_on_a_real_model_equals_that_of_peft() {
     let reference: Value = serde_json::from_str(&text).expect("JSON");
     let texts = Texts::new(&ids(&reference["input_ids_4x128"]));
     let base = shared.join("data/models/stories260K");
-    for name in ["lora-qv-r8", "lora-all-r4", "rslora-all-r8", "rankpattern"] {
+    for name in [
+        "lora-qv-r8",
+        "lora-all-r4",
+        "rslora-all-r8",
+        "rankpattern",
+        "dora-qv-r8",
+    ] {
         check_training(&base, &folder.join(name), &texts, &reference[name], 1e-4);
     }
 }

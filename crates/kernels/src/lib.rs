@@ -8,7 +8,7 @@
 //! | concept | module |
 //! |---|---|
 //! | a weight matrix in the form it is stored | [`weight`], [`nf4`], [`int8`] |
-//! | products with it, forward and adjoint | [`linear`], [`lora`], on top of [`gemm`] |
+//! | products with it, forward and adjoint | [`linear`], [`lora`], [`dora`], on top of [`gemm`] |
 //! | the rest of a decoder block | [`norm`], [`rope`], [`attention`], [`activation`], [`dropout`] |
 //! | head and loss together | [`cross_entropy`] |
 //! | the update | [`adamw`] |
@@ -20,6 +20,7 @@ pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
 pub mod documents;
+pub mod dora;
 pub mod dropout;
 pub mod gemm;
 pub mod host;

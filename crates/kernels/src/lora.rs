@@ -1,17 +1,21 @@
 //! A frozen product and its low-rank branch as one operation.
 //!
 //! `y = x Wᵀ + s (x Aᵀ) Bᵀ` with `A` of `[r, in]` and `B` of `[out, r]` (Hu et al., "LoRA", arXiv
-//! 2106.09685). Projections that read the same input (q, k and v; gate and up) form a group: the
-//! products of all their `A` with the input are one product, and their input gradients are one sum.
-//! The branch is a second term of the frozen product and costs no pass of its own over `y`.
+//! 2106.09685). Projections that read the same input (q, k and v; gate and up) form a group: their
+//! input gradients are one sum. The branch is a second term of the frozen product and costs no pass of
+//! its own over `y`. A branch with a [`Dora`] rescales the rows of the sum.
 //!
-//! Dropout acts on the branch's input alone, as in PEFT; the caller hands the dropped input in.
+//! Dropout acts on the branch's input alone, as in PEFT; the caller hands the dropped input `x̃` in. With
+//! DoRA the frozen product of the dropped input takes part in the rescaling, so that (with `g = m/n`)
+//! `y = x Wᵀ + (g − 1) ∘ x̃ Wᵀ + g ∘ s (x̃ Aᵀ) Bᵀ`; this is PEFT's formula, and without dropout it is
+//! `g ∘ (x Wᵀ + s (x Aᵀ) Bᵀ)`.
 
 use candle_core::{Result, Tensor, bail};
 
 use crate::by_element;
-use crate::gemm::{Dense, Left, Right, Term, gemm};
-use crate::host::{matrix, tensor, update, view};
+use crate::dora::{Dora, magnitude_grad, rescaled};
+use crate::gemm::{Dense, Kernel, Left, Right, Rows, Term, gemm};
+use crate::host::{Element, matrix, num::Float, tensor, update, view};
 use crate::weight::Weight;
 
 /// The trained part of one projection.
@@ -23,6 +27,14 @@ pub struct LowRank {
     pub b: Tensor,
     /// Factor of the branch: `alpha / r`, or `alpha / √r`.
     pub scale: f64,
+    /// Rescaling of the rows, if the branch is DoRA's.
+    pub dora: Option<Dora>,
+}
+
+impl LowRank {
+    fn rank(&self) -> usize {
+        self.a.dims()[0]
+    }
 }
 
 /// One projection of a group: its frozen weight and, if it is adapted, its branch.
@@ -36,8 +48,16 @@ pub struct Projection<'a> {
 /// What the backward pass of a group needs of its forward pass.
 #[derive(Clone, Debug)]
 pub struct Kept {
-    /// `s · x Aᵀ` of every adapted projection, `[tokens, r]`.
-    reduced: Vec<Option<Tensor>>,
+    branches: Vec<Option<BranchKept>>,
+}
+
+#[derive(Clone, Debug)]
+struct BranchKept {
+    /// `s · x Aᵀ`, `[tokens, r]`.
+    reduced: Tensor,
+    /// With DoRA, `(W + s B A) x`: the output before it was rescaled, `[tokens, out]`. It cannot be had
+    /// back from the output, which has been through bias and rotation.
+    sum: Option<Tensor>,
 }
 
 /// Outputs of a group of projections of one input, and what their backward pass needs.
@@ -52,61 +72,21 @@ pub fn lora_linear(
     group: &[Projection],
 ) -> Result<(Vec<Tensor>, Kept)> {
     let (tokens, input) = matrix(x, "lora_linear", "the input")?;
-    let branch_x = branch_x.unwrap_or(x);
-    if branch_x.dims() != x.dims() {
-        bail!(
-            "`lora_linear`: the branch's input is {:?}, not {:?}",
-            branch_x.dims(),
-            x.dims()
-        );
-    }
+    check_branch_input(x, branch_x)?;
     check(group, input)?;
     by_element!(x, T => {
-            let (x, branch_x) = (view::<T>(x)?, view::<T>(branch_x)?);
-            let mut outputs = Vec::with_capacity(group.len());
-            let mut kept = Vec::with_capacity(group.len());
-            for projection in group {
-                let (out, _) = projection.weight.dims()?;
-                let mut y = vec![0 as T; tokens * out];
-                let reduced = match projection.branch {
-                    None => None,
-                    Some(branch) => {
-                        let rank = branch.a.dims()[0];
-                        let a = view::<T>(&branch.a)?;
-                        let a = Dense::new(&a, rank, input);
-                        let mut reduced = vec![0 as T; tokens * rank];
-                        let left = Left::plain(&branch_x, tokens, input);
-                        let term = Term { left, right: Right::Transposed(&a) };
-                        gemm(&[term], rank, &mut reduced, false);
-                        let scale = branch.scale as T;
-                        for value in &mut reduced {
-        *value *= scale;
-    }
-                        Some((rank, reduced))
-                    }
-                };
-                projection.weight.with_rows::<T, _>(|rows| {
-                    let frozen = Term { left: Left::plain(&x, tokens, input), right: Right::Transposed(rows) };
-                    match (&reduced, projection.branch) {
-                        (Some((rank, reduced)), Some(branch)) => {
-                            let b = view::<T>(&branch.b)?;
-                            let b = Dense::new(&b, out, *rank);
-                            let left = Left::plain(reduced, tokens, *rank);
-                            let low = Term { left, right: Right::Transposed(&b) };
-                            gemm(&[frozen, low], out, &mut y, false);
-                        }
-                        _ => gemm(&[frozen], out, &mut y, false),
-                    }
-                    Ok(())
-                })?;
-                outputs.push(tensor(y, (tokens, out))?);
-                kept.push(match reduced {
-                    Some((rank, reduced)) => Some(tensor(reduced, (tokens, rank))?),
-                    None => None,
-                });
-            }
-            Ok((outputs, Kept { reduced: kept }))
-        })
+        let x = view::<T>(x)?;
+        let branch_x = branch_x.map(view::<T>).transpose()?;
+        let inputs = Inputs { x: &x, branch_x: branch_x.as_deref(), tokens, input };
+        let mut outputs = Vec::with_capacity(group.len());
+        let mut branches = Vec::with_capacity(group.len());
+        for projection in group {
+            let (y, kept) = inputs.forward(projection)?;
+            outputs.push(y);
+            branches.push(kept);
+        }
+        Ok((outputs, Kept { branches }))
+    })
 }
 
 /// Gradients of the trained part of one projection, added to in place.
@@ -115,6 +95,8 @@ pub struct BranchGrads<'a> {
     pub a: &'a Tensor,
     /// `[out, r]`
     pub b: &'a Tensor,
+    /// `[out]`, of DoRA's magnitude.
+    pub magnitude: Option<&'a Tensor>,
 }
 
 /// The input gradients of [`lora_linear`]: that of the frozen products together with the branches'
@@ -126,7 +108,8 @@ pub struct InputGrads {
     pub branch_x: Option<Tensor>,
 }
 
-/// Adjoint of [`lora_linear`]: adds to the gradients of every `A` and `B` and returns the input's.
+/// Adjoint of [`lora_linear`]: adds to the gradients of every `A`, `B` and magnitude and returns the
+/// input's.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -139,87 +122,289 @@ pub fn lora_linear_backward(
     grads: &[Option<BranchGrads>],
 ) -> Result<InputGrads> {
     let (tokens, input) = matrix(x, "lora_linear_backward", "the input")?;
+    check_branch_input(x, branch_x)?;
     check(group, input)?;
-    if [dys.len(), kept.reduced.len(), grads.len()] != [group.len(); 3] {
+    if [dys.len(), kept.branches.len(), grads.len()] != [group.len(); 3] {
         bail!("`lora_linear_backward`: gradients and projections differ in number");
     }
     by_element!(x, T => {
-            // Gradient of each branch's reduced input: s · dy B, [tokens, r].
-            let mut reduced_grads: Vec<Option<Vec<T>>> = Vec::with_capacity(group.len());
-            for (((projection, dy), grads), kept) in group.iter().zip(dys).zip(grads).zip(&kept.reduced) {
-                let (out, _) = projection.weight.dims()?;
-                if dy.dims() != [tokens, out] {
-                    bail!("`lora_linear_backward`: a gradient of {:?}, expected [{tokens}, {out}]", dy.dims());
-                }
-                let Some(branch) = projection.branch else {
-                    reduced_grads.push(None);
-                    continue;
-                };
-                let rank = branch.a.dims()[0];
-                let dy = view::<T>(dy)?;
-                let b = view::<T>(&branch.b)?;
-                let b = Dense::new(&b, out, rank);
-                let mut reduced = vec![0 as T; tokens * rank];
-                let term = Term { left: Left::plain(&dy, tokens, out), right: Right::Plain(&b) };
-                gemm(&[term], rank, &mut reduced, false);
-                let scale = branch.scale as T;
-                for value in &mut reduced {
-        *value *= scale;
-    }
-                if let (Some(grads), Some(kept)) = (grads, kept) {
-                    // dB += dyᵀ (s x Aᵀ)
-                    let kept = view::<T>(kept)?;
-                    let right = Dense::new(&kept, tokens, rank);
-                    let left = Left::transposed(&dy, tokens, out);
-                    update(grads.b, |into: &mut [T]| {
-                        gemm(&[Term { left, right: Right::Plain(&right) }], rank, into, true);
-                        Ok(())
-                    })?;
-                    // dA += (s dy B)ᵀ x
-                    let x = view::<T>(branch_x.unwrap_or(x))?;
-                    let right = Dense::new(&x, tokens, input);
-                    let left = Left::transposed(&reduced, tokens, rank);
-                    update(grads.a, |into: &mut [T]| {
-                        gemm(&[Term { left, right: Right::Plain(&right) }], input, into, true);
-                        Ok(())
-                    })?;
-                }
-                reduced_grads.push(Some(reduced));
+        let x = view::<T>(x)?;
+        let branch_x = branch_x.map(view::<T>).transpose()?;
+        let inputs = Inputs { x: &x, branch_x: branch_x.as_deref(), tokens, input };
+        let mut dx = Sum::new(tokens, input);
+        let mut branch_dx = branch_x.as_ref().map(|_| Sum::new(tokens, input));
+        for (((projection, dy), kept), grads) in group.iter().zip(dys).zip(&kept.branches).zip(grads) {
+            let (out, _) = projection.weight.dims()?;
+            if dy.dims() != [tokens, out] {
+                bail!("`lora_linear_backward`: a gradient of {:?}, expected [{tokens}, {out}]", dy.dims());
             }
-            let mut dx = vec![0 as T; tokens * input];
-            let mut branch_dx = branch_x.map(|_| vec![0 as T; tokens * input]);
-            let mut first = true;
-            let mut first_branch = true;
-            for ((projection, dy), reduced) in group.iter().zip(dys).zip(&reduced_grads) {
-                let (out, _) = projection.weight.dims()?;
-                let dy = view::<T>(dy)?;
+            let dy = view::<T>(dy)?;
+            let branch = match (projection.branch, kept) {
+                (Some(branch), Some(kept)) => {
+                    Some(inputs.branch_backward(branch, kept, grads.as_ref(), &dy, out)?)
+                }
+                _ => None,
+            };
+            inputs.input_backward(projection, branch.as_ref(), &dy, &mut dx, branch_dx.as_mut())?;
+        }
+        let branch_x = match branch_dx {
+            Some(sum) => Some(tensor(sum.values, (tokens, input))?),
+            None => None,
+        };
+        Ok(InputGrads { x: tensor(dx.values, (tokens, input))?, branch_x })
+    })
+}
+
+/// The input of a group, and that of its branches where it differs.
+struct Inputs<'a, T> {
+    x: &'a [T],
+    branch_x: Option<&'a [T]>,
+    tokens: usize,
+    input: usize,
+}
+
+/// What the adjoint of a branch hands to that of the input.
+struct BranchBack<'a, T> {
+    low_rank: &'a LowRank,
+    /// Gradient of the reduced input: `s · dz B`, `[tokens, r]`.
+    reduced: Vec<T>,
+    /// With DoRA, the gradient `dz = g ∘ dy` of the output before it was rescaled.
+    rescaled: Option<Vec<T>>,
+}
+
+/// A sum of products whose first replaces what was there.
+struct Sum<T> {
+    values: Vec<T>,
+    columns: usize,
+    begun: bool,
+}
+
+impl<T: Element + Kernel> Sum<T> {
+    fn new(rows: usize, columns: usize) -> Self {
+        Self {
+            values: vec![T::ZERO; rows * columns],
+            columns,
+            begun: false,
+        }
+    }
+
+    fn add(&mut self, terms: &[Term<T>]) {
+        gemm(terms, self.columns, &mut self.values, self.begun);
+        self.begun = true;
+    }
+}
+
+impl<T: Element + Kernel> Inputs<'_, T> {
+    fn branch_x(&self) -> &[T] {
+        self.branch_x.unwrap_or(self.x)
+    }
+
+    fn forward(&self, projection: &Projection) -> Result<(Tensor, Option<BranchKept>)> {
+        let (tokens, input) = (self.tokens, self.input);
+        let (out, _) = projection.weight.dims()?;
+        let mut y = vec![T::ZERO; tokens * out];
+        let Some(branch) = projection.branch else {
+            projection.weight.with_rows::<T, _>(|rows| {
+                gemm(
+                    &[transposed(self.x, tokens, input, rows)],
+                    out,
+                    &mut y,
+                    false,
+                );
+                Ok(())
+            })?;
+            return Ok((tensor(y, (tokens, out))?, None));
+        };
+        let rank = branch.rank();
+        let (a, b) = (view::<T>(&branch.a)?, view::<T>(&branch.b)?);
+        let (a, b) = (Dense::new(&a, rank, input), Dense::new(&b, out, rank));
+        let mut reduced = vec![T::ZERO; tokens * rank];
+        gemm(
+            &[transposed(self.branch_x(), tokens, input, &a)],
+            rank,
+            &mut reduced,
+            false,
+        );
+        multiply(&mut reduced, branch.scale);
+        let low = transposed(&reduced, tokens, rank, &b);
+        // DoRA rescales a sum whose frozen part, too, is of the dropped input.
+        let summed = if branch.dora.is_some() {
+            self.branch_x()
+        } else {
+            self.x
+        };
+        projection.weight.with_rows::<T, _>(|rows| {
+            gemm(
+                &[transposed(summed, tokens, input, rows), low],
+                out,
+                &mut y,
+                false,
+            );
+            Ok(())
+        })?;
+        let mut sum = None;
+        if let Some(dora) = &branch.dora {
+            let z = std::mem::take(&mut y);
+            y = rescaled(&z, &dora.gains()?);
+            if let Some(branch_x) = self.branch_x {
+                // x Wᵀ − x̃ Wᵀ, as one product of the difference.
+                let apart = difference(self.x, branch_x);
                 projection.weight.with_rows::<T, _>(|rows| {
-                    let frozen = Term { left: Left::plain(&dy, tokens, out), right: Right::Plain(rows) };
-                    let (Some(branch), Some(reduced)) = (projection.branch, reduced) else {
-                        gemm(&[frozen], input, &mut dx, !first);
-                        return Ok(());
-                    };
-                    let rank = branch.a.dims()[0];
-                    let a = view::<T>(&branch.a)?;
-                    let a = Dense::new(&a, rank, input);
-                    let low = Term { left: Left::plain(reduced, tokens, rank), right: Right::Plain(&a) };
-                    if let Some(branch_dx) = &mut branch_dx {
-                        gemm(&[frozen], input, &mut dx, !first);
-                        gemm(&[low], input, branch_dx, !first_branch);
-                        first_branch = false;
-                    } else {
-                        gemm(&[frozen, low], input, &mut dx, !first);
-                    }
+                    gemm(
+                        &[transposed(&apart, tokens, input, rows)],
+                        out,
+                        &mut y,
+                        true,
+                    );
                     Ok(())
                 })?;
-                first = false;
             }
-            let branch_x = match branch_dx {
-                Some(values) => Some(tensor(values, (tokens, input))?),
-                None => None,
-            };
-            Ok(InputGrads { x: tensor(dx, (tokens, input))?, branch_x })
+            sum = Some(tensor(z, (tokens, out))?);
+        }
+        let reduced = tensor(reduced, (tokens, rank))?;
+        Ok((tensor(y, (tokens, out))?, Some(BranchKept { reduced, sum })))
+    }
+
+    /// Gradients of what the branch trains, and of its reduced input.
+    fn branch_backward<'a>(
+        &self,
+        low_rank: &'a LowRank,
+        kept: &BranchKept,
+        grads: Option<&BranchGrads>,
+        dy: &[T],
+        out: usize,
+    ) -> Result<BranchBack<'a, T>> {
+        let (tokens, input, rank) = (self.tokens, self.input, low_rank.rank());
+        let rescaled = match &low_rank.dora {
+            Some(dora) => Some(rescaled(dy, &dora.gains()?)),
+            None => None,
+        };
+        let dz = rescaled.as_deref().unwrap_or(dy);
+        let b = view::<T>(&low_rank.b)?;
+        let b = Dense::new(&b, out, rank);
+        let mut reduced = vec![T::ZERO; tokens * rank];
+        gemm(&[plain(dz, tokens, out, &b)], rank, &mut reduced, false);
+        multiply(&mut reduced, low_rank.scale);
+        if let Some(grads) = grads {
+            // dB += dzᵀ (s x Aᵀ)
+            let forward = view::<T>(&kept.reduced)?;
+            weight_grad(dz, out, &forward, rank, tokens, grads.b)?;
+            // dA += (s dz B)ᵀ x
+            weight_grad(&reduced, rank, self.branch_x(), input, tokens, grads.a)?;
+            if let (Some(dora), Some(sum), Some(into)) =
+                (&low_rank.dora, &kept.sum, grads.magnitude)
+            {
+                magnitude_grad(dy, &view::<T>(sum)?, &view::<T>(&dora.norms)?, into)?;
+            }
+        }
+        Ok(BranchBack {
+            low_rank,
+            reduced,
+            rescaled,
         })
+    }
+
+    /// Adds the gradients of the input and of the branches' input.
+    fn input_backward(
+        &self,
+        projection: &Projection,
+        branch: Option<&BranchBack<T>>,
+        dy: &[T],
+        dx: &mut Sum<T>,
+        branch_dx: Option<&mut Sum<T>>,
+    ) -> Result<()> {
+        let tokens = self.tokens;
+        let (out, _) = projection.weight.dims()?;
+        projection.weight.with_rows::<T, _>(|rows| {
+            let Some(branch) = branch else {
+                dx.add(&[plain(dy, tokens, out, rows)]);
+                return Ok(());
+            };
+            let rank = branch.low_rank.rank();
+            let a = view::<T>(&branch.low_rank.a)?;
+            let a = Dense::new(&a, rank, self.input);
+            let low = plain(&branch.reduced, tokens, rank, &a);
+            match (branch_dx, &branch.rescaled) {
+                (None, dz) => {
+                    let dz = dz.as_deref().unwrap_or(dy);
+                    dx.add(&[plain(dz, tokens, out, rows), low]);
+                }
+                (Some(branch_dx), None) => {
+                    dx.add(&[plain(dy, tokens, out, rows)]);
+                    branch_dx.add(&[low]);
+                }
+                (Some(branch_dx), Some(dz)) => {
+                    dx.add(&[plain(dy, tokens, out, rows)]);
+                    let apart = difference(dz, dy);
+                    branch_dx.add(&[plain(&apart, tokens, out, rows), low]);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// `left · rightᵀ`, with a left operand of `[rows, depth]`.
+fn transposed<'a, T>(
+    left: &'a [T],
+    rows: usize,
+    depth: usize,
+    right: &'a dyn Rows<T>,
+) -> Term<'a, T> {
+    let left = Left::plain(left, rows, depth);
+    Term {
+        left,
+        right: Right::Transposed(right),
+    }
+}
+
+/// `left · right`, with a left operand of `[rows, depth]`.
+fn plain<'a, T>(left: &'a [T], rows: usize, depth: usize, right: &'a dyn Rows<T>) -> Term<'a, T> {
+    let left = Left::plain(left, rows, depth);
+    Term {
+        left,
+        right: Right::Plain(right),
+    }
+}
+
+/// `into += leftᵀ right`, summed over the tokens.
+fn weight_grad<T: Element + Kernel>(
+    left: &[T],
+    rows: usize,
+    right: &[T],
+    columns: usize,
+    tokens: usize,
+    into: &Tensor,
+) -> Result<()> {
+    let left = Left::transposed(left, tokens, rows);
+    let right = Dense::new(right, tokens, columns);
+    update(into, |into: &mut [T]| {
+        let right = Right::Plain(&right);
+        gemm(&[Term { left, right }], columns, into, true);
+        Ok(())
+    })
+}
+
+fn multiply<T: Element>(values: &mut [T], factor: f64) {
+    let factor = <T as Float>::of(factor);
+    for value in values {
+        *value *= factor;
+    }
+}
+
+fn difference<T: Element>(x: &[T], y: &[T]) -> Vec<T> {
+    x.iter().zip(y).map(|(x, y)| *x - *y).collect()
+}
+
+fn check_branch_input(x: &Tensor, branch_x: Option<&Tensor>) -> Result<()> {
+    match branch_x {
+        Some(branch_x) if branch_x.dims() != x.dims() => bail!(
+            "`lora_linear`: the branch's input is {:?}, not {:?}",
+            branch_x.dims(),
+            x.dims()
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn check(group: &[Projection], input: usize) -> Result<()> {
@@ -236,6 +421,9 @@ fn check(group: &[Projection], input: usize) -> Result<()> {
                     branch.a.dims(),
                     branch.b.dims()
                 );
+            }
+            if let Some(dora) = &branch.dora {
+                dora.check(out)?;
             }
         }
     }

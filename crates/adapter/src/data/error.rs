@@ -224,10 +224,10 @@ impl DataError {
             Self::NoAnswerBorder { .. } => {
                 "put `{% generation %}` and `{% endgeneration %}` around the answer in the template, or train on everything with `train_on: all`".into()
             }
-            Self::Read { .. }
-            | Self::Malformed { .. }
-            | Self::WrongType { .. }
-            | Self::Option(_) => return None,
+            Self::Malformed { .. } => {
+                "mend the row, or write the file again; it may have been cut short".into()
+            }
+            Self::Read { .. } | Self::WrongType { .. } | Self::Option(_) => return None,
             Self::NothingTrained { .. } => {
                 "raise `max_length`, look at the rows, or train on everything with `train_on: all`".into()
             }

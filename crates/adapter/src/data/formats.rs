@@ -74,6 +74,19 @@ pub enum Format {
     Text,
 }
 
+impl Format {
+    /// The name of the form in recipes and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::ShareGpt => "sharegpt",
+            Self::PromptCompletion => "prompt_completion",
+            Self::Alpaca => "alpaca",
+            Self::Text => "text",
+        }
+    }
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -148,10 +161,29 @@ impl Dataset {
     /// A file that cannot be read or is not what its name says, no rows, columns of no known form, a
     /// row unlike the first one: each with file and line.
     pub fn load(path: &Path, columns: &Columns) -> Result<Self, DataError> {
+        Self::load_as(path, columns, None)
+    }
+
+    /// The same with the form of the rows given, where more than one would do.
+    ///
+    /// # Errors
+    /// As [`Dataset::load`]; text files with another form than text.
+    pub fn load_as(
+        path: &Path,
+        columns: &Columns,
+        format: Option<Format>,
+    ) -> Result<Self, DataError> {
         let container = container(path)?;
+        let is_text = matches!(container, Container::TextFile | Container::TextFolder);
+        if let Some(format) = format.filter(|format| is_text && *format != Format::Text) {
+            return Err(DataError::Option(format!(
+                "`{}` holds plain text and cannot be read as {format}",
+                path.display()
+            )));
+        }
         let mut reader = RowReader {
             columns,
-            format: None,
+            format,
             rows: Vec::new(),
         };
         let hash = match container {

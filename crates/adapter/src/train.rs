@@ -1,0 +1,314 @@
+//! The training loop: batches in, a trained registry out.
+//!
+//! One optimiser step takes `accumulation` batches and divides their summed loss by the targets in all
+//! of them, so that a target weighs the same however the batches were cut. Batches are never carried
+//! over the end of an epoch. After a step come, in this order and where due: evaluation, checkpoint.
+//! The loop writes no file but its [`checkpoint`](crate::checkpoint)s, prints nothing and measures no
+//! energy: an [`Observer`] is told what happens and decides what to make of it.
+//!
+//! Everything random hangs on the seed and on counters that are part of [`Progress`], so a run that
+//! goes on from a checkpoint makes the same steps, bit for bit.
+
+use std::path::Path;
+use std::time::Instant;
+
+use sparsam_base::model::Model;
+
+use crate::checkpoint::{self, Best, Progress};
+use crate::data::{Batch, Batches};
+use crate::error::{Error, Result};
+use crate::evaluate::mean_loss;
+use crate::optimizer::Optimizer;
+use crate::pass::{Input, differentiate};
+use crate::schedule::Schedule;
+use crate::trainable::Trainable;
+
+/// When something recurring is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cadence {
+    /// Every so many steps.
+    Steps(usize),
+    /// At the end of each pass over the data.
+    Epoch,
+    /// Not while the run goes on.
+    Never,
+}
+
+impl Cadence {
+    fn due(self, step: usize, steps_per_epoch: usize) -> bool {
+        match self {
+            Self::Steps(every) => step.is_multiple_of(every.max(1)),
+            Self::Epoch => step.is_multiple_of(steps_per_epoch),
+            Self::Never => false,
+        }
+    }
+}
+
+/// When a run ends before its last step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EarlyStopping {
+    /// Evaluations in a row without improvement.
+    pub patience: usize,
+    /// How far the loss must fall to count as improvement.
+    pub min_delta: f64,
+}
+
+/// How a run goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Learning rates, and how many steps there are.
+    pub schedule: Schedule,
+    /// Batches of one optimiser step.
+    pub accumulation: usize,
+    /// Whether blocks keep only their input.
+    pub checkpointing: bool,
+    /// When the evaluation data is measured, besides before the first and after the last step.
+    pub evaluate: Cadence,
+    /// When a checkpoint is written.
+    pub save: Cadence,
+    /// When the run ends early.
+    pub early_stopping: Option<EarlyStopping>,
+}
+
+/// Steps in one pass over the data.
+pub fn steps_per_epoch(batches: &Batches, accumulation: usize) -> usize {
+    batches.per_epoch().div_ceil(accumulation.max(1)).max(1)
+}
+
+/// A part of the loop, for timing and energy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Forward, backward and optimiser.
+    Train,
+    /// Loss on the evaluation data.
+    Evaluate,
+    /// Writing a checkpoint.
+    Save,
+}
+
+/// What one optimiser step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Counted from 1.
+    pub step: usize,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// Mean loss per target, in nats.
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Norm of all gradients before clipping.
+    pub grad_norm: f64,
+    /// Tokens gone through in the step.
+    pub tokens: usize,
+    /// Targets among them.
+    pub trained_tokens: usize,
+    /// Time of the step.
+    pub seconds: f64,
+}
+
+/// A measurement on the evaluation data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Steps made so far.
+    pub step: usize,
+    /// Mean loss per target, in nats.
+    pub loss: f64,
+    /// Whether it is the lowest so far.
+    pub best: bool,
+}
+
+/// Is told what happens.
+pub trait Observer {
+    /// A phase begins.
+    fn enter(&mut self, phase: Phase);
+    /// It ends.
+    fn leave(&mut self, phase: Phase);
+    /// A step is done.
+    ///
+    /// # Errors
+    /// Whatever the observer cannot go on after, such as a metrics file that cannot be written.
+    fn stepped(&mut self, step: &Step) -> Result<()>;
+    /// The evaluation data was measured.
+    ///
+    /// # Errors
+    /// As [`Observer::stepped`].
+    fn evaluated(&mut self, evaluation: &Evaluation, progress: &Progress) -> Result<()>;
+    /// Whether the run is to stop after this step, with a checkpoint.
+    fn stop(&self) -> bool;
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With its last step.
+    Finished,
+    /// Because the evaluation loss no longer fell.
+    StoppedEarly,
+    /// Because the observer asked, with a checkpoint to go on from.
+    Interrupted,
+}
+
+/// A run: what is trained, on what, and where it leaves its checkpoints.
+pub struct Run<'a> {
+    /// The base.
+    pub model: &'a Model,
+    /// What is trained.
+    pub trainable: &'a mut Trainable,
+    /// Its updates.
+    pub optimizer: &'a mut Optimizer,
+    /// What is learned.
+    pub train: &'a mut Batches,
+    /// What is measured.
+    pub eval: Option<&'a Batches>,
+    /// How.
+    pub settings: Settings,
+    /// Folder of the checkpoints.
+    pub checkpoints: &'a Path,
+    /// Writes what is trained into a checkpoint so that it can be used as it is.
+    pub export: &'a dyn Fn(&Trainable, &Path) -> Result<()>,
+}
+
+impl Run<'_> {
+    /// Trains from `progress` on. Afterwards what is trained holds the values of the lowest evaluation
+    /// loss, or of the last step where nothing is evaluated; after an interruption those of the last
+    /// step.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not a number, a file that cannot be written, or a failed operation.
+    pub fn fit(&mut self, progress: &mut Progress, observer: &mut dyn Observer) -> Result<Ending> {
+        let total = self.settings.schedule.total_steps;
+        progress.batches_per_epoch = self.train.per_epoch();
+        if progress.step == 0 && progress.loss_before.is_none() {
+            self.evaluate(progress, observer)?;
+        }
+        let mut ending = Ending::Finished;
+        while progress.step < total {
+            if observer.stop() {
+                self.save(progress, observer)?;
+                return Ok(Ending::Interrupted);
+            }
+            observer.enter(Phase::Train);
+            let step = self.step(progress);
+            observer.leave(Phase::Train);
+            observer.stepped(&step?)?;
+
+            let per_epoch = steps_per_epoch(self.train, self.settings.accumulation);
+            let last = progress.step == total;
+            if last || self.settings.evaluate.due(progress.step, per_epoch) {
+                self.evaluate(progress, observer)?;
+            }
+            let stops = self.settings.early_stopping.is_some_and(|early| {
+                progress.best.is_some() && progress.without_gain >= early.patience
+            });
+            let saves = self.settings.save != Cadence::Never;
+            if self.settings.save.due(progress.step, per_epoch) || saves && (last || stops) {
+                self.save(progress, observer)?;
+            }
+            if stops && !last {
+                ending = Ending::StoppedEarly;
+                break;
+            }
+        }
+        if let Some(best) = progress.best.filter(|best| best.step != progress.step) {
+            checkpoint::restore_best(self.checkpoints, best.step, self.trainable)?;
+        }
+        Ok(ending)
+    }
+
+    fn step(&mut self, progress: &mut Progress) -> Result<Step> {
+        let started = Instant::now();
+        let mut group = Vec::with_capacity(self.settings.accumulation);
+        while group.len() < self.settings.accumulation.max(1) {
+            let Some(batch) = self.train.next_batch() else {
+                return Err(Error::training(
+                    "there is nothing to train on",
+                    "look at the training data",
+                ));
+            };
+            group.push(batch);
+            if self.train.position().batch >= self.train.per_epoch() {
+                break;
+            }
+        }
+        let targets: usize = group.iter().map(Batch::trained_tokens).sum();
+        let tokens: usize = group.iter().map(|batch| batch.ids.len()).sum();
+        if targets == 0 {
+            return Err(Error::training(
+                "a step holds no token to learn",
+                "this is a defect of the program: rows without targets are left out when they are read",
+            ));
+        }
+        let mut sum = 0.0;
+        for batch in &group {
+            self.trainable.set_training(Some(progress.micro_batches));
+            let input = Input {
+                ids: &batch.ids,
+                targets: &batch.targets,
+                documents: &batch.documents,
+            };
+            let scale = 1.0 / targets as f64;
+            let checkpointing = self.settings.checkpointing;
+            sum += differentiate(self.model, self.trainable, input, scale, checkpointing)?.sum;
+            progress.micro_batches += 1;
+        }
+        let learning_rate = self.settings.schedule.at(progress.step);
+        let grad_norm = self.optimizer.step(self.trainable, learning_rate)?;
+        let (loss, seconds) = (sum / targets as f64, started.elapsed().as_secs_f64());
+        progress.position = self.train.position();
+        progress.stepped(loss, tokens, targets, seconds);
+        Ok(Step {
+            step: progress.step,
+            epoch: progress.epochs(),
+            loss,
+            learning_rate,
+            grad_norm,
+            tokens,
+            trained_tokens: targets,
+            seconds,
+        })
+    }
+
+    fn evaluate(&mut self, progress: &mut Progress, observer: &mut dyn Observer) -> Result<()> {
+        let Some(eval) = self.eval else {
+            return Ok(());
+        };
+        observer.enter(Phase::Evaluate);
+        let loss = mean_loss(self.model, self.trainable, eval);
+        observer.leave(Phase::Evaluate);
+        let loss = loss?;
+        let step = progress.step;
+        let mut best = false;
+        if step == 0 {
+            progress.loss_before = Some(loss);
+        } else {
+            let least = self.settings.early_stopping.map_or(0.0, |e| e.min_delta);
+            // A loss that is not a number is never an improvement.
+            let gained = progress.best.is_none_or(|best| loss < best.loss - least);
+            progress.without_gain = if gained { 0 } else { progress.without_gain + 1 };
+            best = progress.best.is_none_or(|best| loss < best.loss) && loss.is_finite();
+            if best {
+                observer.enter(Phase::Save);
+                let written = checkpoint::write_best(self.checkpoints, step, self.trainable);
+                observer.leave(Phase::Save);
+                written?;
+                progress.best = Some(Best { step, loss });
+            }
+        }
+        observer.evaluated(&Evaluation { step, loss, best }, progress)
+    }
+
+    fn save(&mut self, progress: &Progress, observer: &mut dyn Observer) -> Result<()> {
+        observer.enter(Phase::Save);
+        let (trainable, optimizer) = (&*self.trainable, &*self.optimizer);
+        let written = checkpoint::write(
+            self.checkpoints,
+            progress,
+            trainable,
+            optimizer,
+            self.export,
+        );
+        observer.leave(Phase::Save);
+        written
+    }
+}

@@ -1,0 +1,196 @@
+//! A base kept in bf16 is an f32 base whose weights were rounded: nothing else is computed in bf16.
+
+mod common;
+
+use candle_core::{DType, Tensor};
+use common::{F32, Texts, assert_near, dora, family, fixtures, gradients, lora, numbers, texts};
+use sparsam_adapter::optimizer::Optimizer;
+use sparsam_adapter::pass::{differentiate, evaluate};
+use sparsam_adapter::trainable::Trainable;
+use sparsam_base::config::ModelConfig;
+use sparsam_base::files::safetensors::SafetensorsFiles;
+use sparsam_base::model::{EMBEDDING, LoadOptions, Model};
+use sparsam_base::weights::Weights;
+use sparsam_kernels::Weight;
+use sparsam_kernels::adamw::AdamW;
+use sparsam_kernels::host::update;
+
+const FAMILY: &str = "qwen2";
+const BF16: LoadOptions = LoadOptions {
+    dtype: DType::BF16,
+    ..F32
+};
+
+fn round(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32)
+}
+
+/// A folder's tensors with every matrix rounded to bf16. Norms and biases stay, as they do on loading.
+struct Rounded(SafetensorsFiles);
+
+impl Weights for Rounded {
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
+    fn tensor(&self, name: &str) -> sparsam_base::error::Result<Tensor> {
+        let tensor = self.0.tensor(name)?;
+        Ok(if tensor.rank() == 2 {
+            round(&tensor)?
+        } else {
+            tensor
+        })
+    }
+}
+
+/// The family in f32 with its matrices rounded beforehand.
+fn rounded() -> Model {
+    let folder = fixtures().join("families").join(FAMILY);
+    let config = std::fs::read_to_string(folder.join("config.json")).expect("a configuration");
+    let config = ModelConfig::parse(&config).expect("a configuration");
+    let files = SafetensorsFiles::in_folder(&folder).expect("weights");
+    Model::load(config, &Rounded(files), F32).expect("a model")
+}
+
+fn differentiated(model: &Model, trainable: &mut Trainable) -> (f64, Vec<(String, Vec<f32>)>) {
+    let batch = Texts::new(&texts(&[21, 9, 30]));
+    let scale = 1.0 / batch.count();
+    let loss = differentiate(model, trainable, batch.input(), scale, false).expect("a pass");
+    (loss.sum, gradients(trainable))
+}
+
+#[track_caller]
+fn assert_equal(
+    what: &str,
+    narrow: &(f64, Vec<(String, Vec<f32>)>),
+    wide: &(f64, Vec<(String, Vec<f32>)>),
+) {
+    assert!(
+        (narrow.0 - wide.0).abs() < 1e-6 * wide.0,
+        "{what}: {} and {}",
+        narrow.0,
+        wide.0
+    );
+    assert_near(what, &narrow.1, &wide.1, 1e-6);
+}
+
+#[test]
+fn adapters_learn_the_same_on_bf16_as_on_rounded_f32() {
+    for config in [lora(), dora()] {
+        let (mut narrow, mut wide) = (family(FAMILY, BF16), rounded());
+        assert_eq!(narrow.embedding.dtype(), DType::BF16);
+        let mut on_narrow = Trainable::lora(&mut narrow, &config, 3).expect("trainable");
+        let mut on_wide = Trainable::lora(&mut wide, &config, 3).expect("trainable");
+        let found = differentiated(&narrow, &mut on_narrow);
+        let expected = differentiated(&wide, &mut on_wide);
+        assert_equal("first pass", &found, &expected);
+        for trainable in [&on_narrow, &on_wide] {
+            let mut optimizer = Optimizer::new(trainable, AdamW::default(), None).expect("one");
+            optimizer.step(trainable, 1e-3).expect("an update");
+        }
+        let (found, expected) = (
+            differentiated(&narrow, &mut on_narrow),
+            differentiated(&wide, &mut on_wide),
+        );
+        assert!(
+            (found.0 - expected.0).abs() < 1e-5 * expected.0,
+            "after an update: {} and {}",
+            found.0,
+            expected.0
+        );
+    }
+}
+
+/// The rounding is really there: the unrounded model computes something else.
+#[test]
+fn rounding_to_bf16_moves_the_loss() {
+    let (mut wide, mut rounded) = (family(FAMILY, F32), rounded());
+    let mut on_wide = Trainable::full(&mut wide).expect("trainable");
+    let mut on_rounded = Trainable::full(&mut rounded).expect("trainable");
+    let (exact, _) = differentiated(&wide, &mut on_wide);
+    let (moved, _) = differentiated(&rounded, &mut on_rounded);
+    assert!((exact - moved).abs() > 1e-5 * exact, "{exact} and {moved}");
+}
+
+#[test]
+fn full_training_keeps_f32_masters_and_refreshes_the_bf16_copy() {
+    let (mut narrow, mut wide) = (family(FAMILY, BF16), rounded());
+    let mut on_narrow = Trainable::full(&mut narrow).expect("trainable");
+    let mut on_wide = Trainable::full(&mut wide).expect("trainable");
+    let found = differentiated(&narrow, &mut on_narrow);
+    let expected = differentiated(&wide, &mut on_wide);
+    assert_equal("first pass", &found, &expected);
+
+    // Give both the same gradients, so that the masters can be compared bit by bit: Adam's first step
+    // is the sign of a gradient, which rounding turns where it is next to nothing.
+    for (name, trained) in on_narrow.registry() {
+        let same = numbers(&on_wide.registry()[name].grad);
+        update(&trained.grad, |grad: &mut [f32]| {
+            grad.copy_from_slice(&same);
+            Ok(())
+        })
+        .expect("copied");
+    }
+    // A step too small to survive in bf16: 8 bits round a weight of 0.2 to steps of 1e-3.
+    let step = 1e-5;
+    let embedding = numbers(&narrow.embedding);
+    for trainable in [&on_narrow, &on_wide] {
+        let mut optimizer = Optimizer::new(trainable, AdamW::default(), None).expect("one");
+        optimizer.step(trainable, step).expect("an update");
+    }
+    let mut moved = 0;
+    for (name, trained) in on_narrow.registry() {
+        assert_eq!(trained.value.dtype(), DType::F32, "{name}");
+        let wide = numbers(&on_wide.registry()[name].value);
+        assert!(numbers(&trained.value) == wide, "{name}: masters differ");
+        moved += usize::from(round(&trained.value).is_ok_and(|r| numbers(&r) != wide));
+    }
+    assert!(moved > 10, "the masters hold no more than bf16 does");
+    let same = numbers(&narrow.embedding)
+        .iter()
+        .zip(&embedding)
+        .filter(|(x, y)| x == y)
+        .count();
+    assert!(
+        same * 2 > embedding.len(),
+        "the step was to be lost in bf16"
+    );
+
+    // The model computes with the masters rounded.
+    let copies = [
+        (EMBEDDING.to_owned(), narrow.embedding.clone()),
+        dense(&narrow, 0),
+        dense(&narrow, 1),
+    ];
+    for (name, copy) in copies {
+        assert_eq!(copy.dtype(), DType::BF16, "{name}");
+        let master = &on_narrow.registry()[&name].value;
+        let expected = numbers(&round(master).expect("rounded"));
+        assert!(numbers(&copy) == expected, "{name}: the copy is stale");
+    }
+
+    // After many steps the sum of the small ones arrives in bf16 too, and the loss follows.
+    let batch = Texts::new(&texts(&[21, 9, 30]));
+    let mut optimizer = Optimizer::new(&on_narrow, AdamW::default(), None).expect("one");
+    let before = evaluate(&narrow, &mut on_narrow, batch.input())
+        .expect("a loss")
+        .sum;
+    for _ in 0..60 {
+        let scale = 1.0 / batch.count();
+        differentiate(&narrow, &mut on_narrow, batch.input(), scale, false).expect("a pass");
+        optimizer.step(&on_narrow, step).expect("an update");
+    }
+    let after = evaluate(&narrow, &mut on_narrow, batch.input())
+        .expect("a loss")
+        .sum;
+    assert!(after < before, "{before} and then {after}");
+}
+
+/// The q projection of a block, as the model computes with it.
+fn dense(model: &Model, block: usize) -> (String, Tensor) {
+    let projection = &model.blocks[block].qkv.projections[0];
+    let Weight::Dense(tensor) = &projection.weight else {
+        panic!("a dense weight")
+    };
+    (format!("{}.weight", projection.name), tensor.clone())
+}
