@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::accounting::Pue;
 use crate::intensity::CarbonIntensity;
 use crate::meter::Domain;
-use crate::record::{Hardware, Place};
+use crate::record::{Baseline, Hardware, Place};
+use crate::water::WaterRates;
 
 /// The journal's name in the run folder.
 pub const FILE_NAME: &str = "energy.jsonl";
@@ -75,8 +76,17 @@ pub struct Start {
     pub intensity: CarbonIntensity,
     /// Power usage effectiveness.
     pub pue: Pue,
+    /// What the energy consists of.
+    #[serde(default)]
+    pub contains: Vec<String>,
     /// What the figures leave out.
     pub not_included: Vec<String>,
+    /// Idle power before the session, where it was measured.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
+    /// Litres for each kilowatt-hour, where they are known.
+    #[serde(default)]
+    pub water: Option<WaterRates>,
 }
 
 /// The counters of a session at one moment.

@@ -8,9 +8,12 @@
 //! - [`journal`]: append-only lines that survive whatever ends the program
 //! - [`window`]: named, nesting parts of a run, and the sums
 //! - [`intensity`], [`accounting`]: from joules to grams of CO2e
-//! - [`record`]: the one record from which everything is printed
-//! - [`summary`], [`card`]: words for the terminal and for a model card
-//! - [`tracker`]: the handle a program holds
+//! - [`embodied`], [`water`], [`comparison`]: what stands beside that figure and never in it
+//! - [`record`]: the one record from which everything is printed; [`combine`] adds several up
+//! - [`summary`], [`card`], [`export`]: words for the terminal, a model card, other formats
+//! - [`tracker`]: the handle a program holds; [`track`] runs any other program under it
+//! - [`estimate`]: the same arithmetic after the fact, from a table of [`hardware`]
+//! - [`doctor`]: what can be read on this machine, and how to make the rest readable
 //!
 //! ```no_run
 //! use sparsam_tracker::{Options, Tracker};
@@ -30,7 +33,14 @@
 
 pub mod accounting;
 pub mod card;
+pub mod combine;
+pub mod comparison;
+pub mod doctor;
+pub mod embodied;
+pub mod estimate;
+pub mod export;
 pub mod format;
+pub mod hardware;
 pub mod intensity;
 pub mod journal;
 pub mod meter;
@@ -38,7 +48,9 @@ pub mod range;
 pub mod record;
 pub mod sampler;
 pub mod summary;
+pub mod track;
 pub mod tracker;
+pub mod water;
 pub mod window;
 
 pub use journal::JournalError;

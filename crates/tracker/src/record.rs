@@ -6,9 +6,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accounting::Pue;
+use crate::comparison::Comparison;
+use crate::embodied::Embodied;
 use crate::intensity::CarbonIntensity;
 use crate::meter::{Component, Method};
 use crate::range::{Range, Span};
+use crate::water::Water;
 
 /// The version of the record's shape, raised when a field changes its meaning.
 pub const RECORD_VERSION: u32 = 1;
@@ -51,8 +54,26 @@ pub struct EnergyRecord {
     pub pue: Pue,
     /// Operational emissions, gCO2e: energy × PUE × intensity.
     pub emissions_g: Span,
+    /// What the energy and the emissions above consist of, in words.
+    #[serde(default)]
+    pub contains: Vec<String>,
     /// What the figures leave out.
     pub not_included: Vec<String>,
+    /// What the machine drew before the run began, where that was measured.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
+    /// Energy above the idle baseline, kWh. The headline stays gross.
+    #[serde(default)]
+    pub net_energy_kwh: Option<Range>,
+    /// The run's share of making the hardware. Beside the headline, never in it.
+    #[serde(default)]
+    pub embodied: Option<Embodied>,
+    /// Water, where the rates are known. Beside the headline, never in it.
+    #[serde(default)]
+    pub water: Option<Water>,
+    /// The emissions in terms people know.
+    #[serde(default)]
+    pub comparisons: Vec<Comparison>,
     /// What a reader should know of how the figures came about: warnings, repairs, oddities.
     pub notes: Vec<String>,
 }
@@ -94,6 +115,15 @@ impl Hardware {
         }
         parts.join(", ")
     }
+}
+
+/// Idle power, measured before a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// How long was measured.
+    pub seconds: f64,
+    /// All components together, W.
+    pub watts: Range,
 }
 
 /// Energy of one component.

@@ -30,6 +30,10 @@ pub trait Clock: Send + Sync {
     fn monotonic(&self) -> Duration;
     /// Wall time.
     fn wall(&self) -> Timestamp;
+    /// Lets time pass.
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
 }
 
 /// The machine's own clocks.

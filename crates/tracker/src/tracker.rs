@@ -12,12 +12,15 @@ use std::time::Duration;
 use crate::accounting::{self, Pue};
 use crate::intensity::{self, CarbonIntensity, UnknownCountry};
 use crate::journal::{self, JournalError, Start, Writer};
+use crate::meter::hwmon;
 use crate::meter::model::{Constant, CpuModel};
+use crate::meter::perf::PerfRapl;
 use crate::meter::powercap::Powercap;
-use crate::meter::{Component, EnergyMeter, Roots, nvml, powercap, system};
+use crate::meter::{Component, Domain, EnergyMeter, Gap, Reading, Roots, nvml, powercap, system};
 use crate::range::Range;
-use crate::record::{EnergyRecord, Hardware, Place};
+use crate::record::{Baseline, EnergyRecord, Hardware, Place};
 use crate::sampler::{Clock, Command, Live, Sampler, SystemClock};
+use crate::water;
 use crate::window::{Ledger, format_time};
 
 /// How long [`Tracker::finish`] waits for the last reading before it falls back on the journal.
@@ -46,6 +49,15 @@ pub struct Options {
     pub cpu_watts: Option<f64>,
     /// The memory's power in watts, where it is not measured.
     pub ram_watts: Option<f64>,
+    /// Constant power of the rest of the machine (mainboard, disks, network, fans) in watts, where the
+    /// user knows it.
+    pub node_idle_watts: Option<f64>,
+    /// Seconds of idle power to measure before the start; 0 for none. Starting waits for them.
+    pub baseline_seconds: f64,
+    /// Litres evaporated on the site for each kWh of the machine, where the user knows it.
+    pub water_site_l_per_kwh: Option<f64>,
+    /// Litres consumed by the grid's power plants for each kWh; known for a few countries.
+    pub water_grid_l_per_kwh: Option<f64>,
     /// Which GPUs belong to the run.
     pub gpus: Gpus,
 }
@@ -63,13 +75,18 @@ impl Default for Options {
             pue: None,
             cpu_watts: None,
             ram_watts: None,
+            node_idle_watts: None,
+            baseline_seconds: 0.0,
+            water_site_l_per_kwh: None,
+            water_grid_l_per_kwh: None,
             gpus: Gpus::Visible,
         }
     }
 }
 
 impl Options {
-    /// The defaults with a run folder, after which the run is named.
+    /// The defaults with a run folder, after which the run is named. The meters look where the
+    /// environment says ([`Roots::from_env`]).
     pub fn in_folder(run_dir: impl Into<PathBuf>) -> Self {
         let run_dir = run_dir.into();
         Self {
@@ -78,6 +95,7 @@ impl Options {
                 |name| name.to_string_lossy().into_owned(),
             ),
             run_dir: Some(run_dir),
+            roots: Roots::from_env(),
             ..Self::default()
         }
     }
@@ -163,6 +181,35 @@ struct Accounting {
     pue: Pue,
 }
 
+/// A stated PUE, checked, or that of a machine at home.
+pub(crate) fn stated_pue(stated: Option<f64>) -> Result<Pue, StartError> {
+    let Some(value) = stated else {
+        return Ok(Pue::default());
+    };
+    within("pue", value, (1.0, 10.0), "from 1 to 10")?;
+    Ok(Pue {
+        value,
+        source: "stated by the user".to_owned(),
+    })
+}
+
+/// A stated intensity, checked.
+pub(crate) fn stated_intensity(stated: &StatedIntensity) -> Result<CarbonIntensity, StartError> {
+    within(
+        "intensity_g_per_kwh",
+        stated.g_per_kwh,
+        (0.0, 5000.0),
+        "from 0 to 5000 gCO2e/kWh",
+    )?;
+    if stated.source.trim().is_empty() {
+        return Err(StartError::NoSource);
+    }
+    Ok(CarbonIntensity::given(
+        stated.g_per_kwh,
+        stated.source.trim(),
+    ))
+}
+
 fn check(options: &Options) -> Result<Accounting, StartError> {
     within(
         "interval",
@@ -174,39 +221,34 @@ fn check(options: &Options) -> Result<Accounting, StartError> {
     for (option, given) in [
         ("cpu_watts", options.cpu_watts),
         ("ram_watts", options.ram_watts),
+        ("node_idle_watts", options.node_idle_watts),
     ] {
         if let Some(given) = given {
             within(option, given, (f64::MIN_POSITIVE, 1e5), watts)?;
         }
     }
-    let pue = match options.pue {
-        Some(value) => {
-            within("pue", value, (1.0, 10.0), "from 1 to 10")?;
-            Pue {
-                value,
-                source: "stated by the user".to_owned(),
-            }
+    within(
+        "baseline_seconds",
+        options.baseline_seconds,
+        (0.0, 3600.0),
+        "from 0 to 3600 seconds",
+    )?;
+    for (option, given) in [
+        ("water_site_l_per_kwh", options.water_site_l_per_kwh),
+        ("water_grid_l_per_kwh", options.water_grid_l_per_kwh),
+    ] {
+        if let Some(given) = given {
+            within(option, given, (0.0, 1000.0), "from 0 to 1000 L/kWh")?;
         }
-        None => Pue::default(),
-    };
+    }
+    let pue = stated_pue(options.pue)?;
     let country = options
         .country
         .as_deref()
         .map(intensity::lookup)
         .transpose()?;
     let intensity = match (&options.intensity, country) {
-        (Some(stated), _) => {
-            within(
-                "intensity_g_per_kwh",
-                stated.g_per_kwh,
-                (0.0, 5000.0),
-                "from 0 to 5000 gCO2e/kWh",
-            )?;
-            if stated.source.trim().is_empty() {
-                return Err(StartError::NoSource);
-            }
-            CarbonIntensity::given(stated.g_per_kwh, stated.source.trim())
-        }
+        (Some(stated), _) => stated_intensity(stated)?,
         (None, Some(country)) => CarbonIntensity::of(country),
         (None, None) => CarbonIntensity::unknown_place(),
     };
@@ -238,15 +280,34 @@ fn find_meters(options: &Options, now: Duration) -> Found {
         not_included: Vec::new(),
     };
     match options.gpus {
-        Gpus::Visible => find_gpus(roots, now, &mut found),
+        Gpus::Visible => {
+            find_gpus(roots, now, &mut found);
+            if let Some(meter) = hwmon::AmdGpus::open(roots, now) {
+                found.hardware.gpus.extend(meter.names());
+                found.meters.push(Box::new(meter));
+            }
+        }
         Gpus::None => found
             .not_included
             .push("GPUs, which this run did not use".to_owned()),
     }
 
-    let powercap = Powercap::open(roots, now);
-    let memory_is_measured = powercap.as_ref().is_some_and(Powercap::measures_memory);
-    if let Some(meter) = powercap {
+    let perf = PerfRapl::open(roots, now).ok();
+    let powercap = if perf.is_none() {
+        Powercap::open(roots, now)
+    } else {
+        None
+    };
+    let memory_is_measured = perf.as_ref().is_some_and(PerfRapl::measures_memory)
+        || powercap.as_ref().is_some_and(Powercap::measures_memory);
+    if (perf.is_some() || powercap.is_some()) && options.cpu_watts.is_some() {
+        found
+            .notes
+            .push("`cpu_watts` was not used: the processor is measured".to_owned());
+    }
+    if let Some(meter) = perf {
+        found.meters.push(Box::new(meter));
+    } else if let Some(meter) = powercap {
         let unreadable: Vec<String> = powercap::zones(roots)
             .iter()
             .filter(|zone| zone.read().is_err())
@@ -258,17 +319,12 @@ fn find_meters(options: &Options, now: Duration) -> Found {
                 unreadable.join(", ")
             ));
         }
-        if options.cpu_watts.is_some() {
-            found
-                .notes
-                .push("`cpu_watts` was not used: the processor is measured".to_owned());
-        }
         found.meters.push(Box::new(meter));
     } else {
         if !powercap::zones(roots).is_empty() {
             found.notes.push(
                 "this machine has RAPL energy counters that may not be read, so the processor is \
-                 modelled; a udev rule that gives `energy_uj` to a group makes it measured"
+                 modelled; `sparsam doctor` says how to make it measured"
                     .to_owned(),
             );
         }
@@ -289,9 +345,18 @@ fn find_meters(options: &Options, now: Duration) -> Found {
                 .push("memory, whose size could not be found out".to_owned()),
         }
     }
+    if let Some(watts) = options.node_idle_watts {
+        found.meters.push(Box::new(Constant::node(watts, now)));
+        found
+            .not_included
+            .push("the losses of power supplies".to_owned());
+    } else {
+        found
+            .not_included
+            .push("disks, network, fans, mainboard and the losses of power supplies".to_owned());
+    }
     found.not_included.extend(
         [
-            "disks, network, fans, mainboard and the losses of power supplies",
             "the manufacture of the hardware",
             "water",
             "other runs: searches, failed attempts, preparation of the data",
@@ -320,7 +385,10 @@ fn find_gpus(roots: &Roots, now: Duration, found: &mut Found) {
             let (gpus, note) = nvml::visible(gpus, listed.as_deref(), pci_order);
             found.notes.extend(note);
             if !gpus.is_empty() {
-                found.hardware.gpus = gpus.iter().map(|gpu| gpu.name.clone()).collect();
+                found
+                    .hardware
+                    .gpus
+                    .extend(gpus.iter().map(|gpu| gpu.name.clone()));
                 found.meters.push(Box::new(library.meter(&gpus, now)));
             }
         }
@@ -347,6 +415,171 @@ fn hardware(roots: &Roots) -> Hardware {
         gpus: Vec::new(),
         ram_bytes: system::usable_memory(roots),
     }
+}
+
+/// What the headline consists of, from the meters that were chosen.
+fn contains(meters: &[Box<dyn EnergyMeter>], pue: f64) -> Vec<String> {
+    let mut kinds: Vec<&str> = Vec::new();
+    for domain in meters.iter().flat_map(|meter| meter.domains()) {
+        let kind = match domain.component {
+            Component::Node => "the rest of the machine",
+            component => component.name(),
+        };
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let mut contains = vec![format!(
+        "electricity of {} while the run was tracked, idle power included",
+        if kinds.is_empty() {
+            "nothing".to_owned()
+        } else {
+            kinds.join(", ")
+        }
+    )];
+    if pue > 1.0 {
+        contains.push(format!(
+            "the building's overhead, by PUE {}",
+            crate::format::plain_decimal(pue, 3)
+        ));
+    }
+    contains
+}
+
+/// Mean power over `seconds` before the run. The meters' own counts go on from what was drawn
+/// meanwhile, so that time is made good by renewing their origin: see [`Rebased`].
+fn measure_baseline(found: &mut Found, clock: &dyn Clock, seconds: f64) -> Option<Baseline> {
+    if seconds <= 0.0 {
+        return None;
+    }
+    let joules = |meters: &mut [Box<dyn EnergyMeter>]| -> Option<Range> {
+        let now = clock.monotonic();
+        let mut sum = Range::ZERO;
+        for meter in meters {
+            let reading = catch_unwind(AssertUnwindSafe(|| meter.read(now)))
+                .ok()?
+                .ok()?;
+            sum += reading.joules.iter().copied().sum();
+        }
+        Some(sum)
+    };
+    let started = clock.monotonic();
+    let before = joules(&mut found.meters);
+    clock.sleep(Duration::from_secs_f64(seconds));
+    let after = joules(&mut found.meters);
+    let elapsed = clock.monotonic().saturating_sub(started).as_secs_f64();
+    // Whatever was drawn until now is not the run's.
+    found.meters = std::mem::take(&mut found.meters)
+        .into_iter()
+        .map(|meter| Box::new(Rebased::new(meter, clock.monotonic())) as Box<dyn EnergyMeter>)
+        .collect();
+    let (Some(before), Some(after)) = (before, after) else {
+        found.notes.push(
+            "the idle baseline could not be measured; only the gross figure is given".to_owned(),
+        );
+        return None;
+    };
+    (elapsed > 0.0).then(|| Baseline {
+        seconds: elapsed,
+        watts: (after - before).scale(1.0 / elapsed),
+    })
+}
+
+/// A meter that counts from its second reading on: what it had counted when this was made is taken off.
+struct Rebased {
+    meter: Box<dyn EnergyMeter>,
+    /// None until a reading has succeeded.
+    origin: Option<Vec<Range>>,
+}
+
+impl Rebased {
+    fn new(mut meter: Box<dyn EnergyMeter>, now: Duration) -> Self {
+        let reading = catch_unwind(AssertUnwindSafe(|| meter.read(now)));
+        let origin = match reading {
+            Ok(Ok(reading)) => Some(reading.joules),
+            _ => None,
+        };
+        Self { meter, origin }
+    }
+}
+
+impl EnergyMeter for Rebased {
+    fn domains(&self) -> &[Domain] {
+        self.meter.domains()
+    }
+
+    fn read(&mut self, now: Duration) -> Result<Reading, Gap> {
+        let mut reading = self.meter.read(now)?;
+        let origin = self.origin.get_or_insert_with(|| reading.joules.clone());
+        for (joules, origin) in reading.joules.iter_mut().zip(origin.iter()) {
+            *joules = *joules - *origin;
+        }
+        Ok(reading)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.meter.notes()
+    }
+}
+
+/// The name of the sampling thread, by which runs on one machine see each other. Linux shows 15
+/// characters of it.
+const THREAD_NAME: &str = "sparsam-energy";
+
+/// A note where another tracked run is on this machine, so that shared counters count it too. Looked
+/// for among the threads procfs shows: no lock, no file, no wait.
+fn shared_machine(roots: &Roots) -> Option<String> {
+    let own = std::process::id().to_string();
+    let others = std::fs::read_dir(&roots.procfs)
+        .ok()?
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.bytes().all(|b| b.is_ascii_digit()) && *name != *own
+        })
+        .filter(|entry| {
+            std::fs::read_dir(entry.path().join("task")).is_ok_and(|tasks| {
+                tasks.flatten().any(|task| {
+                    std::fs::read_to_string(task.path().join("comm"))
+                        .is_ok_and(|comm| comm.trim() == THREAD_NAME)
+                })
+            })
+        })
+        .count();
+    (others > 0).then(|| {
+        format!(
+            "{others} other tracked {} on this machine at the start: what is measured for the whole \
+             machine is in each of them",
+            if others == 1 { "run was" } else { "runs were" }
+        )
+    })
+}
+
+/// What a run that started now would count, and how.
+pub(crate) struct Preview {
+    pub(crate) domains: Vec<Domain>,
+    pub(crate) place: Option<Place>,
+    pub(crate) intensity: CarbonIntensity,
+    pub(crate) not_included: Vec<String>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// Chooses the meters as [`Tracker::start`] does, and starts nothing.
+pub(crate) fn preview(options: &Options) -> Result<Preview, StartError> {
+    let accounting = check(options)?;
+    let found = find_meters(options, Duration::ZERO);
+    Ok(Preview {
+        domains: found
+            .meters
+            .iter()
+            .flat_map(|meter| meter.domains().to_vec())
+            .collect(),
+        place: accounting.place,
+        intensity: accounting.intensity,
+        not_included: found.not_included,
+        notes: found.notes,
+    })
 }
 
 /// A run that is being tracked. Dropping it without [`Tracker::finish`] leaves a journal that says the
@@ -396,6 +629,8 @@ impl Tracker {
         if let Some(meters) = meters {
             found.meters = meters;
         }
+        let baseline = measure_baseline(&mut found, clock.as_ref(), options.baseline_seconds);
+        found.notes.extend(shared_machine(&options.roots));
         let start = Start {
             version: journal::JOURNAL_VERSION,
             name: options.name.clone(),
@@ -406,10 +641,17 @@ impl Tracker {
                 .flat_map(|meter| meter.domains().to_vec())
                 .collect(),
             hardware: found.hardware,
+            water: water::rates(
+                place.as_ref().map(|place| place.alpha3.as_str()),
+                options.water_site_l_per_kwh,
+                options.water_grid_l_per_kwh,
+            ),
             place,
             intensity,
+            contains: contains(&found.meters, pue.value),
             pue,
             not_included: found.not_included,
+            baseline,
         };
         let mut notes = found.notes;
         let (ledger, writer) = open_journal(options, &mut notes);
@@ -436,7 +678,7 @@ impl Tracker {
         let (commands, received) = mpsc::channel();
         let interval = options.interval;
         let thread = std::thread::Builder::new()
-            .name("sparsam-energy".to_owned())
+            .name(THREAD_NAME.to_owned())
             .spawn(move || {
                 // A failure stays on this thread: the run goes on and the journal keeps what it has.
                 drop(catch_unwind(AssertUnwindSafe(|| {

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::accounting;
 use crate::journal::{Contents, Event, Start, Totals};
 use crate::meter::Method;
 use crate::range::Range;
 use crate::record::{ComponentEnergy, EnergyRecord, RECORD_VERSION, WindowEnergy};
+use crate::{accounting, comparison, embodied, water};
 
 /// The running sum of a run's events.
 #[derive(Debug, Clone, Default)]
@@ -86,7 +86,7 @@ impl Ledger {
     }
 
     /// Takes the next event. Events before the first start, or with another number of counters than
-    /// their session has domains, are damaged and left out.
+    /// their session has domains, or with counters that cannot be, are damaged and left out.
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Start(start) => self.start(*start),
@@ -123,7 +123,7 @@ impl Ledger {
     /// Sets the counters of the running session.
     fn advance(&mut self, totals: Totals) -> Option<&mut Session> {
         let session = self.sessions.last_mut()?;
-        if totals.joules.len() != session.start.domains.len() {
+        if totals.joules.len() != session.start.domains.len() || !is_believable(&totals) {
             return None;
         }
         session.latest = totals;
@@ -201,6 +201,12 @@ impl Ledger {
             .filter(|c| c.method == Method::Measured)
             .map(|c| c.energy_kwh.central)
             .fold(0.0, |sum, kwh| sum + kwh); // The sum of nothing would be -0.
+        let emissions_g = accounting::operational_g(
+            energy_kwh,
+            last.start.pue.value,
+            last.start.intensity.g_per_kwh,
+        );
+        let seconds = self.seconds();
         EnergyRecord {
             version: RECORD_VERSION,
             name: last.start.name.clone(),
@@ -208,7 +214,17 @@ impl Ledger {
             ended: later(&last.start.at, last.latest.t),
             ended_early: !last.ended,
             sessions: u32::try_from(self.sessions.len()).unwrap_or(u32::MAX),
-            duration_seconds: self.seconds(),
+            duration_seconds: seconds,
+            contains: last.start.contains.clone(),
+            baseline: last.start.baseline,
+            net_energy_kwh: self.net(energy_kwh),
+            embodied: embodied::of_gpus(&last.start.hardware.gpus, seconds / 3600.0),
+            water: last
+                .start
+                .water
+                .as_ref()
+                .map(|rates| water::litres(energy_kwh, last.start.pue.value, rates)),
+            comparisons: comparison::of(emissions_g),
             hardware: last.start.hardware.clone(),
             measured_share: if energy_kwh.central > 0.0 {
                 measured / energy_kwh.central
@@ -228,16 +244,29 @@ impl Ledger {
                 })
                 .collect(),
             place: last.start.place.clone(),
-            emissions_g: accounting::operational_g(
-                energy_kwh,
-                last.start.pue.value,
-                last.start.intensity.g_per_kwh,
-            ),
+            emissions_g,
             intensity: last.start.intensity.clone(),
             pue: last.start.pue.clone(),
             not_included: last.start.not_included.clone(),
             notes: self.all_notes(),
         }
+    }
+
+    /// Energy above idle, where every session measured its idle power: gross less idle power times
+    /// time. The low bound takes the highest idle power from the lowest energy; nothing is below zero.
+    fn net(&self, gross_kwh: Range) -> Option<Range> {
+        let mut idle = Range::ZERO;
+        for session in &self.sessions {
+            idle += session.start.baseline?.watts.scale(session.latest.t);
+        }
+        let idle = accounting::kwh(idle);
+        (!self.sessions.is_empty()).then(|| {
+            Range::new(
+                (gross_kwh.low - idle.high).max(0.0),
+                (gross_kwh.central - idle.central).max(0.0),
+                (gross_kwh.high - idle.low).max(0.0),
+            )
+        })
     }
 
     /// The domains of all sessions. The same domain in two sessions is one component.
@@ -321,6 +350,18 @@ fn add_visit(windows: &mut [Spent], open: &Open, now: &Totals) {
 }
 
 /// All domains together.
+/// Whether counters can be such: numbers, not negative, and within what no run reaches, so that their
+/// sums are numbers too. A line that was damaged may say anything.
+fn is_believable(totals: &Totals) -> bool {
+    // Thirty thousand years, and what the world draws in a day.
+    const SECONDS: f64 = 1e12;
+    const JOULES: f64 = 1e18;
+    (0.0..SECONDS).contains(&totals.t)
+        && totals.joules.iter().all(|[low, central, high]| {
+            (0.0..JOULES).contains(central) && low.abs() < JOULES && high.abs() < JOULES
+        })
+}
+
 fn sum(totals: &Totals) -> Range {
     totals.joules.iter().map(|j| Range::from(*j)).sum()
 }

@@ -78,6 +78,10 @@ impl Clock for HeldClock {
     fn wall(&self) -> jiff::Timestamp {
         "2026-01-15T10:00:00Z".parse().unwrap()
     }
+
+    fn sleep(&self, time: Duration) {
+        *self.0.lock().unwrap() += time;
+    }
 }
 
 fn options(folder: &Path) -> Options {
@@ -225,6 +229,13 @@ fn a_resumed_run_continues_after_a_torn_line_and_counts_nothing_twice() {
     fs::write(&path, &whole[..whole.len() - 20]).unwrap();
     let lines = whole.lines().count() - notes(folder.path());
     let tracker = session(folder.path(), true, lines);
+    // The live figure follows the journal's line by the time of a write to the disk.
+    for _ in 0..1000 {
+        if close(tracker.live().joules.central, 8000.0) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
     assert!(close(tracker.live().joules.central, 8000.0));
     let record = tracker.finish();
     assert!(close(joules(record.energy_kwh), 8000.0));
@@ -324,7 +335,8 @@ fn this_machine_is_tracked_whatever_it_is() {
     let record = tracker.finish();
     assert!(record.energy_kwh.central > 0.0);
     assert!(record.emissions_g.central.is_some_and(|grams| grams > 0.0));
-    assert!(record.windows[0].seconds >= 0.7);
+    // The window opens when the sampling thread has heard of it, a little late on a busy machine.
+    assert!(record.windows[0].seconds >= 0.5);
 }
 
 #[test]
@@ -386,4 +398,121 @@ fn a_newer_journal_and_a_missing_one_are_told_apart() {
         journal::read(&folder.path().join("none")),
         Err(JournalError::Read { .. })
     ));
+}
+
+#[test]
+fn idle_power_is_measured_before_the_start_and_net_stands_beside_gross() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = HeldClock::default();
+    let options = Options {
+        baseline_seconds: 5.0,
+        ..options(folder.path())
+    };
+    // 100 W all the time: the run adds nothing to what the machine draws anyway.
+    let tracker = start(&options, &clock, Fault::None);
+    clock.set(65);
+    let record = tracker.finish();
+    let baseline = record.baseline.unwrap();
+    assert_eq!((baseline.seconds, baseline.watts.central), (5.0, 100.0));
+    assert!(
+        close(joules(record.energy_kwh), 6000.0),
+        "the five seconds are not the run's"
+    );
+    assert!(close(joules(record.net_energy_kwh.unwrap()), 0.0));
+    let words = sparsam_tracker::summary_lines(&record).join("\n");
+    assert!(words.contains("above idle: 0 mWh"), "{words}");
+    let read = EnergyRecord::from_journal(&folder.path().join(FILE_NAME)).unwrap();
+    assert_eq!(read, record);
+}
+
+#[test]
+fn a_baseline_that_cannot_be_measured_is_a_note_and_no_figure() {
+    let clock = HeldClock::default();
+    let options = Options {
+        baseline_seconds: 2.0,
+        run_dir: None,
+        ..options(Path::new("unused"))
+    };
+    let record = start(&options, &clock, Fault::Gap).finish();
+    assert_eq!((record.baseline, record.net_energy_kwh), (None, None));
+    assert!(record.notes.iter().any(|note| note.contains("baseline")));
+}
+
+/// A journal as the first version of the format had it, on a machine with two GPUs.
+const FIRST_VERSION: &str = r#"{"event":"start","version":1,"name":"old","at":"2026-01-15T10:00:00Z","domains":[{"id":"gpu:GPU-1","label":"GPU 0","component":"gpu","method":"measured","source":"NVML"}],"hardware":{"cpu":null,"cpu_threads":null,"gpus":["NVIDIA A100-SXM4-80GB"],"ram_bytes":null},"place":{"name":"United States","alpha3":"USA"},"intensity":{"g_per_kwh":{"low":400.0,"central":400.0,"high":400.0},"year":2024,"source":"a test"},"pue":{"value":1.5,"source":"a test"},"not_included":[]}
+{"event":"end","t":3600.0,"joules":[[3420000.0,3600000.0,3780000.0]]}
+"#;
+
+#[test]
+fn a_journal_of_the_first_version_is_read_and_what_was_added_since_is_reckoned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(FILE_NAME);
+    fs::write(&path, FIRST_VERSION).unwrap();
+    let record = EnergyRecord::from_journal(&path).unwrap();
+    assert!(close(record.energy_kwh.central, 1.0));
+    assert!(close(record.emissions_g.central.unwrap(), 600.0));
+    let embodied = record.embodied.clone().unwrap();
+    let an_hour = 150e3 / 44_676.0 + 2500e3 / 8.0 / 44_676.0;
+    assert!(close(embodied.grams.central, an_hour), "{embodied:?}");
+    assert_eq!(record.water, None, "the journal has no rates");
+    let words = sparsam_tracker::summary_lines(&record).join("\n");
+    assert!(
+        words.contains("emissions  600 g"),
+        "not added to the headline: {words}"
+    );
+    assert!(
+        words.contains("making the hardware, by hours over its life: 10.4 g"),
+        "{words}"
+    );
+    // Given the place again, the water is known too: 1 kWh x PUE 1.5 x 3.142 L/kWh.
+    let placed = record.at_place(Some("USA"), None).unwrap();
+    assert!(close(placed.water.unwrap().litres.central, 4.713));
+}
+
+/// Found by fuzzing: a line with a time of 1e308 seconds made a duration that is no number.
+#[test]
+fn counters_that_cannot_be_are_left_out() {
+    let start = FIRST_VERSION.lines().next().unwrap();
+    let counters = |joules: &str, t: &str| {
+        let domains = start.matches("\"id\":").count();
+        let joules = vec![format!("[{joules},{joules},{joules}]"); domains].join(",");
+        format!("{{\"event\":\"sample\",\"t\":{t},\"joules\":[{joules}]}}\n")
+    };
+    let record = |lines: &str| {
+        let journal = format!("{start}\n{lines}");
+        let contents = journal::parse(journal.as_bytes());
+        sparsam_tracker::window::Ledger::replay(contents)
+            .record()
+            .unwrap()
+    };
+    let whole = record(&counters("3600", "2"));
+    assert!(whole.energy_kwh.central > 0.0 && whole.duration_seconds == 2.0);
+    for (joules, t) in [("1", "1e308"), ("1e308", "3"), ("-5", "3"), ("1", "-1")] {
+        let lines = counters("3600", "2") + &counters(joules, t);
+        assert_eq!(record(&lines), whole, "{joules} J at {t} s");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    /// A journal that was damaged anywhere, in any way: read or refused, never a panic, and never a
+    /// figure that is not a number.
+    #[test]
+    fn a_damaged_journal_does_no_harm(
+        at in 0..FIRST_VERSION.len(),
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40),
+        replaced in 0usize..40,
+    ) {
+        let mut journal = FIRST_VERSION.as_bytes().to_vec();
+        let end = (at + replaced).min(journal.len());
+        journal.splice(at..end, bytes);
+        let contents = journal::parse(&journal);
+        let ledger = sparsam_tracker::window::Ledger::replay(contents);
+        if let Some(record) = ledger.record() {
+            proptest::prop_assert!(record.energy_kwh.central.is_finite());
+            proptest::prop_assert!(record.duration_seconds.is_finite());
+            drop(sparsam_tracker::summary_lines(&record));
+        }
+    }
 }

@@ -11,6 +11,45 @@ use sparsam_tracker::meter::EnergyMeter;
 use sparsam_tracker::meter::nvml::{Library, visible};
 use sparsam_tracker::{Roots, sensors};
 
+/// The counter does not move for ten seconds while 300 W are drawn: power is integrated.
+fn a_counter_that_stands_still_is_bridged(library: &Library, figures: &Path) {
+    fs::write(figures, "5000000 300000\n- -\n").unwrap();
+    let gpus = library.gpus().unwrap();
+    let mut meter = library.meter(&gpus[..1], Duration::ZERO);
+    let mut central = 0.0;
+    for second in 1..=20 {
+        central = meter.read(Duration::from_secs(second)).unwrap().joules[0].central;
+    }
+    assert_eq!(central, 6000.0);
+    assert!(meter.notes()[0].contains("stood still"));
+}
+
+/// The counter says 100 W and the power 200 W: the counter is the figure, the range holds both.
+fn a_counter_that_disagrees_widens_the_range(library: &Library, figures: &Path) {
+    fs::write(figures, "0 200000\n- -\n").unwrap();
+    let gpus = library.gpus().unwrap();
+    let mut meter = library.meter(&gpus[..1], Duration::ZERO);
+    let mut range = sparsam_tracker::Range::ZERO;
+    for second in 1..=20u64 {
+        fs::write(figures, format!("{} 200000\n- -\n", second * 100_000)).unwrap();
+        range = meter.read(Duration::from_secs(second)).unwrap().joules[0];
+    }
+    assert_eq!((range.central, range.high), (2000.0, 4000.0));
+    assert!(meter.notes()[0].contains("differ by more than 5 %"));
+}
+
+fn a_split_gpu_is_measured_whole_and_says_so(library: &Library, figures: &Path) {
+    fs::write(figures, "0 200000 1\n0 100000 0\n").unwrap();
+    let gpus = library.gpus().unwrap();
+    assert_eq!((gpus[0].mig, gpus[1].mig), (true, false));
+    let (kept, note) = visible(gpus, Some("MIG-1234"), false);
+    assert_eq!(kept.len(), 1, "the GPU that is split");
+    assert!(note.unwrap().contains("no sensor shows"));
+    let meter = library.meter(&kept, Duration::ZERO);
+    assert!(meter.domains()[0].source.contains("the whole GPU"));
+    assert!(meter.notes()[0].contains("split by MIG"));
+}
+
 /// Compiles the stand-in with the compiler that compiled this test.
 fn build(folder: &Path) -> PathBuf {
     let library = folder.join("libnvidia-ml.so.1");
@@ -81,6 +120,13 @@ fn a_library_with_nvmls_interface_is_read() {
 
     let (kept, note) = visible(gpus, Some("GPU-stand-in-1"), false);
     assert_eq!((kept.len(), kept[0].index, note), (1, 1, None));
+
+    let by_address = visible(library.gpus().unwrap(), Some("0000:80:00.0"), false).0;
+    assert_eq!((by_address.len(), by_address[0].index), (1, 1));
+
+    a_counter_that_stands_still_is_bridged(&library, &figures);
+    a_counter_that_disagrees_widens_the_range(&library, &figures);
+    a_split_gpu_is_measured_whole_and_says_so(&library, &figures);
 
     let names: Vec<String> = sensors(&roots)
         .into_iter()

@@ -17,7 +17,13 @@ pub(super) fn render(inputs: &CardInputs, record: &EnergyRecord) -> String {
         training(inputs),
     ];
     sections.extend(evaluation(inputs));
-    sections.push(environmental_impact(inputs, record));
+    sections.push(environmental_impact(
+        inputs,
+        record,
+        &[],
+        "The readings are in `energy.jsonl` beside this card, joules by component and time, and the \
+         same record is in `run.json`",
+    ));
     sections.join("\n")
 }
 
@@ -170,8 +176,14 @@ fn evaluation(inputs: &CardInputs) -> Option<String> {
     Some(out)
 }
 
-/// The section of that name.
-pub(super) fn environmental_impact(inputs: &CardInputs, record: &EnergyRecord) -> String {
+/// The section of that name. `runs` are the runs that `record` adds up, where there are several;
+/// `readings` says where a reader finds what was measured.
+pub(super) fn environmental_impact(
+    inputs: &CardInputs,
+    record: &EnergyRecord,
+    runs: &[EnergyRecord],
+    readings: &str,
+) -> String {
     let provider = inputs
         .cloud_provider
         .as_deref()
@@ -198,6 +210,9 @@ pub(super) fn environmental_impact(inputs: &CardInputs, record: &EnergyRecord) -
              the front matter has no `co2_eq_emissions`.\n\n",
         );
     }
+    if runs.len() > 1 {
+        run_table(&mut out, runs);
+    }
     components(&mut out, record);
     windows(&mut out, record);
     let _ = write!(
@@ -212,10 +227,15 @@ pub(super) fn environmental_impact(inputs: &CardInputs, record: &EnergyRecord) -
     if record.ended_early {
         let _ = write!(out, "**Incomplete:** {}.\n\n", summary::ended_early(record));
     }
-    if record.sessions > 1 {
+    if record.sessions as usize > runs.len().max(1) {
         let _ = write!(
             out,
-            "The run was resumed: {} sessions are added up.\n\n",
+            "{} resumed: {} sessions are added up.\n\n",
+            if runs.len() > 1 {
+                "Some runs were"
+            } else {
+                "The run was"
+            },
             record.sessions
         );
     }
@@ -225,15 +245,25 @@ pub(super) fn environmental_impact(inputs: &CardInputs, record: &EnergyRecord) -
     for note in &record.notes {
         let _ = write!(out, "Note: {}.\n\n", text(note));
     }
+    if !record.contains.is_empty() {
+        let _ = write!(out, "Included: {}.\n\n", text(&record.contains.join("; ")));
+    }
     let _ = write!(
         out,
         "Not included: {}.\n\n",
         text(&record.not_included.join("; "))
     );
+    let beside = summary::beside(record);
+    if !beside.is_empty() {
+        out.push_str("Beside that figure and not in it:\n\n");
+        for line in beside {
+            let _ = writeln!(out, "- {}", text(&line));
+        }
+        out.push('\n');
+    }
     let _ = writeln!(
         out,
-        "To check it: {} x {} = {}. The readings are in `energy.jsonl` beside this card, joules by \
-         component and time, and the same record is in `run.json`. Recorded from {} to {}.",
+        "To check it: {} x {} = {}. {readings}. Recorded from {} to {}.",
         format::energy_central(record.energy_kwh.central),
         check_factor(record),
         check_result(record),
@@ -241,6 +271,32 @@ pub(super) fn environmental_impact(inputs: &CardInputs, record: &EnergyRecord) -
         record.ended,
     );
     out
+}
+
+fn run_table(out: &mut String, runs: &[EnergyRecord]) {
+    let _ = write!(
+        out,
+        "The sum of {} runs, failed ones included:\n\n| run | started | time | energy | CO2e | ended |\n\
+         |---|---|---|---|---|---|\n",
+        runs.len()
+    );
+    for run in runs {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} |",
+            text(&run.name),
+            run.started,
+            format::duration(run.duration_seconds),
+            format::energy_central(run.energy_kwh.central),
+            format::grams(run.emissions_g),
+            if run.ended_early {
+                "early"
+            } else {
+                "as it should"
+            },
+        );
+    }
+    out.push('\n');
 }
 
 fn components(out: &mut String, record: &EnergyRecord) {

@@ -2,7 +2,10 @@
 //! people, both from the same [`EnergyRecord`] as the terminal's lines.
 
 mod body;
+pub mod edit;
 mod front_matter;
+pub mod lint;
+mod source;
 mod yaml;
 
 use crate::record::EnergyRecord;
@@ -157,7 +160,12 @@ pub fn emissions_block(
     };
     (
         front_matter::emissions(&inputs, record).unwrap_or_default(),
-        body::environmental_impact(&inputs, record),
+        body::environmental_impact(
+            &inputs,
+            record,
+            &[],
+            "The readings are in `energy.jsonl` of the run's folder, joules by component and time",
+        ),
     )
 }
 

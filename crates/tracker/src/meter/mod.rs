@@ -2,18 +2,23 @@
 //! fails is a [`Gap`] and never a zero. Meters know hardware and nothing of runs, windows or grams.
 //!
 //! - [`nvml`]: NVIDIA GPUs, by their energy counter with power integrated beside it
-//! - [`powercap`]: CPU packages and memory, by RAPL counters in sysfs
+//! - [`hwmon`]: AMD GPUs, by the kernel's own sensors
+//! - [`perf`]: CPU packages and memory, by RAPL counters through perf events
+//! - [`powercap`]: the same counters in sysfs
 //! - [`model`]: CPU and memory where nothing can be read, labelled as a model
 //!
 //! The places a meter reads from are arguments ([`Roots`]), so that a container can point them at the
 //! host's and a test at a folder of its own; the time is an argument of every reading.
 
+pub mod hwmon;
 pub mod model;
 pub mod nvml;
+pub mod perf;
 pub mod powercap;
 pub mod processors;
 pub mod system;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,6 +49,36 @@ impl Default for Roots {
     }
 }
 
+impl Roots {
+    /// The defaults, each replaced by `SPARSAM_SYSFS`, `SPARSAM_PROCFS` and `SPARSAM_NVML` where those
+    /// are set and not empty.
+    pub fn from_env() -> Self {
+        Self::from_lookup(|name| std::env::var_os(name))
+    }
+
+    /// As [`Roots::from_env`], from any source of variables.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
+        let path = |name| {
+            lookup(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        let usual = Self::default();
+        Self {
+            sysfs: path("SPARSAM_SYSFS").unwrap_or(usual.sysfs),
+            procfs: path("SPARSAM_PROCFS").unwrap_or(usual.procfs),
+            nvml: path("SPARSAM_NVML"),
+        }
+    }
+
+    /// Whether these are the running system's own trees, so that what the kernel tells without a file
+    /// (perf events) is about the same machine.
+    pub fn are_the_systems(&self) -> bool {
+        let usual = Self::default();
+        self.sysfs == usual.sysfs && self.procfs == usual.procfs
+    }
+}
+
 /// Kinds of components.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,6 +89,8 @@ pub enum Component {
     Cpu,
     /// Main memory.
     Ram,
+    /// The rest of the machine: mainboard, disks, network, fans.
+    Node,
 }
 
 impl Component {
@@ -63,6 +100,7 @@ impl Component {
             Self::Gpu => "GPU",
             Self::Cpu => "CPU",
             Self::Ram => "RAM",
+            Self::Node => "node",
         }
     }
 }
@@ -144,5 +182,28 @@ pub trait EnergyMeter: Send {
     /// What a reader of the figures should know, such as counters that disagree. May grow.
     fn notes(&self) -> Vec<String> {
         Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn variables_point_the_meters_elsewhere_and_empty_ones_do_not() {
+        let roots = Roots::from_lookup(|name| match name {
+            "SPARSAM_SYSFS" => Some("/host/sys".into()),
+            "SPARSAM_PROCFS" => Some("".into()),
+            _ => None,
+        });
+        assert_eq!(roots.sysfs, PathBuf::from("/host/sys"));
+        assert_eq!(
+            (roots.procfs.as_path(), roots.nvml.as_ref()),
+            (Path::new("/proc"), None)
+        );
+        assert!(!roots.are_the_systems());
+        assert!(Roots::default().are_the_systems());
     }
 }

@@ -5,7 +5,8 @@
 //! The processor: `share × rated × (idle + (full - idle) × (2u - u^1.4))`. The curve over the load `u`
 //! is that of Fan, Weber and Barroso 2007, "Power provisioning for a warehouse-sized computer" (ISCA,
 //! section 3), exponent 1.4 by their calibration. `rated` is the thermal design power. Idle and full
-//! power as parts of it are [`IDLE`] and [`FULL`]. `share` is the part of the machine this run may use.
+//! power as parts of it are [`IDLE`] and [`FULL`]; the low bound takes a straight line for the curve.
+//! `share` is the part of the machine this run may use.
 //!
 //! Memory: watts per gigabyte this run may use, [`RAM_WATTS_PER_GB`].
 
@@ -15,13 +16,17 @@ use super::system::{self, CpuAllowance, CpuTime, Processor};
 use super::{Component, Domain, EnergyMeter, Gap, Method, Reading, Roots, processors};
 use crate::range::Range;
 
-/// Idle power of a package as part of its rated power. Our assumption: 5 % is a laptop or desktop in a
-/// deep sleep state, 30 % a server with large input/output dies; codecarbon 3.3 takes 10 %.
-pub const IDLE: Range = Range::new(0.05, 0.12, 0.30);
+/// Idle power of a package as part of its rated power. Low: nothing, as a package in its deepest sleep
+/// draws a watt or two. Central and high are our assumption: 12 %, and 30 % for servers with large
+/// input/output dies; codecarbon 3.3 takes 10 %.
+pub const IDLE: Range = Range::new(0.0, 0.12, 0.30);
 
-/// Power of a package under full load as part of its rated power. Our assumption: the rating is a bound
-/// that ordinary work stays below (60 %), and that turbo modes exceed for a time (110 %).
-pub const FULL: Range = Range::new(0.60, 0.85, 1.10);
+/// Power of a package under full load as part of its rated power. Low: 50 %, which carbontracker and
+/// codecarbon's constant mode take for work in general. Central: 85 %, our assumption, since the rating
+/// is a bound that ordinary work stays below. High: 140 %, since turbo modes exceed the rating: AMD's
+/// package power limit is 1.35 times it on desktop sockets, Intel's second limit 1.25 times by default,
+/// and the counter adds its own 5 %.
+pub const FULL: Range = Range::new(0.50, 0.85, 1.40);
 
 /// Exponent of the load curve, Fan et al. 2007.
 const CURVE_EXPONENT: f64 = 1.4;
@@ -117,13 +122,14 @@ pub fn cpu_watts(
     } else {
         0.0
     };
-    let watts = |rated: f64, idle: f64, full: f64| {
+    let watts = |rated: f64, idle: f64, full: f64, curve: f64| {
         rated * (of_idle * idle + of_busy * (full - idle) * curve)
     };
+    // The straight line, as Green Algorithms takes it, is the lowest of the published curves.
     Range::new(
-        watts(rated.low, IDLE.low, FULL.low),
-        watts(rated.central, IDLE.central, FULL.central),
-        watts(rated.high, IDLE.high, FULL.high),
+        watts(rated.low, IDLE.low, FULL.low, u),
+        watts(rated.central, IDLE.central, FULL.central, curve),
+        watts(rated.high, IDLE.high, FULL.high, curve),
     )
 }
 
@@ -303,6 +309,23 @@ impl Constant {
             watts,
             since: now,
         })
+    }
+}
+
+impl Constant {
+    /// The rest of the machine, at a constant power the user states.
+    pub fn node(watts: f64, now: Duration) -> Self {
+        Self {
+            domains: vec![Domain {
+                id: "stated:node".to_owned(),
+                label: "rest of the machine".to_owned(),
+                component: Component::Node,
+                method: Method::Assumed,
+                source: format!("constant {watts} W as stated by the user"),
+            }],
+            watts: Range::exactly(watts),
+            since: now,
+        }
     }
 }
 

@@ -17,7 +17,10 @@ use nvml_wrapper::Nvml;
 use super::{Component, Domain, EnergyMeter, Gap, Method, Reading, Roots};
 use crate::range::Range;
 
-/// Accuracy of NVIDIA's power sensors: 5 %, as NVIDIA states it for `nvmlDeviceGetPowerUsage`.
+/// Accuracy of NVIDIA's power sensors: 5 %. NVIDIA states it for Fermi and Kepler in the documentation of
+/// `nvmlDeviceGetPowerUsage` (NVML API reference, R590, 2026) and nothing for later ones, for
+/// which it is taken too. Short readings err by far more on A100 and H100, whose sensors look a quarter of
+/// the time ("Part-time Power Measurements", arXiv 2312.02741); minutes of training average that out.
 const ACCURACY: f64 = 0.05;
 
 /// Counter and integral further apart than this are reported.
@@ -63,6 +66,8 @@ pub struct GpuInfo {
     pub name: String,
     /// Whether it is split into MIG instances.
     pub mig: bool,
+    /// PCI address, `00000000:65:00.0`, where it is known.
+    pub pci: Option<String>,
 }
 
 /// Why no GPU is measured.
@@ -126,9 +131,21 @@ impl Library {
                     uuid: device.uuid().ok()?,
                     name: device.name().unwrap_or_else(|_| "NVIDIA GPU".to_owned()),
                     mig: device.mig_mode().is_ok_and(|mode| mode.current == 1),
+                    pci: device.pci_info().ok().map(|pci| pci.bus_id),
                 })
             })
             .collect())
+    }
+
+    /// The driver's version, where it is told.
+    pub fn driver(&self) -> Option<String> {
+        self.nvml.sys_driver_version().ok()
+    }
+
+    /// Bytes of a GPU's memory, where it is told.
+    pub fn memory_bytes(&self, index: u32) -> Option<u64> {
+        let device = self.nvml.device_by_index(index).ok()?;
+        device.memory_info().ok().map(|memory| memory.total)
     }
 
     /// A meter of those GPUs.
@@ -172,7 +189,8 @@ impl GpuSensor for NvmlSensor {
 /// The GPUs that `CUDA_VISIBLE_DEVICES` leaves visible, and a note where that cannot be told. NVML
 /// itself ignores the variable.
 ///
-/// UUIDs may be cut short, as CUDA allows. A number counts in CUDA's order, which is NVML's only with
+/// UUIDs may be cut short, as CUDA allows; PCI addresses are taken too, with or without their domain. A
+/// number counts in CUDA's order, which is NVML's only with
 /// `CUDA_DEVICE_ORDER=PCI_BUS_ID` or where all GPUs are alike; otherwise all GPUs are kept. Everything
 /// after the first name that matches nothing is invisible, as in CUDA.
 pub fn visible(
@@ -200,7 +218,15 @@ pub fn visible(
             return (split, Some(note.to_owned()));
         } else {
             (!name.is_empty())
-                .then(|| gpus.iter().find(|gpu| gpu.uuid.starts_with(name)))
+                .then(|| {
+                    gpus.iter().find(|gpu| {
+                        gpu.uuid.starts_with(name)
+                            || gpu
+                                .pci
+                                .as_deref()
+                                .is_some_and(|pci| same_address(pci, name))
+                    })
+                })
                 .flatten()
         };
         match found {
@@ -210,6 +236,25 @@ pub fn visible(
         }
     }
     (kept, None)
+}
+
+/// Whether two PCI addresses are one: `00000000:65:00.0`, `0000:65:00.0` and `65:00.0` are. An index
+/// or a UUID is no address.
+fn same_address(one: &str, other: &str) -> bool {
+    let parts = |address: &str| -> Option<(u32, String)> {
+        let lower = address.to_lowercase();
+        let fields: Vec<&str> = lower.split(':').collect();
+        match fields[..] {
+            [bus, device] => Some((0, format!("{bus}:{device}"))),
+            [domain, bus, device] => Some((
+                u32::from_str_radix(domain, 16).ok()?,
+                format!("{bus}:{device}"),
+            )),
+            _ => None,
+        }
+    };
+    let one = parts(one);
+    one.is_some() && one == parts(other)
 }
 
 /// Joules of one GPU, from its counter and its power.
@@ -373,15 +418,20 @@ impl GpuMeter {
                 ));
             }
             let counter = sensor.energy_millijoules();
+            let whole = if info.mig {
+                "; the whole GPU, of which MIG instances have shares that no sensor shows"
+            } else {
+                ""
+            };
             domains.push(Domain {
                 id: format!("gpu:{}", info.uuid),
                 label: format!("GPU {} ({})", info.index, info.name),
                 component: Component::Gpu,
                 method: Method::Measured,
                 source: if counter.is_ok() {
-                    "NVML energy counter, compared with integrated power".to_owned()
+                    format!("NVML energy counter, compared with integrated power{whole}")
                 } else {
-                    "NVML power, integrated (this GPU has no energy counter)".to_owned()
+                    format!("NVML power, integrated (this GPU has no energy counter){whole}")
                 },
             });
             let mut gpu = Gpu {
@@ -398,6 +448,28 @@ impl GpuMeter {
             gpus,
             notes,
         }
+    }
+
+    /// What each GPU's sensors give now, or why they give nothing.
+    pub fn describe(&self) -> Vec<Result<String, String>> {
+        self.gpus
+            .iter()
+            .map(|(_, sensor)| {
+                let power = sensor.power_milliwatts();
+                match (sensor.energy_millijoules(), &power) {
+                    (Ok(_), Ok(milliwatts)) => Ok(format!(
+                        "energy counter, and power (now {:.0} W)",
+                        f64::from(*milliwatts) / 1e3
+                    )),
+                    (Ok(_), Err(_)) => Ok("energy counter".to_owned()),
+                    (Err(_), Ok(milliwatts)) => Ok(format!(
+                        "no energy counter; power (now {:.0} W) is integrated",
+                        f64::from(*milliwatts) / 1e3
+                    )),
+                    (Err(reason), Err(_)) => Err(reason),
+                }
+            })
+            .collect()
     }
 
     /// Says each oddity of each GPU once.
@@ -498,6 +570,7 @@ mod tests {
             uuid: format!("GPU-{index}0a1b2c3"),
             name: name.to_owned(),
             mig: false,
+            pci: Some(format!("00000000:{:02X}:00.0", 16 * (index + 1))),
         }
     }
 
@@ -592,6 +665,12 @@ mod tests {
         assert_eq!(indices(&visible(alike(), Some("2,0"), false).0), [2, 0]);
         assert_eq!(indices(&visible(alike(), Some("GPU-10a"), false).0), [1]);
         assert_eq!(indices(&visible(alike(), Some("1,7,0"), false).0), [1]);
+        assert_eq!(
+            indices(&visible(alike(), Some("0000:30:00.0"), false).0),
+            [2]
+        );
+        assert_eq!(indices(&visible(alike(), Some("20:00.0"), false).0), [1]);
+        assert!(visible(alike(), Some("40:00.0"), false).0.is_empty());
         assert!(visible(alike(), Some(""), false).0.is_empty());
         assert!(visible(alike(), Some("-1"), false).0.is_empty());
         let mixed = || vec![info(0, "T4"), info(1, "A100")];

@@ -324,9 +324,13 @@ impl EnergyMeter for Powercap {
 
 /// Whether two dies' steps, microjoules over seconds, are too far apart to be one counter read twice.
 fn differ(first: Option<(u64, f64)>, second: Option<(u64, f64)>) -> bool {
-    let (Some((a, seconds)), Some((b, _))) = (first, second) else {
+    let (Some((a, seconds)), Some((b, other_seconds))) = (first, second) else {
         return false;
     };
+    // After a failed reading one step covers more time than the other, and the two say nothing.
+    if seconds != other_seconds {
+        return false;
+    }
     let larger = a.max(b) as f64;
     // Steps under a joule are too coarse to compare.
     larger > 1e6
@@ -612,9 +616,17 @@ mod tests {
         assert!(reading.joules[1].high > 1360.0);
         assert_eq!(meter.notes().len(), 1);
 
-        tree.set("intel-rapl:0", 21 * 68_000_000);
-        tree.set("intel-rapl:1", 20 * 68_000_000 + 50_000_000);
-        assert_eq!(central(&mut meter, 22), [1428.0, 1410.0]);
+        // One die's reading fails: its next step covers twice the time, which is no difference.
+        fs::write(tree.file("intel-rapl:0", "energy_uj"), "").unwrap();
+        tree.set("intel-rapl:1", 21 * 68_000_000);
+        assert_eq!(central(&mut meter, 22), [1360.0, 0.0]);
+        tree.set("intel-rapl:0", 22 * 68_000_000);
+        tree.set("intel-rapl:1", 22 * 68_000_000);
+        assert_eq!(central(&mut meter, 23), [1496.0, 0.0]);
+
+        tree.set("intel-rapl:0", 23 * 68_000_000);
+        tree.set("intel-rapl:1", 22 * 68_000_000 + 50_000_000);
+        assert_eq!(central(&mut meter, 24), [1564.0, 1546.0]);
         assert!(meter.notes().is_empty());
     }
 

@@ -74,7 +74,8 @@ fn words(name: &str) -> Vec<String> {
 }
 
 /// Words are equal, but for the last letters by which makers mark variants of the same power: `7763v`
-/// and `8480+` are `7763` and `8480`.
+/// and `8480+` are `7763` and `8480`. Variants of another power (`8468V`) have rows of their own, and
+/// the longer name wins.
 fn same(part: &[String], wanted: &[String]) -> bool {
     part.iter().zip(wanted).all(|(have, want)| {
         have == want
@@ -127,6 +128,8 @@ mod tests {
         for (name, tdp) in [
             ("Intel(R) Xeon(R) CPU E5-2620 v3 @ 2.40GHz", 85.0),
             ("Intel(R) Xeon(R) Platinum 8480+", 350.0),
+            ("Intel(R) Xeon(R) Platinum 8468V CPU @ 2.40GHz", 330.0),
+            ("Intel(R) Xeon(R) Platinum 8468 CPU @ 2.10GHz", 350.0),
             ("AMD EPYC 7763 64-Core Processor", 280.0),
             ("AMD EPYC 7763v 64-Core Processor", 280.0),
             ("AMD Ryzen Threadripper PRO 5995WX 64-Cores", 280.0),

@@ -1,6 +1,6 @@
 //! A stand-in for `libnvidia-ml.so` with NVML's own C interface, built by `tests/nvml.rs`. It pretends to
 //! have two GPUs. Their counters and powers stand in the file named by `STAND_IN_NVML`, one GPU a line:
-//! `millijoules milliwatts`, where `-` is "not supported".
+//! `millijoules milliwatts mig`, where `-` is "not supported" and `mig` is 1 for a GPU that is split.
 
 #![crate_type = "cdylib"]
 #![allow(non_snake_case)]
@@ -84,5 +84,43 @@ pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: *mut c_void, out: *mut 
         return NOT_SUPPORTED;
     };
     unsafe { *out = milliwatts as c_uint };
+    SUCCESS
+}
+
+/// `nvmlPciInfo_t`.
+#[repr(C)]
+pub struct PciInfo {
+    bus_id_legacy: [c_char; 16],
+    domain: c_uint,
+    bus: c_uint,
+    device: c_uint,
+    pci_device_id: c_uint,
+    pci_sub_system_id: c_uint,
+    bus_id: [c_char; 32],
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(device: *mut c_void, out: *mut PciInfo) -> c_int {
+    let bus = 0x40 * device as usize as c_uint;
+    unsafe {
+        *out = std::mem::zeroed();
+        (*out).bus = bus;
+        write(&format!("00000000:{bus:02X}:00.0"), (*out).bus_id.as_mut_ptr(), 32)
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMigMode(
+    device: *mut c_void,
+    current: *mut c_uint,
+    pending: *mut c_uint,
+) -> c_int {
+    let Some(mode) = figure(device, 2) else {
+        return NOT_SUPPORTED;
+    };
+    unsafe {
+        *current = mode as c_uint;
+        *pending = mode as c_uint;
+    }
     SUCCESS
 }
