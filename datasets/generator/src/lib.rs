@@ -4,6 +4,7 @@
 //! Everything is composed by grammars of this crate's own; no text of others is in it.
 
 pub mod city_trees;
+pub mod copying;
 pub mod corpus;
 pub mod dice;
 pub mod error;

@@ -3,9 +3,10 @@
 //!
 //! The tokenizer is a byte-level BPE, so that every text has tokens; digits stand alone, because a number
 //! is copied digit by digit. The weights are drawn tensor by tensor from streams named after the tensors,
-//! so they do not depend on the order of writing.
+//! so they do not depend on the order of writing. Some of the first two blocks' heads begin with a task, see
+//! [`crate::copying`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
@@ -16,6 +17,7 @@ use tokenizers::pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
+use crate::copying::{self, Matrix};
 use crate::dice::Dice;
 use crate::error::Error;
 use crate::rows;
@@ -227,10 +229,11 @@ fn tensors(shape: &Shape) -> Vec<(String, Vec<usize>)> {
 }
 
 /// The weights as a safetensors file, f32. Norms are one; what writes to the residual stream is scaled by
-/// 1/sqrt(2·layers), as in GPT-2 (Radford et al. 2019, section 2.3), the rest drawn with `SPREAD`.
+/// 1/sqrt(2·layers), as in GPT-2 (Radford et al. 2019, section 2.3), the rest drawn with `SPREAD`; then some
+/// heads are given their task.
 fn weights(seed: u64, shape: &Shape) -> Result<Vec<u8>, Error> {
     let quieter = SPREAD / ((2 * shape.layers) as f64).sqrt();
-    let filled: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(shape)
+    let mut drawn: BTreeMap<String, Matrix> = tensors(shape)
         .into_iter()
         .map(|(name, size)| {
             let spread = if name.contains("o_proj") || name.contains("down_proj") {
@@ -240,13 +243,20 @@ fn weights(seed: u64, shape: &Shape) -> Result<Vec<u8>, Error> {
             };
             let mut dice = Dice::new(seed, &name);
             let is_norm = name.contains("norm");
-            let bytes = (0..size.iter().product::<usize>())
-                .flat_map(|_| {
-                    let value = if is_norm { 1.0 } else { dice.normal() * spread };
-                    (value as f32).to_le_bytes()
-                })
+            let values = (0..size.iter().product::<usize>())
+                .map(|_| if is_norm { 1.0 } else { dice.normal() * spread })
                 .collect();
-            (name, size, bytes)
+            (name, Matrix { size, values })
+        })
+        .collect();
+    copying::prepare(&mut drawn, shape, &mut Dice::new(seed, "copying"));
+    let filled: Vec<(String, Vec<usize>, Vec<u8>)> = drawn
+        .into_iter()
+        .map(|(name, Matrix { size, values })| {
+            let bytes = values
+                .iter()
+                .flat_map(|value| (*value as f32).to_le_bytes());
+            (name, size, bytes.collect())
         })
         .collect();
     let views = filled
