@@ -5,9 +5,16 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use candle_core::DType;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use sparsam_base::model::Quantize;
 
+use crate::commands::bench;
 use crate::recipe::manual;
+
+pub(crate) mod energy;
+
+use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
 
 /// Fine-tunes language models on the machine you have, and says what it cost.
 #[derive(Debug, Parser)]
@@ -38,10 +45,25 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Talk with a model
     Chat(ChatArgs),
-    /// Write the model card of a run again
+    /// Measure any program: what it draws, what it emits
+    Track(TrackArgs),
+    /// Estimate a run that nobody measured
+    Estimate(EstimateArgs),
+    /// Say what can be measured here, and how to make the rest measurable
+    Doctor(DoctorArgs),
+    /// Write the model card of a run again, update any card, check cards
     Card(CardArgs),
     /// Write a built-in model out as a Hugging Face folder
     Unpack(UnpackArgs),
+    /// Make the assets of a built-in model of a Hugging Face folder
+    #[command(hide = true)]
+    PackBuiltin(PackBuiltinArgs),
+    /// Train on prepared batches and print how fast
+    #[command(hide = true)]
+    Bench(BenchArgs),
+    /// Write the logits of a text into a file
+    #[command(hide = true)]
+    Probe(ProbeArgs),
 }
 
 /// Train an adapter, or a whole model, as a recipe says
@@ -163,17 +185,6 @@ pub(crate) struct ChatArgs {
     pub(crate) model: ModelArgs,
 }
 
-/// Write the model card of a run again
-///
-/// Reads the run's record and its energy journal, and writes `README.md` in its folder. Works
-/// after a run that was killed: the card then says how far it came.
-#[derive(Debug, Args)]
-#[command(after_help = "Example: sparsam card runs/quickstart")]
-pub(crate) struct CardArgs {
-    /// The output folder of a run
-    pub(crate) run_dir: PathBuf,
-}
-
 /// Write a built-in model out as a Hugging Face folder
 #[derive(Debug, Args)]
 #[command(after_help = "Example: sparsam unpack builtin:sprout -o sprout")]
@@ -183,6 +194,100 @@ pub(crate) struct UnpackArgs {
 
     /// The folder to write; must not exist yet or be empty
     #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+}
+
+/// Make the assets of a built-in model of a Hugging Face folder
+///
+/// For those who build this program: the folder's matrices are stored in eight bits, with a scale for
+/// each row.
+#[derive(Debug, Args)]
+pub(crate) struct PackBuiltinArgs {
+    /// The folder, with config.json, tokenizer.json, tokenizer_config.json, generation_config.json,
+    /// README.md and model.safetensors
+    pub(crate) folder: PathBuf,
+
+    /// The folder to write
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+}
+
+/// What `bench` trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchMethod {
+    Lora,
+    Full,
+}
+
+/// Train on prepared batches and print how fast
+///
+/// For `just peers`; tests/peers/README.md says what it does.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The base model, a folder
+    #[arg(long)]
+    pub(crate) model: PathBuf,
+
+    /// The A matrices to begin with
+    #[arg(long)]
+    pub(crate) lora_init: PathBuf,
+
+    /// The token ids
+    #[arg(long)]
+    pub(crate) batches: PathBuf,
+
+    #[arg(long, value_enum, default_value_t = BenchMethod::Lora)]
+    pub(crate) method: BenchMethod,
+
+    #[arg(long, default_value = "f32", value_parser = bench::dtype)]
+    pub(crate) dtype: DType,
+
+    #[arg(long, default_value = "none", value_parser = bench::quantize)]
+    pub(crate) quantize: Quantize,
+
+    #[arg(long)]
+    pub(crate) gradient_checkpointing: bool,
+
+    #[arg(long, default_value_t = 4)]
+    pub(crate) batch: usize,
+
+    #[arg(long, default_value_t = 256)]
+    pub(crate) seq: usize,
+
+    #[arg(long, default_value_t = 12,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) steps: usize,
+
+    /// Print one line of JSON, which is the only form there is
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write the logits of a text into a file
+///
+/// For `just interop`, which lays them beside those of PEFT.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// The base model, a folder or a built-in one
+    #[arg(long, short)]
+    pub(crate) model: String,
+
+    /// A folder with an adapter in PEFT's layout
+    #[arg(long, short)]
+    pub(crate) adapter: Option<PathBuf>,
+
+    #[arg(long, default_value = "f32", value_parser = bench::dtype)]
+    pub(crate) dtype: DType,
+
+    #[arg(long, default_value = "none", value_parser = bench::quantize)]
+    pub(crate) quantize: Quantize,
+
+    /// The text, as it stands
+    #[arg(long, short)]
+    pub(crate) prompt: String,
+
+    /// The safetensors file to write, with `input_ids` and `logits`
+    #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
 }
 

@@ -1,15 +1,37 @@
 //! One file for each command.
 
+use std::process::ExitCode;
+
 use crate::args::{Cli, Command};
 
+pub(crate) mod bench;
+mod card;
+mod chat;
+mod doctor;
+mod estimate;
+mod generate;
+mod probe;
 mod recipe;
+mod track;
+mod train;
+mod unpack;
 
-/// Runs the command that was asked for.
-pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+/// Runs the command that was asked for, and says with what exit code it is done.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Recipe(args) => recipe::run(&args),
-        _ => Err(
-            crate::error::Failure::run("this command is not joined to the libraries yet").into(),
-        ),
-    }
+        Command::Generate(args) => generate::run(&args, cli.quiet),
+        Command::Chat(args) => chat::run(&args, cli.quiet),
+        Command::Unpack(args) => unpack::run(&args, cli.quiet),
+        Command::PackBuiltin(args) => unpack::pack_builtin(&args),
+        Command::Train(args) => train::run(&args, cli.quiet),
+        Command::Bench(args) => bench::run(&args),
+        Command::Probe(args) => probe::run(&args),
+        Command::Estimate(args) => estimate::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        // These have exit codes of their own.
+        Command::Track(args) => return track::run(args, cli.quiet),
+        Command::Card(args) => return card::run(&args, cli.quiet),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

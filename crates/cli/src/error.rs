@@ -62,7 +62,27 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// Hints of the errors of our libraries, found anywhere in the chain.
-fn library_hint(_error: &(dyn std::error::Error + 'static)) -> Option<String> {
+fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    /// The first of the given types the error is.
+    macro_rules! first_of {
+        ($($library:ty),+ $(,)?) => {
+            $(if let Some(error) = error.downcast_ref::<$library>() {
+                return error.hint();
+            })+
+        };
+    }
+    first_of!(
+        sparsam_adapter::data::DataError,
+        sparsam_adapter::error::Error,
+        sparsam_base::chat_template::TemplateError,
+        sparsam_base::error::Error,
+        sparsam_base::tokenizer::TokenizerError,
+        sparsam_tracker::JournalError,
+        sparsam_tracker::StartError,
+        sparsam_tracker::card::edit::EditError,
+        sparsam_tracker::estimate::EstimateError,
+        sparsam_tracker::track::TrackError,
+    );
     None
 }
 
@@ -81,8 +101,35 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Failure>() {
         Some(failure) if failure.cause == Cause::Usage => 2,
-        _ => 1,
+        Some(_) => 1,
+        None => error.chain().find_map(library_exit_code).unwrap_or(1),
     }
+}
+
+/// The exit code of the tracker's errors: an option that makes no sense is the invocation's fault, and a
+/// program that cannot be started has a shell's codes.
+fn library_exit_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    use sparsam_tracker::card::edit::EditError;
+    use sparsam_tracker::{JournalError, StartError, estimate, track};
+
+    if let Some(error) = error.downcast_ref::<track::TrackError>() {
+        return Some(error.exit_code());
+    }
+    if let Some(error) = error.downcast_ref::<EditError>() {
+        return Some(match error {
+            EditError::Card(_) => 1,
+            EditError::File { action, .. } if *action != "read" => 1,
+            _ => 2,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<JournalError>() {
+        return Some(match error {
+            JournalError::Read { .. } => 2,
+            _ => 1,
+        });
+    }
+    let typed = error.is::<StartError>() || error.is::<estimate::EstimateError>();
+    typed.then_some(2)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -106,12 +153,18 @@ fn render(error: &anyhow::Error, paint: Paint) -> String {
             }
             sentence.push_str(&part);
         }
-        if let Some(failure) = cause.downcast_ref::<Failure>() {
-            hints.extend(failure.hints.iter().cloned());
-        } else {
-            hints.extend(library_hint(cause));
+        let given = match cause.downcast_ref::<Failure>() {
+            Some(failure) => failure.hints.clone(),
+            None => library_hint(cause).into_iter().collect(),
+        };
+        // An error that passes on another's hint stands in the chain beside it.
+        for hint in given {
+            if !hints.contains(&hint) {
+                hints.push(hint);
+            }
         }
     }
+    let sentence = without_numbers(&sentence);
     let mut text = format!("{} {sentence}\n", paint.red("error:"));
     for hint in hints {
         text.push_str(&paint.cyan("hint:"));
@@ -120,6 +173,25 @@ fn render(error: &anyhow::Error, paint: Paint) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The sentence without the operating system's ` (os error 2)`.
+fn without_numbers(sentence: &str) -> String {
+    let mut text = String::with_capacity(sentence.len());
+    let mut rest = sentence;
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        text.push_str(before);
+        match after.split_once(')') {
+            Some((number, after)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                rest = after;
+            }
+            _ => {
+                text.push_str(" (os error ");
+                rest = after;
+            }
+        }
+    }
+    text + rest
 }
 
 /// The reason of an I/O error in plain words, without the operating system's number.
@@ -185,6 +257,41 @@ mod tests {
             render(&error, Paint::Plain),
             "error: write failed: disk full\n"
         );
+    }
+
+    #[test]
+    fn numbers_of_the_operating_system_are_left_out() {
+        for (sentence, wanted) in [
+            ("cannot read `a`: no (os error 2)", "cannot read `a`: no"),
+            (
+                "`a (os error b)`: no (os error 13), once",
+                "`a (os error b)`: no, once",
+            ),
+        ] {
+            assert_eq!(without_numbers(sentence), wanted);
+        }
+    }
+
+    #[test]
+    fn hints_of_libraries_are_found_behind_contexts_and_said_once() {
+        let base = || sparsam_base::error::Error::Config {
+            key: "hidden_act".to_owned(),
+            what: "is `gelu`".to_owned(),
+        };
+        let hint = base().hint().expect("it has a hint");
+        let wrapped = sparsam_adapter::error::Error::from(base());
+        for error in [anyhow::Error::new(base()), anyhow::Error::new(wrapped)] {
+            assert_eq!(
+                render(&error.context("cannot open `a`"), Paint::Plain),
+                format!(
+                    "error: cannot open `a`: config key `hidden_act` is `gelu`\nhint: {hint}\n"
+                )
+            );
+        }
+        let tracker = sparsam_tracker::StartError::NoSource;
+        let hint = tracker.hint().expect("it has a hint");
+        let text = render(&anyhow::Error::new(tracker), Paint::Plain);
+        assert!(text.ends_with(&format!("hint: {hint}\n")), "{text}");
     }
 
     #[test]

@@ -4,22 +4,22 @@
 //! record of a run, and turns every error into one sentence and an exit code. What training,
 //! models and energy are is not known here.
 
-#![expect(
-    dead_code,
-    reason = "progress, records and summaries wait for the commands that train and generate"
-)]
-
 use std::process::ExitCode;
 
 mod args;
+mod cards;
+mod columns;
 mod commands;
 mod error;
 mod figures;
 mod interrupt;
 mod machine;
+mod opened;
 mod progress;
 mod recipe;
+mod run;
 mod run_record;
+mod speaker;
 mod summary;
 mod tensorboard;
 mod terminal;
@@ -47,7 +47,7 @@ fn run() -> ExitCode {
         }
     };
     match commands::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => error::report(&error),
     }
 }

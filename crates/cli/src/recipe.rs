@@ -172,6 +172,10 @@ pub(crate) struct Recipe {
     /// What is known about the place and the machine, for the energy record.
     pub(crate) energy: Energy,
 
+    /// What the model is for, in a sentence or two. Goes on the card.
+    #[schemars(example = &"Sorts residents' messages about street trees.")]
+    pub(crate) description: Option<String>,
+
     /// The licence of what is published, as the Hub spells it. Goes on the card.
     #[schemars(example = &"apache-2.0")]
     pub(crate) license: Option<String>,
@@ -190,6 +194,9 @@ pub(crate) struct Recipe {
 
     /// What is written while the run goes on.
     pub(crate) logging: Logging,
+
+    /// What the card calls the training. `pre-training` is for a model whose weights were random.
+    pub(crate) training_type: TrainingType,
 
     /// The folder for everything the run leaves: adapter, card, record, checkpoints. Created if
     /// it does not exist. A folder that already holds a run is only continued, with `--resume`.
@@ -233,11 +240,13 @@ impl Default for Recipe {
             threads: None,
             country: None,
             energy: Energy::default(),
+            description: None,
             license: None,
             language: Names::default(),
             dataset_name: None,
             tags: Names::default(),
             logging: Logging::default(),
+            training_type: TrainingType::FineTuning,
             output_dir: PathBuf::from("runs/latest"),
         }
     }
@@ -251,6 +260,16 @@ pub(crate) enum Method {
     Lora,
     /// every weight of the model
     Full,
+}
+
+/// What the card calls the training, in the Hub's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TrainingType {
+    /// from a model that someone trained
+    FineTuning,
+    /// from random weights
+    PreTraining,
 }
 
 /// How the frozen base is held in memory.
@@ -321,6 +340,10 @@ pub(crate) struct Lora {
     /// Scale by alpha / √r instead, which keeps high ranks learning.
     pub(crate) use_rslora: bool,
 
+    /// DoRA: train the length of every weight row apart from its direction. Often learns better
+    /// at ranks up to 16; each step is slower and takes more memory.
+    pub(crate) use_dora: bool,
+
     /// Another rank for projections whose name ends in, or matches, the given one.
     #[schemars(example = IndexMap::from([("k_proj".to_owned(), 8usize)]))]
     pub(crate) rank_pattern: IndexMap<String, usize>,
@@ -360,6 +383,7 @@ impl Default for Lora {
             target_modules: TargetModules::AllLinear,
             exclude_modules: None,
             use_rslora: false,
+            use_dora: false,
             rank_pattern: IndexMap::new(),
             alpha_pattern: IndexMap::new(),
             layers_to_transform: None,
@@ -558,6 +582,20 @@ pub(crate) struct Energy {
     /// Power of the memory in watts, where it cannot be measured.
     #[schemars(example = 6)]
     pub(crate) ram_watts: Option<f64>,
+    /// Constant power of mainboard, disks, fans and network in watts, where you know it. Left out by
+    /// default, and named on the card as left out.
+    #[schemars(example = 40)]
+    pub(crate) node_idle_watts: Option<f64>,
+    /// Seconds for which the idle machine is measured before the start, so that the card can also say
+    /// what the run added to it. The run waits for them; 10 is enough.
+    pub(crate) baseline_seconds: f64,
+    /// Litres of water evaporated on the site for each kWh of the computers. A data centre states its
+    /// own.
+    #[schemars(example = 0.2)]
+    pub(crate) water_site_l_per_kwh: Option<f64>,
+    /// Litres of water consumed by the power plants for each kWh; known for some countries.
+    #[schemars(example = 3.1)]
+    pub(crate) water_grid_l_per_kwh: Option<f64>,
     /// Seconds between two readings of the meters.
     pub(crate) interval_seconds: f64,
 }
@@ -570,6 +608,10 @@ impl Default for Energy {
             pue: 1.0,
             cpu_watts: None,
             ram_watts: None,
+            node_idle_watts: None,
+            baseline_seconds: 0.0,
+            water_site_l_per_kwh: None,
+            water_grid_l_per_kwh: None,
             interval_seconds: 1.0,
         }
     }

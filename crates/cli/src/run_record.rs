@@ -48,6 +48,8 @@ pub(crate) struct RunRecord {
     pub(crate) eval_data: Option<DataRecord>,
     /// Numbers that are trained.
     pub(crate) trainable_parameters: u64,
+    /// A held-out question, or the beginning of the data, for the card.
+    pub(crate) example_prompt: Option<String>,
     /// What came out; `None` until the first step is done.
     pub(crate) results: Option<Results>,
     /// The tracker's energy record, as it is.
@@ -130,8 +132,8 @@ pub(crate) struct Results {
     pub(crate) before: Option<Quality>,
     /// The held-out data with the adapter that was kept.
     pub(crate) after: Option<Quality>,
-    /// Mean loss per trained token over the last steps.
-    pub(crate) train_loss: f64,
+    /// Mean loss per trained token over the last 20 steps.
+    pub(crate) train_loss: Option<f64>,
     /// Optimiser steps.
     pub(crate) steps: u64,
     /// The step whose adapter was kept.
@@ -264,6 +266,7 @@ mod tests {
             },
             eval_data: None,
             trainable_parameters: 1_000,
+            example_prompt: None,
             results: None,
             energy: Some(serde_json::json!({"anything": [1, 2.5]})),
             files: Vec::new(),

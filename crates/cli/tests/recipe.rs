@@ -78,8 +78,8 @@ fn unknown_keys() {
         &["lora.rang=4"],
         "error: argument `lora.rang=4`: `rang` is not a key of `lora`\n\
          hint: the keys here are `r`, `alpha`, `dropout`, `target_modules`, `exclude_modules`, \
-         `use_rslora`, `rank_pattern`, `alpha_pattern`, `layers_to_transform`, `layers_pattern`, \
-         `modules_to_save`, `bias`, `init_lora_weights`\n",
+         `use_rslora`, `use_dora`, `rank_pattern`, `alpha_pattern`, `layers_to_transform`, \
+         `layers_pattern`, `modules_to_save`, `bias`, `init_lora_weights`\n",
     );
 }
 
@@ -227,6 +227,11 @@ fn every_number_has_its_limits() {
         "threads=0",
         "country=1",
         "energy.cpu_watts=0",
+        "energy.ram_watts=0",
+        "energy.node_idle_watts=-1",
+        "energy.baseline_seconds=-1",
+        "energy.water_site_l_per_kwh=-0.1",
+        "energy.water_grid_l_per_kwh=1001",
         "energy.interval_seconds=0",
         "logging.steps=0",
         "lora.alpha=0",

@@ -320,10 +320,30 @@ impl Check<'_> {
             "greater than 0",
         )?;
         self.must(
-            energy.ram_watts.is_none_or(|watts| watts >= 0.0),
+            energy.ram_watts.is_none_or(|watts| watts > 0.0),
             "energy.ram_watts",
-            "0 or more",
+            "greater than 0",
         )?;
+        self.must(
+            energy.node_idle_watts.is_none_or(|watts| watts > 0.0),
+            "energy.node_idle_watts",
+            "greater than 0",
+        )?;
+        self.must(
+            (0.0..=3600.0).contains(&energy.baseline_seconds),
+            "energy.baseline_seconds",
+            "from 0 to 3600 seconds",
+        )?;
+        for (key, litres) in [
+            ("energy.water_site_l_per_kwh", energy.water_site_l_per_kwh),
+            ("energy.water_grid_l_per_kwh", energy.water_grid_l_per_kwh),
+        ] {
+            self.must(
+                litres.is_none_or(|litres| (0.0..=1000.0).contains(&litres)),
+                key,
+                "from 0 to 1000 litres",
+            )?;
+        }
         self.must(
             (0.05..=60.0).contains(&energy.interval_seconds),
             "energy.interval_seconds",

@@ -1,0 +1,250 @@
+//! The model card of a run, from its two records and from nothing else.
+//!
+//! `train` writes it at the end, `sparsam card` writes it again, after a crash from what the journal
+//! holds. Everything on it stands in `run.json` or in the energy record.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use sparsam_tracker::EnergyRecord;
+use sparsam_tracker::card::{self, CardInputs, Metric, ModelKind, Origin, TrainingKind};
+
+use crate::figures::thousands;
+use crate::recipe::{Method, Recipe, TrainOn, TrainingType};
+use crate::run_record::{DataRecord, Quality, RunRecord, State, write_whole};
+
+/// Name of the card in the run's folder.
+pub(crate) const FILE_NAME: &str = "README.md";
+
+/// Writes the card of a run into its folder.
+pub(crate) fn write(folder: &Path, run: &RunRecord, energy: &EnergyRecord) -> std::io::Result<()> {
+    let text = card::render(&inputs(folder, run), energy);
+    write_whole(&folder.join(FILE_NAME), text.as_bytes())
+}
+
+fn inputs(folder: &Path, run: &RunRecord) -> CardInputs {
+    let recipe = &run.recipe;
+    let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
+    let title = folder.canonicalize().ok().and_then(|path| name(&path));
+    let full = recipe.method == Method::Full;
+    let from_scratch = recipe.training_type == TrainingType::PreTraining;
+    CardInputs {
+        title: title.unwrap_or_else(|| "model".to_owned()),
+        kind: if full {
+            ModelKind::Full
+        } else {
+            ModelKind::Adapter
+        },
+        base_model: (!from_scratch).then(|| Origin::local(&recipe.model)),
+        license: recipe.license.clone(),
+        datasets: vec![Origin::local(dataset_name(recipe))],
+        languages: recipe.language.0.clone(),
+        tags: recipe.tags.0.clone(),
+        description: recipe.description.clone(),
+        training: if from_scratch {
+            TrainingKind::PreTraining
+        } else {
+            TrainingKind::FineTuning
+        },
+        data: data(run),
+        recipe: table(run),
+        evaluation_data: recipe
+            .data
+            .eval
+            .as_ref()
+            .map(|path| path.display().to_string()),
+        metrics: metrics(run),
+        command: Some(command(folder, run)),
+        example_prompt: run.example_prompt.clone(),
+        cloud_provider: None,
+        compute_region: None,
+        version: run.versions.sparsam.clone(),
+    }
+}
+
+/// The name the recipe gives the data set, or that of the folder it lies in.
+fn dataset_name(recipe: &Recipe) -> String {
+    let folder = || {
+        let parent = recipe.data.train.parent()?;
+        Some(parent.file_name()?.to_string_lossy().into_owned())
+    };
+    recipe
+        .dataset_name
+        .clone()
+        .or_else(folder)
+        .unwrap_or_else(|| recipe.data.train.display().to_string())
+}
+
+/// Sentences on the training data and on how far the run came.
+fn data(run: &RunRecord) -> Vec<String> {
+    let mut sentences = vec![counted("Trained on", &run.train_data)];
+    let answers = run.recipe.data.train_on == TrainOn::Assistant;
+    sentences[0].push_str(match (run.train_data.format.as_str(), answers) {
+        ("text", _) | (_, false) => " The loss is taken over all of the text.",
+        (_, true) => " The loss is taken over the answers alone.",
+    });
+    if let Some(data) = &run.eval_data {
+        sentences.push(counted("Evaluated on", data));
+    }
+    if let Some(results) = &run.results {
+        sentences.push(format!(
+            "{} steps, {} passes over the data, {} tokens, {} of them targets, at {} tokens/s.",
+            thousands(results.steps),
+            sparsam_tracker::format::plain_decimal(results.epochs, 2),
+            thousands(results.tokens),
+            thousands(results.trained_tokens),
+            thousands(results.tokens_per_second as u64),
+        ));
+    }
+    match run.state {
+        State::Finished => {}
+        State::Running | State::Failed => sentences.push(
+            "The run did not come to its end; what is here is its last checkpoint, if it wrote one."
+                .to_owned(),
+        ),
+        State::Interrupted => {
+            sentences.push("The run was interrupted and can be continued.".to_owned());
+        }
+    }
+    sentences
+}
+
+fn counted(what: &str, data: &DataRecord) -> String {
+    let mut sentence = format!(
+        "{what} {} examples with {} tokens, {} of them targets",
+        thousands(data.examples),
+        thousands(data.tokens),
+        thousands(data.trained_tokens)
+    );
+    if data.truncated > 0 {
+        let count = thousands(data.truncated);
+        let _ = write!(sentence, "; {count} were cut to the longest length");
+    }
+    if data.skipped > 0 {
+        let count = thousands(data.skipped);
+        let _ = write!(
+            sentence,
+            "; {count} were left out, as nothing in them is trained"
+        );
+    }
+    sentence.push('.');
+    sentence
+}
+
+/// The keys of the recipe that decide the result.
+fn table(run: &RunRecord) -> Vec<(String, String)> {
+    let recipe = &run.recipe;
+    let mut rows = vec![
+        ("model".to_owned(), recipe.model.clone()),
+        ("method".to_owned(), word(&recipe.method)),
+        ("quantize".to_owned(), word(&recipe.quantize)),
+        ("dtype".to_owned(), word(&recipe.dtype)),
+    ];
+    if recipe.method == Method::Lora {
+        let lora = &recipe.lora;
+        rows.extend([
+            ("lora.r".to_owned(), lora.r.to_string()),
+            ("lora.alpha".to_owned(), lora.alpha.to_string()),
+            ("lora.dropout".to_owned(), lora.dropout.to_string()),
+            ("lora.target_modules".to_owned(), word(&lora.target_modules)),
+        ]);
+    }
+    rows.extend([
+        ("max_length".to_owned(), recipe.max_length.to_string()),
+        ("packing".to_owned(), recipe.packing.to_string()),
+        ("batch_size".to_owned(), recipe.batch_size.to_string()),
+        (
+            "gradient_accumulation_steps".to_owned(),
+            recipe.gradient_accumulation_steps.to_string(),
+        ),
+        ("learning_rate".to_owned(), recipe.learning_rate.to_string()),
+        ("lr_scheduler".to_owned(), word(&recipe.lr_scheduler)),
+        ("weight_decay".to_owned(), recipe.weight_decay.to_string()),
+        ("seed".to_owned(), recipe.seed.to_string()),
+        (
+            "trained weights".to_owned(),
+            format!(
+                "{} of {}",
+                thousands(run.trainable_parameters),
+                thousands(run.base.parameters)
+            ),
+        ),
+        ("base, BLAKE3".to_owned(), run.base.blake3.clone()),
+        ("data, BLAKE3".to_owned(), run.train_data.blake3.clone()),
+    ]);
+    rows
+}
+
+/// A value of the recipe in the recipe's own words.
+fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(value) => value.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+fn metrics(run: &RunRecord) -> Vec<Metric> {
+    let Some(results) = &run.results else {
+        return Vec::new();
+    };
+    let Some(after) = results.after else {
+        return Vec::new();
+    };
+    let measured: [(&str, &str, &dyn Fn(&Quality) -> Option<f64>); 3] = [
+        ("loss", "Loss (nats per token)", &|q| Some(q.loss)),
+        ("perplexity", "Perplexity", &|q| Some(q.perplexity())),
+        ("exact_match", "Exact match", &|q| q.exact_match),
+    ];
+    measured
+        .into_iter()
+        .filter_map(|(kind, name, value)| {
+            Some(Metric {
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+                before: results.before.as_ref().and_then(value),
+                after: value(&after)?,
+            })
+        })
+        .collect()
+}
+
+/// The line that lets the model answer.
+pub(crate) fn command(folder: &Path, run: &RunRecord) -> String {
+    let prompt = run.example_prompt.as_deref().unwrap_or("Hello");
+    format!(
+        "sparsam generate {} --prompt {}",
+        model_arguments(folder, run),
+        quoted(prompt)
+    )
+}
+
+/// `--model … --adapter …` of a run's result.
+pub(crate) fn model_arguments(folder: &Path, run: &RunRecord) -> String {
+    let folder = quoted(&folder.display().to_string());
+    match run.recipe.method {
+        Method::Lora => format!("--model {} --adapter {folder}", quoted(&run.recipe.model)),
+        Method::Full => format!("--model {folder}"),
+    }
+}
+
+/// A word for a POSIX shell.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell() {
+        assert_eq!(quoted("runs/quick-start"), "runs/quick-start");
+        assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,17 @@
+//! `sparsam train`: reads the recipe and runs it.
+
+use crate::args::TrainArgs;
+use crate::recipe::RecipeFile;
+use crate::run::{self, Start};
+
+pub(super) fn run(args: &TrainArgs, quiet: bool) -> anyhow::Result<()> {
+    let file = RecipeFile::load(&args.recipe, &args.overrides)?;
+    if args.dry_run {
+        return run::rehearse(&file);
+    }
+    let start = match &args.resume {
+        None => Start::Fresh,
+        Some(from) => Start::Resume(from.as_deref()),
+    };
+    run::train(&file, start, quiet)
+}

@@ -1,0 +1,330 @@
+//! A base model by the name a recipe or an argument gives it: found, checked, loaded, hashed.
+//!
+//! Every command that uses a model opens it here, so that all of them understand the same names and
+//! refuse the same ones with the same words.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::Context;
+use candle_core::DType;
+use fs_err::File;
+use sparsam_base::builtin::{self, Builtin};
+use sparsam_base::chat_template::{ChatTemplate, DefaultTemplate};
+use sparsam_base::config::ModelConfig;
+use sparsam_base::files::safetensors::SafetensorsFiles;
+use sparsam_base::model::{LoadOptions, Model, Quantize};
+use sparsam_base::tokenizer::Tokenizer;
+
+use crate::error::{Failure, io_reason};
+
+/// A base model with its tokenizer and template, as a recipe or an argument names it.
+pub(crate) struct Opened {
+    /// The model.
+    pub(crate) model: Model,
+    /// Its tokenizer, which fits it.
+    pub(crate) tokenizer: Tokenizer,
+    /// The template asked for, or else the model's own or its family's.
+    pub(crate) template: ChatTemplate,
+    /// BLAKE3 of the weight files, one after the other in the order of their names, in hexadecimal.
+    pub(crate) blake3: String,
+    /// Numbers in all parameters.
+    pub(crate) parameters: u64,
+    /// `model_type` of its configuration.
+    pub(crate) architecture: String,
+}
+
+/// What is to be opened, and how.
+pub(crate) struct Wanted<'a> {
+    /// `builtin:NAME` or a folder in Hugging Face's layout.
+    pub(crate) name: &'a str,
+    /// How the projections are kept.
+    pub(crate) quantize: Quantize,
+    /// Type of the weights kept as plain numbers. `None` is f32, which is fastest where the
+    /// processor has no instructions for bf16.
+    pub(crate) dtype: Option<DType>,
+    /// The longest document that will be seen, in tokens.
+    pub(crate) max_length: usize,
+    /// A file with a Jinja template, or the name of a built-in one.
+    pub(crate) chat_template: Option<&'a str>,
+}
+
+/// Opens a model.
+///
+/// # Errors
+/// A name that means nothing here, files that are missing, damaged or of different models, a
+/// `max_length` beyond the model's context, a template that does not compile.
+pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
+    let options = LoadOptions {
+        quantize: wanted.quantize,
+        dtype: wanted.dtype.unwrap_or(DType::F32),
+        max_length: wanted.max_length,
+    };
+    let (model, tokenizer, blake3) = match find(wanted.name)? {
+        Place::Builtin(builtin) => {
+            let config = ModelConfig::parse(builtin.config)?;
+            check_length(wanted, &config)?;
+            let tokenizer = builtin.tokenizer()?;
+            tokenizer.check_fits(config.vocab_size)?;
+            let model = Model::load(config, &builtin.tensors()?, options)?;
+            (model, tokenizer, blake3::hash(builtin.weights))
+        }
+        Place::Folder(folder) => {
+            let config = read_config(folder)?;
+            check_length(wanted, &config)?;
+            let tokenizer = Tokenizer::from_dir(folder)?;
+            tokenizer.check_fits(config.vocab_size)?;
+            let files = SafetensorsFiles::in_folder(folder)?;
+            let model = Model::load(config, &files, options)?;
+            (model, tokenizer, hash(files.paths())?)
+        }
+    };
+    let architecture = model.config.family.clone();
+    let template = match wanted.chat_template {
+        Some(name) => template(name, &tokenizer)?,
+        None => ChatTemplate::for_model(&tokenizer, &architecture)?,
+    };
+    Ok(Opened {
+        parameters: model.parameters(),
+        model,
+        tokenizer,
+        template,
+        blake3: blake3.to_hex().to_string(),
+        architecture,
+    })
+}
+
+/// The built-in model of a name with its prefix.
+///
+/// # Errors
+/// No such model; the hint lists those there are.
+pub(crate) fn find_builtin(name: &str) -> anyhow::Result<Builtin> {
+    builtin::find(name).ok_or_else(|| {
+        let known: Vec<String> = builtin::names()
+            .map(|name| format!("`{}{name}`", builtin::PREFIX))
+            .collect();
+        Failure::usage(format!("there is no built-in model `{name}`"))
+            .hint(format!("the built-in models are {}", known.join(", ")))
+            .into()
+    })
+}
+
+enum Place<'a> {
+    Builtin(Builtin),
+    Folder(&'a Path),
+}
+
+fn find(name: &str) -> anyhow::Result<Place<'_>> {
+    if name.starts_with(builtin::PREFIX) {
+        return find_builtin(name).map(Place::Builtin);
+    }
+    let path = Path::new(name);
+    let extension = path.extension().unwrap_or_default();
+    if extension.eq_ignore_ascii_case("gguf") {
+        return Err(Failure::usage(format!(
+            "`{name}` cannot be opened: GGUF files are not supported yet"
+        ))
+        .hint("use the model's folder in Hugging Face's layout, with model.safetensors")
+        .into());
+    }
+    if path.is_dir() {
+        if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
+            return Err(Failure::usage(format!(
+                "`{name}` is an adapter, a base model is expected here"
+            ))
+            .hint("name the base as the model and this folder as the adapter")
+            .into());
+        }
+        return Ok(Place::Folder(path));
+    }
+    if path.exists() {
+        return Err(
+            Failure::usage(format!("`{name}` is a file, a base model is a folder"))
+                .hint(
+                    "name the folder that holds config.json, tokenizer.json and model.safetensors",
+                )
+                .into(),
+        );
+    }
+    let hint = if is_hub_name(name) {
+        "if it is a name on the Hub: models are not fetched from there yet; download it by other \
+         means and name the folder"
+            .to_owned()
+    } else if builtin::find(name).is_some() {
+        format!("the built-in model is `{}{name}`", builtin::PREFIX)
+    } else {
+        "a model is a folder with config.json, tokenizer.json and model.safetensors, or \
+         `builtin:sprout`"
+            .to_owned()
+    };
+    Err(Failure::usage(format!("there is no folder `{name}`"))
+        .hint(hint)
+        .into())
+}
+
+/// Whether it reads like `owner/name`.
+fn is_hub_name(name: &str) -> bool {
+    let allowed = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    name.split_once('/')
+        .is_some_and(|(owner, name)| allowed(owner) && allowed(name))
+}
+
+fn read_config(folder: &Path) -> anyhow::Result<ModelConfig> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path)
+        .map_err(|source| sparsam_base::error::Error::Read { path, source })?;
+    ModelConfig::parse(&text).with_context(|| format!("`{}` cannot be used", folder.display()))
+}
+
+fn check_length(wanted: &Wanted, config: &ModelConfig) -> anyhow::Result<()> {
+    let context = config.max_position_embeddings;
+    if wanted.max_length <= context {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "`max_length` is {}, the model `{}` reads at most {context} tokens",
+        wanted.max_length, wanted.name
+    ))
+    .hint(format!("set `max_length` to {context} or less"))
+    .into())
+}
+
+fn template(name: &str, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
+    let text = |token: Option<(u32, &str)>| token.map_or(String::new(), |(_, text)| text.into());
+    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+    let Some(default) = DefaultTemplate::named(name) else {
+        let source = std::fs::read_to_string(name).map_err(|error| {
+            Failure::usage(format!(
+                "cannot read the chat template `{name}`: {}",
+                io_reason(&error)
+            ))
+            .hint(format!(
+                "name a file with a Jinja template, or one of {}",
+                DefaultTemplate::NAMES.join(", ")
+            ))
+        })?;
+        return ChatTemplate::new(&source, &bos, &eos)
+            .with_context(|| format!("`{name}` cannot be used"));
+    };
+    let missing: Vec<String> = default
+        .needs()
+        .iter()
+        .filter(|token| tokenizer.token_id(token).is_none())
+        .map(|token| format!("`{token}`"))
+        .collect();
+    if !missing.is_empty() {
+        return Err(Failure::usage(format!(
+            "the chat template `{name}` needs {}, which the model's tokenizer does not have",
+            missing.join(" and ")
+        ))
+        .hint("leave `chat_template` out, or choose `plain`")
+        .into());
+    }
+    Ok(ChatTemplate::new(default.source(), &bos, &eos)?)
+}
+
+/// BLAKE3 of files, one after the other.
+fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    for path in paths {
+        let mut file = File::open(path)?;
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                count => hasher.update(&buffer[..count]),
+            };
+        }
+    }
+    Ok(hasher.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPROUT: Wanted = Wanted {
+        name: "builtin:sprout",
+        quantize: Quantize::None,
+        dtype: None,
+        max_length: 64,
+        chat_template: None,
+    };
+
+    fn refusal(wanted: &Wanted) -> String {
+        match open(wanted) {
+            Ok(_) => panic!("it was opened"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_model_is_the_same_built_in_and_as_a_folder() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let folder = parent.path().join("sprout");
+        let builtin = find_builtin("builtin:sprout").expect("it is built in");
+        builtin.unpack(&folder).expect("written");
+        let name = folder.to_str().expect("a name");
+        let (inside, outside) = (
+            open(&SPROUT).expect("opened"),
+            open(&Wanted { name, ..SPROUT }).expect("opened"),
+        );
+        assert_eq!(inside.parameters, outside.parameters);
+        assert_eq!(inside.architecture, outside.architecture);
+        assert_eq!(inside.blake3, blake3::hash(builtin.weights).to_string());
+        let bytes = std::fs::read(folder.join("model.safetensors")).expect("read");
+        assert_eq!(outside.blake3, blake3::hash(&bytes).to_string());
+        // Every number of the file is a parameter, the header apart.
+        let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+        assert_eq!(outside.parameters, (bytes.len() as u64 - 8 - header) / 4);
+    }
+
+    #[test]
+    fn a_length_beyond_the_model_names_the_longest() {
+        let context = open(&SPROUT)
+            .expect("opened")
+            .model
+            .config
+            .max_position_embeddings;
+        let wanted = Wanted {
+            max_length: context + 1,
+            ..SPROUT
+        };
+        assert!(refusal(&wanted).ends_with(&format!("reads at most {context} tokens")));
+        let wanted = Wanted {
+            max_length: context,
+            ..SPROUT
+        };
+        assert!(open(&wanted).is_ok());
+    }
+
+    #[test]
+    fn templates_come_from_files_and_by_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("shout.jinja");
+        std::fs::write(&path, "{{ messages[0].content | upper }}!").expect("written");
+        let with = |name: &str| {
+            open(&Wanted {
+                chat_template: Some(name),
+                ..SPROUT
+            })
+        };
+        let path = path.to_str().expect("a name");
+        let messages = [sparsam_base::chat_template::Message::new("user", "hello")];
+        let text = |template: &ChatTemplate| template.render(&messages, true).expect("text").text;
+        assert_eq!(text(&with(path).expect("opened").template), "HELLO!");
+        assert!(text(&with("plain").expect("opened").template).ends_with("### Assistant\n"));
+        let wanted = |name| Wanted {
+            chat_template: Some(name),
+            ..SPROUT
+        };
+        assert!(refusal(&wanted("chatml")).contains("needs `<|im_start|>`"));
+        assert!(refusal(&wanted("no-such-file")).contains("no-such-file"));
+    }
+}

@@ -1,0 +1,379 @@
+//! A training run, from a checked recipe to the files it leaves.
+//!
+//! [`Session`] is the order of things: claim the folder, start the meters, open model and data, train,
+//! write, close the books.
+//! [`settings`] translates the recipe, [`folder`] guards the output folder, [`material`] is what is
+//! read, [`watch`] listens to the loop, [`metrics`] keeps its curve, [`outputs`] writes what was trained,
+//! [`words`] is what the user is told. The one record is [`RunRecord`]; screen and card are printed from
+//! it.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use sparsam_adapter::checkpoint::{self, Progress as Trained};
+use sparsam_adapter::evaluate::exact_match;
+use sparsam_adapter::optimizer::Optimizer;
+use sparsam_adapter::peft;
+use sparsam_adapter::train::{Ending, Run, Settings};
+use sparsam_adapter::trainable::Trainable;
+use sparsam_base::chat_template::TemplateSource;
+use sparsam_tracker::{EnergyRecord, Tracker};
+
+use crate::cards;
+use crate::error::Failure;
+use crate::interrupt;
+use crate::machine::Platform;
+use crate::progress::Progress;
+use crate::recipe::{Recipe, RecipeFile};
+use crate::run_record::{Base, FORMAT, Quality, RunRecord, State, Versions};
+
+mod folder;
+mod material;
+mod metrics;
+mod outputs;
+mod settings;
+mod watch;
+mod words;
+
+use folder::{Folder, Resumed};
+use material::{Data, Material, Ready};
+use metrics::Metrics;
+use watch::Watch;
+use words::{examples, opening, say};
+
+/// Folder of the checkpoints in the run's folder.
+const CHECKPOINTS: &str = "checkpoints";
+/// Name of the phase in which model and data are read.
+const LOAD: &str = "load";
+
+/// Where a run begins.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// With the first step, in a folder without a run.
+    Fresh,
+    /// From a checkpoint: the one given, or the last one in the output folder.
+    Resume(Option<&'a Path>),
+}
+
+/// Says what a recipe would train, and trains nothing.
+pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
+    let recipe = &file.recipe;
+    file.check_files()?;
+    let material = Material::read(recipe, now())?;
+    let ready = Ready::make(recipe, material.opened)?;
+    let settings = settings::training(recipe, &material.data.train);
+    say(&opening(recipe, &ready, &material.data, &settings));
+    Ok(())
+}
+
+/// Trains as a recipe says.
+pub(crate) fn train(file: &RecipeFile, start: Start, quiet: bool) -> anyhow::Result<()> {
+    let mut session = Session::begin(file, start, quiet)?;
+    let ending = session.work();
+    session.end(ending)
+}
+
+/// A run while it goes on.
+struct Session<'a> {
+    recipe: &'a Recipe,
+    folder: Folder,
+    tracker: Tracker,
+    ready: Ready,
+    data: Data,
+    optimizer: Optimizer,
+    settings: Settings,
+    /// How far the loop has come.
+    trained: Trained,
+    record: RunRecord,
+    metrics: Metrics,
+    progress: Progress,
+}
+
+impl<'a> Session<'a> {
+    /// Everything before the first step. An error leaves nothing behind.
+    fn begin(file: &'a RecipeFile, start: Start, quiet: bool) -> anyhow::Result<Self> {
+        let recipe = &file.recipe;
+        let resumed = to_resume(recipe, start)?;
+        file.check_files()?;
+        let mut folder = Folder::claim(&recipe.output_dir)?;
+        interrupt::listen()?;
+        let name = folder.path.display().to_string();
+        let options = settings::tracker(recipe, &folder.path, name, resumed.is_some());
+        let seconds = recipe.energy.baseline_seconds;
+        if seconds > 0.0 && !quiet {
+            say(&format!("measuring the machine at rest for {seconds} s"));
+        }
+        let tracker = Tracker::start(&options)?;
+        tracker.enter(LOAD);
+        let started = match &resumed {
+            Some(resumed) => resumed.record.started.parse().unwrap_or_else(|_| now()),
+            None => now(),
+        };
+        let Material { opened, mut data } = Material::read(recipe, started)?;
+        let mut ready = Ready::make(recipe, opened)?;
+        let settings = settings::training(recipe, &data.train);
+        let mut optimizer = Optimizer::new(
+            &ready.trainable,
+            settings::adamw(recipe),
+            settings::max_grad_norm(recipe),
+        )?;
+        let trained = match resumed.as_ref().and_then(|r| r.checkpoint.as_ref()) {
+            Some(from) => checkpoint::restore(from, &mut ready.trainable, &mut optimizer)?,
+            None => Trained::default(),
+        };
+        data.train.seek(trained.position);
+        tracker.leave(LOAD);
+        if !quiet {
+            say(&opening(recipe, &ready, &data, &settings));
+            if options.country.is_none() && options.intensity.is_none() {
+                say(words::NO_COUNTRY);
+            }
+        }
+        let record = match resumed {
+            Some(Resumed { record, .. }) => RunRecord {
+                state: State::Running,
+                ended: None,
+                recipe: recipe.clone(),
+                ..record
+            },
+            None => new_record(recipe, &ready, &data, started),
+        };
+        record.write(&folder.path)?;
+        folder.keep();
+        let step = trained.step;
+        let logging = &recipe.logging;
+        let metrics = Metrics::open(&folder.path, step, logging.tensorboard, logging.steps)?;
+        let total = settings.schedule.total_steps as u64;
+        let progress = Progress::start(total, step as u64, quiet);
+        Ok(Self {
+            recipe,
+            folder,
+            tracker,
+            ready,
+            data,
+            optimizer,
+            settings,
+            trained,
+            record,
+            metrics,
+            progress,
+        })
+    }
+
+    /// Answers, trains, answers again and writes what was trained.
+    fn work(&mut self) -> anyhow::Result<Ending> {
+        let before = if self.trained.step == 0 {
+            self.answer("before")?
+        } else {
+            self.record
+                .results
+                .as_ref()
+                .and_then(|results| results.before)
+        };
+        let ending = self.fit(before)?;
+        if ending == Ending::Interrupted {
+            return Ok(ending);
+        }
+        let after = self.answer("after")?;
+        self.record.results = Some(watch::results(&self.trained, before, after, &self.tracker));
+        self.tracker.enter(watch::SAVE);
+        let template = &self.ready.opened.template;
+        let own = matches!(template.origin(), TemplateSource::Model)
+            && self.recipe.chat_template.is_none();
+        outputs::write(
+            &self.folder.path,
+            &self.recipe.model,
+            &self.ready.trainable,
+            self.ready.adapter.as_ref(),
+            (!own).then(|| template.source()),
+        )?;
+        self.tracker.leave(watch::SAVE);
+        Ok(ending)
+    }
+
+    /// Writes answers to held-out questions, shows some and counts the right ones, if the recipe asks.
+    fn answer(&mut self, when: &str) -> anyhow::Result<Option<Quality>> {
+        let Some(generation) = &self.recipe.eval_generation else {
+            return Ok(None);
+        };
+        let answers = self
+            .ready
+            .answer(&self.data, generation, &self.tracker, &self.progress)?;
+        if interrupt::requested() {
+            // Some answers are cut short, so nothing can be said about all.
+            return Ok(None);
+        }
+        let questions = &self.data.questions;
+        examples(&self.progress, when, questions, &answers, generation);
+        Ok(Some(Quality {
+            // The loop fills in the loss, which it alone measures.
+            loss: f64::NAN,
+            exact_match: generation.exact_match.then(|| exact_match(&answers)),
+            answers: Some(answers.len() as u64),
+        }))
+    }
+
+    fn fit(&mut self, before: Option<Quality>) -> anyhow::Result<Ending> {
+        let adapter = self.ready.adapter.as_ref();
+        let export = |trainable: &Trainable, folder: &Path| match adapter {
+            Some(config) => peft::save(folder, trainable, config),
+            // A whole model is in the checkpoint's state already; a second copy would cost its size.
+            None => Ok(()),
+        };
+        let mut watch = Watch {
+            tracker: &self.tracker,
+            progress: &mut self.progress,
+            metrics: &mut self.metrics,
+            record: &mut self.record,
+            folder: &self.folder.path,
+            before,
+            tokens_per_second: None,
+            training: false,
+        };
+        let ending = Run {
+            model: &self.ready.opened.model,
+            trainable: &mut self.ready.trainable,
+            optimizer: &mut self.optimizer,
+            train: &mut self.data.train,
+            eval: self.data.eval.as_ref(),
+            settings: self.settings,
+            checkpoints: &self.folder.path.join(CHECKPOINTS),
+            export: &export,
+        }
+        .fit(&mut self.trained, &mut watch);
+        watch.end();
+        self.record.results = Some(watch::results(&self.trained, before, None, &self.tracker));
+        Ok(ending?)
+    }
+
+    /// Closes the books, whatever happened, and says how it ended.
+    fn end(mut self, ending: anyhow::Result<Ending>) -> anyhow::Result<()> {
+        self.progress.finish();
+        self.record.state = match &ending {
+            Ok(Ending::Finished | Ending::StoppedEarly) => State::Finished,
+            Ok(Ending::Interrupted) => State::Interrupted,
+            Err(_) => State::Failed,
+        };
+        let energy = self.tracker.finish();
+        let closed = close(&self.folder.path, &mut self.record, &energy);
+        let ending = ending?;
+        closed?;
+        if ending == Ending::Interrupted {
+            let total = self.settings.schedule.total_steps;
+            let step = self.trained.step;
+            return Err(
+                Failure::run(format!("interrupted after step {step} of {total}"))
+                    .hint("the same command with `--resume` continues from there")
+                    .into(),
+            );
+        }
+        words::print(&words::screen(
+            &self.folder.path,
+            &self.record,
+            &energy,
+            ending,
+        ));
+        Ok(())
+    }
+}
+
+/// The run to be continued, if one is, after making sure that it can be.
+fn to_resume(recipe: &Recipe, start: Start) -> anyhow::Result<Option<Resumed>> {
+    let Start::Resume(from) = start else {
+        Folder::is_fresh(&recipe.output_dir)?;
+        return Ok(None);
+    };
+    let resumed = Folder::to_resume(&recipe.output_dir, from)?;
+    if resumed.record.state == State::Finished {
+        return Err(Failure::usage(format!(
+            "the run in `{}` is finished",
+            recipe.output_dir.display()
+        ))
+        .hint("to train it further, begin another run with `adapter:` set to this folder")
+        .into());
+    }
+    same_recipe(recipe, &resumed.record.recipe)?;
+    Ok(Some(resumed))
+}
+
+/// Writes the record, the card, and the record again with the list of files.
+fn close(folder: &Path, record: &mut RunRecord, energy: &EnergyRecord) -> anyhow::Result<()> {
+    record.ended = Some(energy.ended.clone());
+    if let Some(results) = &mut record.results {
+        results.total_seconds = energy.duration_seconds;
+    }
+    record.energy = Some(serde_json::to_value(energy)?);
+    record.write(folder)?;
+    cards::write(folder, record, energy)?;
+    record.files = outputs::list(folder, record);
+    record.write(folder)?;
+    Ok(())
+}
+
+/// The time to the second.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    now.round(jiff::Unit::Second).unwrap_or(now)
+}
+
+fn new_record(recipe: &Recipe, ready: &Ready, data: &Data, started: Timestamp) -> RunRecord {
+    RunRecord {
+        format: FORMAT,
+        state: State::Running,
+        started: started.to_string(),
+        ended: None,
+        versions: Versions::here(),
+        platform: Platform::here(),
+        recipe: recipe.clone(),
+        base: Base {
+            model: recipe.model.clone(),
+            revision: recipe.revision.clone(),
+            architecture: ready.opened.architecture.clone(),
+            parameters: ready.opened.parameters,
+            blake3: ready.opened.blake3.clone(),
+        },
+        train_data: data.train_record.clone(),
+        eval_data: data.eval_record.clone(),
+        trainable_parameters: ready.trainable.parameters() as u64,
+        example_prompt: data
+            .questions
+            .first()
+            .map(|question| question.asked.clone()),
+        results: None,
+        energy: None,
+        files: Vec::new(),
+    }
+}
+
+/// The recipe of a run that is continued may differ only where the steps to come do not.
+fn same_recipe(now: &Recipe, then: &Recipe) -> Result<(), Failure> {
+    const FREE: &[&str] = &[
+        "threads",
+        "country",
+        "energy",
+        "description",
+        "license",
+        "language",
+        "dataset_name",
+        "tags",
+        "logging",
+        "output_dir",
+        "save_steps",
+        "training_type",
+    ];
+    let value = |recipe: &Recipe| serde_json::to_value(recipe).unwrap_or_default();
+    let (now, then) = (value(now), value(then));
+    let (Some(now), Some(then)) = (now.as_object(), then.as_object()) else {
+        return Ok(());
+    };
+    for (key, value) in now {
+        let before = then.get(key).unwrap_or(&serde_json::Value::Null);
+        if value != before && !FREE.contains(&key.as_str()) {
+            return Err(Failure::usage(format!(
+                "`{key}` is {value}, the run to be continued had {before}"
+            ))
+            .hint("continue with the same recipe, or begin a new run with another `output_dir`"));
+        }
+    }
+    Ok(())
+}

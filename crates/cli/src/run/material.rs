@@ -1,0 +1,230 @@
+//! What a run is made of: model and data as the recipe names them, read and checked before the first
+//! step, and what is trained on the model.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use sparsam_adapter::data::pack::{pack, unpacked};
+use sparsam_adapter::data::questions::{Question, questions};
+use sparsam_adapter::data::{Batches, Dataset, Order, Statistics, prepare};
+use sparsam_adapter::error::Error;
+use sparsam_adapter::evaluate::{Answer, answers};
+use sparsam_adapter::peft::{self, AdapterConfig};
+use sparsam_adapter::trainable::Trainable;
+use sparsam_base::model::Model;
+use sparsam_tracker::Tracker;
+
+use super::settings;
+use crate::error::Failure;
+use crate::interrupt;
+use crate::opened::{Opened, Wanted, open};
+use crate::progress::Progress;
+use crate::recipe::{EvalGeneration, Method, Recipe};
+use crate::run_record::DataRecord;
+
+/// Name of the phase in which answers are written.
+const GENERATE: &str = "generate";
+
+/// What is read before anything is trained.
+pub(super) struct Material {
+    pub(super) opened: Opened,
+    pub(super) data: Data,
+}
+
+/// The data of a run.
+pub(super) struct Data {
+    pub(super) train: Batches,
+    pub(super) train_record: DataRecord,
+    pub(super) eval: Option<Batches>,
+    pub(super) eval_record: Option<DataRecord>,
+    /// Held-out questions to be answered; none unless the recipe asks for answers.
+    pub(super) questions: Vec<Question>,
+    /// What was found, a line for each file.
+    pub(super) found: Vec<String>,
+}
+
+impl Material {
+    /// Some templates write the date into a conversation; it is that on which the run `started`, so that
+    /// one resumed after midnight sees the same data.
+    pub(super) fn read(recipe: &Recipe, started: Timestamp) -> anyhow::Result<Self> {
+        if let Some(threads) = recipe.threads {
+            // Fails only where the pool exists already, as it does after an earlier run in this process.
+            let _ = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global();
+        }
+        let new_tokens = recipe
+            .eval_generation
+            .as_ref()
+            .map_or(0, |g| g.max_new_tokens);
+        let mut opened = open(&Wanted {
+            name: &recipe.model,
+            quantize: settings::quantize(recipe),
+            dtype: settings::dtype(recipe),
+            max_length: recipe.max_length + new_tokens,
+            chat_template: recipe.chat_template.as_deref(),
+        })?;
+        opened.template = opened.template.with_clock(started.as_second());
+        let data = Data::read(recipe, &opened)?;
+        Ok(Self { opened, data })
+    }
+}
+
+impl Data {
+    fn read(recipe: &Recipe, opened: &Opened) -> anyhow::Result<Self> {
+        let columns = settings::columns(recipe)?;
+        let mut found = Vec::new();
+        let mut read = |path: &Path, order: Order| -> anyhow::Result<_> {
+            let dataset = Dataset::load_as(path, &columns, settings::format(recipe))?;
+            let prepared = prepare(
+                &dataset,
+                &opened.tokenizer,
+                &opened.template,
+                &settings::prepare(recipe),
+            )?;
+            let record = data_record(path, &dataset, &prepared.statistics);
+            found.push(format!(
+                "{}: {}; {}",
+                path.display(),
+                dataset.describe(),
+                prepared.statistics
+            ));
+            let rows = if recipe.packing {
+                pack(&prepared.lengths(), recipe.max_length)
+            } else {
+                unpacked(prepared.examples.len())
+            };
+            let batches = Batches::new(prepared.examples, rows, recipe.batch_size, order);
+            Ok((dataset, batches, record))
+        };
+        let shuffled = Order::Shuffled { seed: recipe.seed };
+        let (_, train, train_record) = read(&recipe.data.train, shuffled)?;
+        let mut data = Self {
+            train,
+            train_record,
+            eval: None,
+            eval_record: None,
+            questions: Vec::new(),
+            found: Vec::new(),
+        };
+        if let Some(path) = &recipe.data.eval {
+            let (dataset, batches, record) = read(path, Order::AsRead)?;
+            (data.eval, data.eval_record) = (Some(batches), Some(record));
+            if let Some(generation) = &recipe.eval_generation {
+                data.questions = questions(
+                    &dataset,
+                    &opened.tokenizer,
+                    &opened.template,
+                    settings::prompt_format(recipe),
+                    generation.samples,
+                    recipe.max_length,
+                )?;
+                if data.questions.is_empty() {
+                    return Err(Failure::usage(format!(
+                        "`eval_generation` has nothing to answer: `{}` holds no question",
+                        path.display()
+                    ))
+                    .hint("leave `eval_generation` out for plain text")
+                    .into());
+                }
+            }
+        }
+        data.found = found;
+        Ok(data)
+    }
+}
+
+fn data_record(path: &Path, dataset: &Dataset, statistics: &Statistics) -> DataRecord {
+    DataRecord {
+        path: path.to_owned(),
+        format: dataset.format.name().to_owned(),
+        blake3: dataset.hash.clone(),
+        examples: statistics.examples as u64,
+        tokens: statistics.tokens as u64,
+        trained_tokens: statistics.trained_tokens as u64,
+        truncated: statistics.truncated as u64,
+        skipped: statistics.dropped as u64,
+    }
+}
+
+/// A setting of the adapter that does not fit the model, as the key of the recipe it came from.
+fn of_the_recipe(error: Error, model: &Model) -> anyhow::Error {
+    let Error::Config { key, what } = error else {
+        return error.into();
+    };
+    let key = key.trim_start_matches("lora_");
+    let failure = Failure::usage(format!("`lora.{key}` {what}"));
+    let Some(block) = model.blocks.first() else {
+        return failure.into();
+    };
+    let groups = [&block.qkv, &block.o, &block.gate_up, &block.down];
+    let names: Vec<String> = groups
+        .into_iter()
+        .flat_map(|group| &group.projections)
+        .filter_map(|projection| projection.name.rsplit('.').next())
+        .map(|name| format!("`{name}`"))
+        .collect();
+    failure
+        .hint(format!(
+            "the model has {} blocks with the projections {}",
+            model.blocks.len(),
+            names.join(", ")
+        ))
+        .into()
+}
+
+/// A model with what is trained on it.
+pub(super) struct Ready {
+    pub(super) opened: Opened,
+    pub(super) trainable: Trainable,
+    /// Settings of the adapter; none where the whole model is trained.
+    pub(super) adapter: Option<AdapterConfig>,
+}
+
+impl Ready {
+    pub(super) fn make(recipe: &Recipe, mut opened: Opened) -> anyhow::Result<Self> {
+        let (trainable, adapter) = match (recipe.method, &recipe.adapter) {
+            (Method::Full, _) => (Trainable::full(&mut opened.model)?, None),
+            (Method::Lora, Some(folder)) => {
+                let (trainable, config) = peft::load(folder, &mut opened.model, recipe.seed)?;
+                (trainable, Some(config))
+            }
+            (Method::Lora, None) => {
+                let lora = settings::lora(recipe);
+                let trainable = Trainable::lora(&mut opened.model, &lora, recipe.seed)
+                    .map_err(|error| of_the_recipe(error, &opened.model))?;
+                let config = AdapterConfig {
+                    lora,
+                    base_model_name_or_path: Some(recipe.model.clone()),
+                };
+                (trainable, Some(config))
+            }
+        };
+        Ok(Self {
+            opened,
+            trainable,
+            adapter,
+        })
+    }
+
+    /// Answers to the held-out questions, as a phase of its own.
+    pub(super) fn answer(
+        &mut self,
+        data: &Data,
+        generation: &EvalGeneration,
+        tracker: &Tracker,
+        progress: &Progress,
+    ) -> anyhow::Result<Vec<Answer>> {
+        let _phase = tracker.window(GENERATE);
+        progress.doing("answering held-out questions");
+        Ok(answers(
+            &self.opened.model,
+            &mut self.trainable,
+            &self.opened.tokenizer,
+            &self.opened.template,
+            &data.questions,
+            generation.max_new_tokens,
+            &interrupt::requested,
+        )?)
+    }
+}

@@ -1,0 +1,210 @@
+//! From the recipe's words to what the libraries are told. Nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use candle_core::DType;
+use sparsam_adapter::data::{Batches, Columns, Format, PrepareOptions};
+use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
+use sparsam_adapter::lora::{Bias, Init, LoraConfig};
+use sparsam_adapter::schedule::{Schedule, Scheduler};
+use sparsam_adapter::targets::{ALL_LINEAR, Targets};
+use sparsam_adapter::train::{Cadence, EarlyStopping, Settings, steps_per_epoch};
+use sparsam_base::model::Quantize;
+use sparsam_kernels::adamw::AdamW;
+use sparsam_tracker::{Gpus, Options, StatedIntensity};
+
+use crate::recipe::{self, Recipe, RunLength, TargetModules, Warmup};
+
+pub(super) fn quantize(recipe: &Recipe) -> Quantize {
+    match recipe.quantize {
+        recipe::Quantize::None => Quantize::None,
+        recipe::Quantize::Int8 => Quantize::Int8,
+        recipe::Quantize::Nf4 => Quantize::Nf4,
+        recipe::Quantize::Nf4Dq => Quantize::Nf4Double,
+    }
+}
+
+/// The type of the base; None where the program is to choose.
+pub(super) fn dtype(recipe: &Recipe) -> Option<DType> {
+    match recipe.dtype {
+        recipe::Dtype::F32 => Some(DType::F32),
+        recipe::Dtype::Bf16 => Some(DType::BF16),
+        recipe::Dtype::Auto => None,
+    }
+}
+
+pub(super) fn lora(recipe: &Recipe) -> LoraConfig {
+    let lora = &recipe.lora;
+    let targets = |targets: &TargetModules| match targets {
+        TargetModules::AllLinear => Targets::Text(ALL_LINEAR.to_owned()),
+        TargetModules::List(names) => Targets::List(names.clone()),
+        TargetModules::Regex(expression) => Targets::Text(expression.clone()),
+    };
+    LoraConfig {
+        r: lora.r,
+        lora_alpha: lora.alpha,
+        lora_dropout: lora.dropout,
+        target_modules: targets(&lora.target_modules),
+        exclude_modules: lora.exclude_modules.as_ref().map(targets),
+        use_rslora: lora.use_rslora,
+        use_dora: lora.use_dora,
+        rank_pattern: lora.rank_pattern.clone().into_iter().collect(),
+        alpha_pattern: lora.alpha_pattern.clone().into_iter().collect(),
+        layers_to_transform: lora.layers_to_transform.clone(),
+        layers_pattern: lora.layers_pattern.clone().into_iter().collect(),
+        modules_to_save: lora.modules_to_save.clone(),
+        bias: match lora.bias {
+            recipe::Bias::None => Bias::None,
+            recipe::Bias::All => Bias::All,
+            recipe::Bias::LoraOnly => Bias::LoraOnly,
+        },
+        init: match lora.init_lora_weights {
+            recipe::InitLoraWeights::True => Init::Kaiming,
+            recipe::InitLoraWeights::Gaussian => Init::Gaussian,
+            recipe::InitLoraWeights::False => Init::Random,
+        },
+    }
+}
+
+pub(super) fn columns(recipe: &Recipe) -> anyhow::Result<Columns> {
+    let columns = &recipe.data.columns;
+    // ShareGPT calls its list of messages `conversations`.
+    let sharegpt = recipe.data.format == recipe::DataFormat::Sharegpt;
+    let messages = if sharegpt {
+        "conversations"
+    } else {
+        "messages"
+    };
+    let named = [
+        (messages, &columns.messages),
+        ("prompt", &columns.prompt),
+        ("completion", &columns.completion),
+        ("instruction", &columns.instruction),
+        ("input", &columns.input),
+        ("output", &columns.output),
+        ("system", &columns.system),
+        ("text", &columns.text),
+    ];
+    let given = named.into_iter().filter_map(|(ours, theirs)| {
+        let theirs = theirs.as_ref()?;
+        Some((ours.to_owned(), theirs.clone()))
+    });
+    Ok(Columns::new(given.collect::<BTreeMap<_, _>>())?)
+}
+
+pub(super) fn format(recipe: &Recipe) -> Option<Format> {
+    match recipe.data.format {
+        recipe::DataFormat::Auto => None,
+        recipe::DataFormat::Messages => Some(Format::Messages),
+        recipe::DataFormat::PromptCompletion => Some(Format::PromptCompletion),
+        recipe::DataFormat::Alpaca => Some(Format::Alpaca),
+        recipe::DataFormat::Sharegpt => Some(Format::ShareGpt),
+        recipe::DataFormat::Text => Some(Format::Text),
+    }
+}
+
+pub(super) fn prompt_format(recipe: &Recipe) -> PromptFormat {
+    match recipe.data.prompt_format {
+        recipe::PromptFormat::Chat => PromptFormat::Chat,
+        recipe::PromptFormat::Plain => PromptFormat::Plain,
+    }
+}
+
+pub(super) fn prepare(recipe: &Recipe) -> PrepareOptions {
+    PrepareOptions {
+        max_length: recipe.max_length,
+        train_on: match recipe.data.train_on {
+            recipe::TrainOn::Assistant => TrainOn::Assistant,
+            recipe::TrainOn::All => TrainOn::All,
+        },
+        prompt_format: prompt_format(recipe),
+        overlong: Overlong::Auto,
+    }
+}
+
+pub(super) fn adamw(recipe: &Recipe) -> AdamW {
+    AdamW {
+        lr: recipe.learning_rate,
+        beta1: recipe.adam_beta1,
+        beta2: recipe.adam_beta2,
+        eps: recipe.adam_epsilon,
+        weight_decay: recipe.weight_decay,
+    }
+}
+
+/// 0 in the recipe means no clipping.
+pub(super) fn max_grad_norm(recipe: &Recipe) -> Option<f64> {
+    Some(recipe.max_grad_norm).filter(|norm| *norm > 0.0)
+}
+
+pub(super) fn training(recipe: &Recipe, train: &Batches) -> Settings {
+    let cadence = |cadence| match cadence {
+        recipe::Cadence::Epoch => Cadence::Epoch,
+        recipe::Cadence::Never => Cadence::Never,
+        recipe::Cadence::Steps(steps) => Cadence::Steps(steps),
+    };
+    let accumulation = recipe.gradient_accumulation_steps;
+    let total_steps = match recipe.length() {
+        RunLength::Steps(steps) => steps,
+        RunLength::Epochs(epochs) => {
+            let steps = steps_per_epoch(train, accumulation) as f64 * epochs;
+            (steps.ceil() as usize).max(1)
+        }
+    };
+    let warmup_steps = match recipe.warmup() {
+        Warmup::Steps(steps) => steps,
+        Warmup::Ratio(ratio) => (ratio * total_steps as f64).ceil() as usize,
+    };
+    Settings {
+        schedule: Schedule {
+            peak: recipe.learning_rate,
+            scheduler: match recipe.lr_scheduler {
+                recipe::LrScheduler::Constant => Scheduler::Constant,
+                recipe::LrScheduler::Linear => Scheduler::Linear,
+                recipe::LrScheduler::Cosine => Scheduler::Cosine,
+            },
+            warmup_steps,
+            total_steps,
+            min_ratio: recipe.min_lr_ratio,
+        },
+        accumulation,
+        checkpointing: recipe.gradient_checkpointing,
+        evaluate: cadence(recipe.eval_steps),
+        save: cadence(recipe.save_steps),
+        early_stopping: recipe.early_stopping.as_ref().map(|early| EarlyStopping {
+            patience: early.patience,
+            min_delta: early.min_delta,
+        }),
+    }
+}
+
+/// What the tracker is told. The place is the recipe's, else that of `SPARSAM_COUNTRY`.
+pub(super) fn tracker(recipe: &Recipe, folder: &Path, name: String, resume: bool) -> Options {
+    let energy = &recipe.energy;
+    let stated = energy
+        .intensity_g_per_kwh
+        .zip(energy.intensity_source.clone());
+    let from_environment = || std::env::var("SPARSAM_COUNTRY").ok();
+    Options {
+        name,
+        resume,
+        interval: Duration::from_secs_f64(energy.interval_seconds),
+        country: recipe
+            .country
+            .clone()
+            .or_else(from_environment)
+            .filter(|country| !country.trim().is_empty()),
+        intensity: stated.map(|(g_per_kwh, source)| StatedIntensity { g_per_kwh, source }),
+        pue: Some(energy.pue),
+        cpu_watts: energy.cpu_watts,
+        ram_watts: energy.ram_watts,
+        node_idle_watts: energy.node_idle_watts,
+        baseline_seconds: energy.baseline_seconds,
+        water_site_l_per_kwh: energy.water_site_l_per_kwh,
+        water_grid_l_per_kwh: energy.water_grid_l_per_kwh,
+        gpus: Gpus::None,
+        ..Options::in_folder(folder)
+    }
+}

@@ -1,0 +1,150 @@
+//! What a run says: the lines before its first step, held-out examples, the end screen.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use sparsam_adapter::data::questions::Question;
+use sparsam_adapter::evaluate::Answer;
+use sparsam_adapter::train::{Ending, Settings};
+use sparsam_tracker::{EnergyRecord, format, summary};
+
+use super::material::{Data, Ready};
+use crate::cards;
+use crate::figures::thousands;
+use crate::progress::Progress;
+use crate::recipe::{EvalGeneration, Recipe};
+use crate::run_record::RunRecord;
+use crate::summary::Summary;
+use crate::terminal::paint_stdout;
+
+/// Said where no figure of emissions can be given.
+pub(super) const NO_COUNTRY: &str = "no country is set, so the card will state energy and a range of \
+    emissions; add `country: DEU` (your own) to the recipe, or set SPARSAM_COUNTRY";
+
+/// The lines before the first step.
+pub(super) fn opening(recipe: &Recipe, ready: &Ready, data: &Data, settings: &Settings) -> String {
+    let opened = &ready.opened;
+    let mut lines = vec![format!(
+        "{}: {}, {} weights, {} in memory; {} trained",
+        recipe.model,
+        opened.architecture,
+        thousands(opened.parameters),
+        crate::figures::bytes(opened.model.bytes() as u64),
+        thousands(ready.trainable.parameters() as u64),
+    )];
+    for key in &opened.model.config.unrecognised {
+        lines.push(format!(
+            "config.json has `{key}`, which is not known here and was left alone"
+        ));
+    }
+    lines.extend(data.found.iter().cloned());
+    lines.push(format!(
+        "{} steps of {} rows, {} batches a pass",
+        thousands(settings.schedule.total_steps as u64),
+        recipe.batch_size * recipe.gradient_accumulation_steps,
+        thousands(data.train.per_epoch() as u64),
+    ));
+    lines.join("\n")
+}
+
+/// Shows held-out questions with what was written.
+pub(super) fn examples(
+    progress: &Progress,
+    when: &str,
+    questions: &[Question],
+    answers: &[Answer],
+    generation: &EvalGeneration,
+) {
+    for (question, answer) in questions.iter().zip(answers).take(generation.show) {
+        progress.note(&format!(
+            "\nheld-out example, {when} training\n{}\n{}\n{}\n",
+            indented("asked", &question.asked),
+            indented("expected", question.expected.trim()),
+            indented("answered", &answer.text),
+        ));
+    }
+}
+
+/// A label and a text of several lines in a column of its own.
+fn indented(label: &str, text: &str) -> String {
+    let mut lines = text.lines().map(str::trim_end);
+    let mut out = format!("  {label:10}{}", lines.next().unwrap_or("(nothing)"));
+    for line in lines {
+        let _ = write!(out, "\n  {:10}{line}", "");
+    }
+    out
+}
+
+pub(super) fn screen(
+    folder: &Path,
+    record: &RunRecord,
+    energy: &EnergyRecord,
+    ending: Ending,
+) -> Summary {
+    let results = record.results.as_ref();
+    let steps = results.map_or(0, |results| results.steps);
+    Summary {
+        ending: match ending {
+            Ending::StoppedEarly => "Stopped early".to_owned(),
+            Ending::Finished | Ending::Interrupted => "Finished".to_owned(),
+        },
+        time: Duration::from_secs_f64(energy.duration_seconds.max(0.0)),
+        steps,
+        trainable: record.trainable_parameters,
+        parameters: record.base.parameters,
+        before: results.and_then(|results| results.before),
+        after: results.and_then(|results| results.after),
+        tokens_per_second: results.map_or(0.0, |results| results.tokens_per_second),
+        peak_memory: results.and_then(|results| results.peak_memory_bytes),
+        energy: energy_rows(energy),
+        files: record
+            .files
+            .iter()
+            .map(|file| (folder.join(&file.path), file.what.clone()))
+            .collect(),
+        next: vec![format!(
+            "sparsam chat {}",
+            cards::model_arguments(folder, record)
+        )],
+    }
+}
+
+/// Energy and emissions in the tracker's own phrases, as they stand on the card.
+fn energy_rows(energy: &EnergyRecord) -> Vec<(String, String)> {
+    let mut rows = vec![(
+        "energy".to_owned(),
+        format!(
+            "{}, {} measured",
+            format::energy(energy.energy_kwh),
+            format::percent(energy.measured_share)
+        ),
+    )];
+    for component in &energy.components {
+        let text = format!(
+            "{} {}: {}",
+            format::energy_central(component.energy_kwh.central),
+            component.method.name(),
+            component.source
+        );
+        rows.push((format!("  {}", component.label), text));
+    }
+    let emissions = format!("{} CO2e", format::grams(energy.emissions_g));
+    rows.push(("emissions".to_owned(), emissions));
+    rows.push((String::new(), summary::formula(energy)));
+    rows
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the end screen is the command's result"
+)]
+pub(super) fn print(summary: &Summary) {
+    print!("{}", summary.render(paint_stdout()));
+}
+
+/// News of a run; one that cannot be told is no reason to end it.
+pub(super) fn say(text: &str) {
+    let _ = io::Write::write_all(&mut io::stderr(), format!("{text}\n").as_bytes());
+}
