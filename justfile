@@ -17,6 +17,26 @@ lint:
 bench:
     cargo bench -p sparsam-kernels
 
+# The built-in model from nothing: corpus, seed model, training (about half an hour on two cores), assets
+grow-sprout:
+    cargo run --release -p sparsam-datasets -- corpus --seed 1 --megabytes 20 -o target/grown/corpus
+    cargo run --release -p sparsam-datasets -- sprout-seed --corpus target/grown/corpus --seed 1 -o target/grown/seed
+    cargo run --release -- train configs/sprout.yaml
+    cargo run --release -- pack-builtin target/grown/sprout -o crates/base/assets/sprout
+
+# sparsam beside PEFT on PyTorch, in turn (needs Python with tests/peers/requirements.txt; `python=venv/bin/python`)
+peers python="python3" *arguments="":
+    cargo build --release
+    {{python}} tests/peers/peft_peer.py --data target/peers --shape 135m --prepare
+    {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --output target/peers/peers {{arguments}}
+
+# An adapter and its card as PEFT and huggingface_hub read them (needs the same Python)
+interop model adapter prompt="Once upon a time" python="python3":
+    mkdir -p target/interop
+    cargo run --release -- probe --model {{model}} --adapter {{adapter}} --prompt "{{prompt}}" -o target/interop/logits.safetensors
+    {{python}} tests/interop/check_adapter.py --base {{model}} --adapter {{adapter}} --logits target/interop/logits.safetensors
+    {{python}} tests/interop/check_card.py {{adapter}}/README.md
+
 # Write the fixtures of tests/fixtures again (needs Python with the packages of tests/peers/requirements.txt)
 fixtures:
     python3 tests/fixtures/make.py

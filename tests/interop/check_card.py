@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 
 TEXT, NUMBER, TEXTS = "text", "a number of 0 or more", "text or a list of texts"
 FIELDS = dict(library_name=TEXT, license=TEXT, pipeline_tag=TEXT, base_model=TEXTS, datasets=TEXTS, language=TEXTS, tags=TEXTS)
-EMISSIONS = dict(emissions=NUMBER, source=TEXT, training_type=TEXT, geographical_location=TEXT, hardware_used=TEXT)
+EMISSIONS = dict(emissions=NUMBER, energy_consumed=NUMBER, source=TEXT, training_type=TEXT, geographical_location=TEXT, hardware_used=TEXT)
 TRAINING_TYPES = ("pre-training", "fine-tuning")
 
 
