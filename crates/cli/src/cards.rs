@@ -10,7 +10,7 @@ use sparsam_tracker::EnergyRecord;
 use sparsam_tracker::card::{self, CardInputs, Metric, ModelKind, Origin, TrainingKind};
 
 use crate::figures::thousands;
-use crate::recipe::{Method, Recipe, TrainOn, TrainingType};
+use crate::recipe::{Method, PromptFormat, Recipe, TrainOn, TrainingType};
 use crate::run_record::{DataRecord, Quality, RunRecord, State, write_whole};
 
 /// Name of the card in the run's folder.
@@ -56,6 +56,7 @@ fn inputs(folder: &Path, run: &RunRecord) -> CardInputs {
         metrics: metrics(run),
         command: Some(command(folder, run)),
         example_prompt: run.example_prompt.clone(),
+        chat: run.train_data.format != "text" && recipe.data.prompt_format == PromptFormat::Chat,
         cloud_provider: None,
         compute_region: None,
         version: run.versions.sparsam.clone(),

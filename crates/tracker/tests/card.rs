@@ -43,6 +43,7 @@ fn inputs() -> CardInputs {
         ],
         command: Some("sparsam generate --model x --adapter . --prompt 'Hello'".into()),
         example_prompt: Some("A \"bent\" tree".into()),
+        chat: true,
         version: "0.1.0".into(),
         ..CardInputs::default()
     }

@@ -119,10 +119,19 @@ fn usage(inputs: &CardInputs) -> String {
         ModelKind::Adapter => "PEFT",
         ModelKind::Full => "transformers",
     };
+    let inputs_of = if inputs.chat {
+        format!(
+            "messages = [{{\"role\": \"user\", \"content\": {prompt}}}]\n\
+             inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, \
+             return_dict=True, return_tensors=\"pt\")"
+        )
+    } else {
+        format!("inputs = tokenizer({prompt}, return_tensors=\"pt\")")
+    };
     let _ = write!(
         out,
         "\nWith {library}:\n\n```python\n{loading}\n\
-         inputs = tokenizer({prompt}, return_tensors=\"pt\")\n\
+         {inputs_of}\n\
          output = model.generate(**inputs, max_new_tokens=64)\n\
          print(tokenizer.decode(output[0], skip_special_tokens=True))\n```\n"
     );

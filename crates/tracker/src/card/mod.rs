@@ -43,6 +43,8 @@ pub struct CardInputs {
     pub command: Option<String>,
     /// A prompt for the snippet.
     pub example_prompt: Option<String>,
+    /// Whether the model is asked in its chat template.
+    pub chat: bool,
     /// The provider's name, for rented machines.
     pub cloud_provider: Option<String>,
     /// The provider's region.
