@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
@@ -31,13 +31,13 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
         views.push((name.as_str(), Stored { tensor }));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let beside = beside(path)?.into_temp_path();
+    let beside = beside(path).map_err(Error::write(path))?.into_temp_path();
     // Puts a file of its own in the place of the one named, so that is the one to flush.
     serialize_to_file(views, Some(metadata), &beside).map_err(|error| match error {
         SafeTensorError::IoError(source) => Error::write(path)(source),
         other => Error::file(path, format!("cannot be made: {other}")),
     })?;
-    place(beside, path)
+    place(beside, path).map_err(Error::write(path))
 }
 
 /// Writes a text file.
@@ -45,13 +45,20 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
 /// # Errors
 /// A file that cannot be written.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_whole(path, text.as_bytes()).map_err(Error::write(path))
+}
+
+/// Writes any file.
+///
+/// # Errors
+/// The file cannot be written; the error does not name it.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = beside(path)?;
-    file.write_all(text.as_bytes())
-        .map_err(Error::write(path))?;
+    file.write_all(bytes)?;
     place(file.into_temp_path(), path)
 }
 
-fn beside(path: &Path) -> Result<NamedTempFile> {
+fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -59,23 +66,19 @@ fn beside(path: &Path) -> Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".writing-")
         .tempfile_in(folder)
-        .map_err(Error::write(path))
 }
 
 /// Flushes a finished file to the disk and gives it its name.
-fn place(beside: TempPath, path: &Path) -> Result<()> {
-    let file = File::open(&beside).map_err(Error::write(path))?;
-    file.sync_all().map_err(Error::write(path))?;
+fn place(beside: TempPath, path: &Path) -> io::Result<()> {
+    let file = File::open(&beside)?;
+    file.sync_all()?;
     #[cfg(unix)]
     {
         // Temporary files are private; what a run leaves should be readable as any other file.
         use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        file.set_permissions(mode).map_err(Error::write(path))?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
     }
-    beside
-        .persist(path)
-        .map_err(|e| Error::write(path)(e.error))
+    Ok(beside.persist(path)?)
 }
 
 /// A contiguous f32 tensor whose bytes are made when their turn comes.

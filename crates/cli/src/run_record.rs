@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+pub(crate) use sparsam_adapter::files::write_whole;
 
 use crate::error::Failure;
 use crate::machine::Platform;
@@ -207,31 +208,6 @@ impl RunRecord {
                 .hint("it may have been written by another version of sparsam")
         })
     }
-}
-
-/// Writes a file so that it is never half there: beside, flushed to the disk, then renamed.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use io::Write;
-
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut beside = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempfile_in(folder)?;
-    beside.write_all(bytes)?;
-    beside.as_file().sync_all()?;
-    #[cfg(unix)]
-    {
-        // Temporary files are private; what a run leaves should be readable as any other file.
-        use std::os::unix::fs::PermissionsExt;
-        beside
-            .as_file()
-            .set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    beside.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]
