@@ -16,12 +16,33 @@ use crate::trainable::Trainable;
 /// Prompts answered at once: enough to keep the products wide, few enough to hold their caches.
 const AT_ONCE: usize = 16;
 
+/// Loss of one batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchLoss {
+    /// Over all targets, in nats.
+    pub sum: f64,
+    /// How many there are.
+    pub targets: usize,
+}
+
 /// Mean loss per target, in nats, over one pass.
 ///
 /// # Errors
 /// An operation on tensors failed, or there is no target.
 pub fn mean_loss(model: &Model, trainable: &mut Trainable, batches: &Batches) -> Result<f64> {
-    let (mut sum, mut targets) = (0.0, 0);
+    mean(&batch_losses(model, trainable, batches)?)
+}
+
+/// Loss of each batch over one pass, from which the spread of their mean can be judged.
+///
+/// # Errors
+/// An operation on tensors failed.
+pub fn batch_losses(
+    model: &Model,
+    trainable: &mut Trainable,
+    batches: &Batches,
+) -> Result<Vec<BatchLoss>> {
+    let mut losses = Vec::with_capacity(batches.per_epoch());
     for batch in batches.epoch() {
         let input = Input {
             ids: &batch.ids,
@@ -29,6 +50,21 @@ pub fn mean_loss(model: &Model, trainable: &mut Trainable, batches: &Batches) ->
             documents: &batch.documents,
         };
         let loss = evaluate(model, trainable, input)?;
+        losses.push(BatchLoss {
+            sum: loss.sum,
+            targets: loss.targets,
+        });
+    }
+    Ok(losses)
+}
+
+/// Mean loss per target of all batches.
+///
+/// # Errors
+/// There is no target.
+pub fn mean(losses: &[BatchLoss]) -> Result<f64> {
+    let (mut sum, mut targets) = (0.0, 0);
+    for loss in losses {
         sum += loss.sum;
         targets += loss.targets;
     }

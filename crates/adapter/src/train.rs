@@ -17,7 +17,7 @@ use sparsam_base::model::Model;
 use crate::checkpoint::{self, Best, Progress};
 use crate::data::{Batch, Batches};
 use crate::error::{Error, Result};
-use crate::evaluate::mean_loss;
+use crate::evaluate::{BatchLoss, batch_losses, mean};
 use crate::optimizer::Optimizer;
 use crate::pass::{Input, differentiate};
 use crate::schedule::Schedule;
@@ -35,7 +35,8 @@ pub enum Cadence {
 }
 
 impl Cadence {
-    fn due(self, step: usize, steps_per_epoch: usize) -> bool {
+    /// Whether it is due after that step.
+    pub fn due(self, step: usize, steps_per_epoch: usize) -> bool {
         match self {
             Self::Steps(every) => step.is_multiple_of(every.max(1)),
             Self::Epoch => step.is_multiple_of(steps_per_epoch),
@@ -134,8 +135,16 @@ pub trait Observer {
     /// # Errors
     /// As [`Observer::stepped`].
     fn evaluated(&mut self, evaluation: &Evaluation, progress: &Progress) -> Result<()>;
+    /// The losses of the evaluation's batches, told before [`Observer::evaluated`].
+    fn measured(&mut self, _losses: &[BatchLoss]) {}
     /// Whether the run is to stop after this step, with a checkpoint.
     fn stop(&self) -> bool;
+    /// How much is used of a budget, 0 at the first step and 1 when only what the run's end needs is
+    /// left; none without a budget. The learning rate then follows it, so that such a run is no longer
+    /// the same bit for bit when it is made again.
+    fn used(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// How a run ended.
@@ -145,6 +154,8 @@ pub enum Ending {
     Finished,
     /// Because the evaluation loss no longer fell.
     StoppedEarly,
+    /// Because the observer's budget was used up.
+    Spent,
     /// Because the observer asked, with a checkpoint to go on from.
     Interrupted,
 }
@@ -189,12 +200,13 @@ impl Run<'_> {
                 return Ok(Ending::Interrupted);
             }
             observer.enter(Phase::Train);
-            let step = self.step(progress);
+            let step = self.step(progress, observer.used());
             observer.leave(Phase::Train);
             observer.stepped(&step?)?;
 
             let per_epoch = steps_per_epoch(self.train, self.settings.accumulation);
-            let last = progress.step == total;
+            let spent = progress.step < total && observer.used().is_some_and(|used| used >= 1.0);
+            let last = progress.step == total || spent;
             if last || self.settings.evaluate.due(progress.step, per_epoch) {
                 self.evaluate(progress, observer)?;
             }
@@ -204,6 +216,10 @@ impl Run<'_> {
             let saves = self.settings.save != Cadence::Never;
             if self.settings.save.due(progress.step, per_epoch) || saves && (last || stops) {
                 self.save(progress, observer)?;
+            }
+            if spent {
+                ending = Ending::Spent;
+                break;
             }
             if stops && !last {
                 ending = Ending::StoppedEarly;
@@ -216,7 +232,7 @@ impl Run<'_> {
         Ok(ending)
     }
 
-    fn step(&mut self, progress: &mut Progress) -> Result<Step> {
+    fn step(&mut self, progress: &mut Progress, used: Option<f64>) -> Result<Step> {
         let started = Instant::now();
         let mut group = Vec::with_capacity(self.settings.accumulation);
         while group.len() < self.settings.accumulation.max(1) {
@@ -252,7 +268,7 @@ impl Run<'_> {
             sum += differentiate(self.model, self.trainable, input, scale, checkpointing)?.sum;
             progress.micro_batches += 1;
         }
-        let learning_rate = self.settings.schedule.at(progress.step);
+        let learning_rate = self.settings.schedule.within(progress.step, used);
         let grad_norm = self.optimizer.step(self.trainable, learning_rate)?;
         let (loss, seconds) = (sum / targets as f64, started.elapsed().as_secs_f64());
         progress.position = self.train.position();
@@ -274,9 +290,11 @@ impl Run<'_> {
             return Ok(());
         };
         observer.enter(Phase::Evaluate);
-        let loss = mean_loss(self.model, self.trainable, eval);
+        let losses = batch_losses(self.model, self.trainable, eval);
         observer.leave(Phase::Evaluate);
-        let loss = loss?;
+        let losses = losses?;
+        let loss = mean(&losses)?;
+        observer.measured(&losses);
         let step = progress.step;
         let mut best = false;
         if step == 0 {

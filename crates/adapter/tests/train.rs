@@ -65,6 +65,8 @@ struct Notes {
     evaluations: Vec<(usize, f64)>,
     open: Vec<Phase>,
     stop_after: Option<usize>,
+    /// Steps that a budget pays for.
+    budget: Option<usize>,
     crash_after: Option<usize>,
 }
 
@@ -97,6 +99,10 @@ impl Observer for Notes {
     fn stop(&self) -> bool {
         self.stop_after
             .is_some_and(|after| self.steps.len() >= after)
+    }
+
+    fn used(&self) -> Option<f64> {
+        Some(self.steps.len() as f64 / self.budget? as f64)
     }
 }
 

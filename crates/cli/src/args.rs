@@ -12,9 +12,17 @@ use sparsam_base::model::Quantize;
 use crate::commands::bench;
 use crate::recipe::manual;
 
+pub(crate) mod compare;
 pub(crate) mod energy;
+pub(crate) mod ledger;
+pub(crate) mod plan;
+pub(crate) mod report;
 
+use compare::CompareArgs;
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
+use ledger::LedgerArgs;
+use plan::{CalibrateArgs, PlanArgs};
+use report::ReportArgs;
 
 /// Fine-tunes language models on the machine you have, and says what it cost.
 #[derive(Debug, Parser)]
@@ -49,6 +57,14 @@ pub(crate) enum Command {
     Track(TrackArgs),
     /// Estimate a run that nobody measured
     Estimate(EstimateArgs),
+    /// Say what a recipe will need before it runs: memory, time, energy, emissions
+    Plan(PlanArgs),
+    /// Train in several ways on the same work, and say what each achieved and cost
+    Compare(CompareArgs),
+    /// Show runs as one page with pictures, to read and to pass on
+    Report(ReportArgs),
+    /// Add up all runs below some folders, failed ones included
+    Ledger(LedgerArgs),
     /// Say what can be measured here, and how to make the rest measurable
     Doctor(DoctorArgs),
     /// Write the model card of a run again, update any card, check cards
@@ -58,6 +74,9 @@ pub(crate) enum Command {
     /// Make the assets of a built-in model of a Hugging Face folder
     #[command(hide = true)]
     PackBuiltin(PackBuiltinArgs),
+    /// Make a few steps of a recipe and print what they took, as JSON
+    #[command(hide = true)]
+    Calibrate(CalibrateArgs),
     /// Train on prepared batches and print how fast
     #[command(hide = true)]
     Bench(BenchArgs),

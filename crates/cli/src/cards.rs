@@ -6,8 +6,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use sparsam_tracker::EnergyRecord;
 use sparsam_tracker::card::{self, CardInputs, Metric, ModelKind, Origin, TrainingKind};
+use sparsam_tracker::{EnergyRecord, journal};
 
 use crate::figures::thousands;
 use crate::recipe::{Method, PromptFormat, Recipe, TrainOn, TrainingType};
@@ -15,6 +15,23 @@ use crate::run_record::{DataRecord, Quality, RunRecord, State, write_whole};
 
 /// Name of the card in the run's folder.
 pub(crate) const FILE_NAME: &str = "README.md";
+
+/// The energy of a run of `sparsam train`.
+pub(crate) fn energy_of(folder: &Path, record: &RunRecord) -> anyhow::Result<EnergyRecord> {
+    let recorded = match (&record.energy, record.state) {
+        (Some(energy), State::Finished | State::Interrupted | State::Failed) => {
+            serde_json::from_value(energy.clone()).ok()
+        }
+        // The run was killed: the journal knows more than the record.
+        _ => None,
+    };
+    match recorded {
+        Some(energy) => Ok(energy),
+        None => Ok(EnergyRecord::from_journal(
+            &folder.join(journal::FILE_NAME),
+        )?),
+    }
+}
 
 /// Writes the card of a run into its folder.
 pub(crate) fn write(folder: &Path, run: &RunRecord, energy: &EnergyRecord) -> std::io::Result<()> {
@@ -95,6 +112,17 @@ fn data(run: &RunRecord) -> Vec<String> {
             thousands(results.tokens),
             thousands(results.trained_tokens),
             thousands(results.tokens_per_second as u64),
+        ));
+    }
+    if let Some(budget) = &run.budget {
+        let end = if budget.ended_by_budget {
+            "; the training stopped in time for it"
+        } else {
+            ""
+        };
+        sentences.push(format!(
+            "Of its budget the run used {}{end}.",
+            budget.words()
         ));
     }
     match run.state {

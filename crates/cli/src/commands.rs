@@ -7,11 +7,15 @@ use crate::args::{Cli, Command};
 pub(crate) mod bench;
 mod card;
 mod chat;
+mod compare;
 mod doctor;
 mod estimate;
 mod generate;
+mod ledger;
+mod plan;
 mod probe;
 mod recipe;
+mod report;
 mod track;
 mod train;
 mod unpack;
@@ -29,6 +33,11 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Probe(args) => probe::run(&args),
         Command::Estimate(args) => estimate::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Ledger(args) => ledger::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args, cli.quiet),
+        Command::Plan(args) => plan::run(&args, cli.quiet),
+        Command::Calibrate(args) => plan::run_calibrate(&args),
         // These have exit codes of their own.
         Command::Track(args) => return track::run(args, cli.quiet),
         Command::Card(args) => return card::run(&args, cli.quiet),

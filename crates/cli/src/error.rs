@@ -81,6 +81,7 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         sparsam_tracker::StartError,
         sparsam_tracker::card::edit::EditError,
         sparsam_tracker::estimate::EstimateError,
+        sparsam_tracker::lifecycle::LedgerError,
         sparsam_tracker::track::TrackError,
     );
     None
@@ -110,7 +111,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 /// program that cannot be started has a shell's codes.
 fn library_exit_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
     use sparsam_tracker::card::edit::EditError;
-    use sparsam_tracker::{JournalError, StartError, estimate, track};
+    use sparsam_tracker::{JournalError, StartError, estimate, lifecycle, track};
 
     if let Some(error) = error.downcast_ref::<track::TrackError>() {
         return Some(error.exit_code());
@@ -128,7 +129,9 @@ fn library_exit_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             _ => 1,
         });
     }
-    let typed = error.is::<StartError>() || error.is::<estimate::EstimateError>();
+    let typed = error.is::<StartError>()
+        || error.is::<estimate::EstimateError>()
+        || error.is::<lifecycle::LedgerError>();
     typed.then_some(2)
 }
 

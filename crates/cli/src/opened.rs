@@ -94,6 +94,25 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
     })
 }
 
+/// The configuration, tokenizer and template of a model, without its weights.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_text(
+    name: &str,
+    chat_template: Option<&str>,
+) -> anyhow::Result<(ModelConfig, Tokenizer, ChatTemplate)> {
+    let (config, tokenizer) = match find(name)? {
+        Place::Builtin(builtin) => (ModelConfig::parse(builtin.config)?, builtin.tokenizer()?),
+        Place::Folder(folder) => (read_config(folder)?, Tokenizer::from_dir(folder)?),
+    };
+    let template = match chat_template {
+        Some(name) => template(name, &tokenizer)?,
+        None => ChatTemplate::for_model(&tokenizer, &config.family)?,
+    };
+    Ok((config, tokenizer, template))
+}
+
 /// The built-in model of a name with its prefix.
 ///
 /// # Errors

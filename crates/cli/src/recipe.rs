@@ -150,6 +150,12 @@ pub(crate) struct Recipe {
     /// runs whose length was a guess.
     pub(crate) early_stopping: Option<EarlyStopping>,
 
+    /// What the whole run may use: energy, emissions or time, evaluation and answers included. The
+    /// learning rate is laid out for it, and the training stops in time for the last evaluation; the
+    /// best adapter is kept. `epochs` or `max_steps` still hold where they come first. A run that a
+    /// budget ends is not repeatable bit for bit, as its length hangs on the machine.
+    pub(crate) budget: Option<Budget>,
+
     /// When a checkpoint is written from which `--resume` continues bit for bit: a number of
     /// steps, `epoch`, or `never`. Costs a moment and the size of the optimiser state on disk.
     pub(crate) save_steps: Cadence,
@@ -235,6 +241,7 @@ impl Default for Recipe {
             eval_steps: Cadence::Epoch,
             eval_generation: None,
             early_stopping: None,
+            budget: None,
             save_steps: Cadence::Epoch,
             seed: 42,
             threads: None,
@@ -560,6 +567,21 @@ impl Default for EarlyStopping {
             min_delta: 0.0,
         }
     }
+}
+
+/// What a run may use. The first that is used up ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Budget {
+    /// Energy in kWh.
+    #[schemars(example = 0.05)]
+    pub(crate) kwh: Option<f64>,
+    /// Emissions in gCO2e. Needs a place: `country`, or `energy.intensity_g_per_kwh`.
+    #[schemars(example = 20)]
+    pub(crate) gco2e: Option<f64>,
+    /// Time in minutes.
+    #[schemars(example = 30)]
+    pub(crate) minutes: Option<f64>,
 }
 
 /// What is known about the place and the machine.

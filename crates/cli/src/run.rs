@@ -27,7 +27,10 @@ use crate::progress::Progress;
 use crate::recipe::{Recipe, RecipeFile};
 use crate::run_record::{Base, FORMAT, Quality, RunRecord, State, Versions};
 
+mod budget;
+mod calibrate;
 mod folder;
+mod held_out;
 mod material;
 mod metrics;
 mod outputs;
@@ -35,7 +38,11 @@ mod settings;
 mod watch;
 mod words;
 
+pub(crate) use budget::BudgetUse;
+use budget::Meter;
+pub(crate) use calibrate::{Calibration, Work, calibrate, count};
 use folder::{Folder, Resumed};
+pub(crate) use held_out::HeldOut;
 use material::{Data, Material, Ready};
 use metrics::Metrics;
 use watch::Watch;
@@ -87,6 +94,9 @@ struct Session<'a> {
     record: RunRecord,
     metrics: Metrics,
     progress: Progress,
+    /// The meter of the budget, where there is one.
+    budget: Option<Meter>,
+    held_out: HeldOut,
 }
 
 impl<'a> Session<'a> {
@@ -104,6 +114,14 @@ impl<'a> Session<'a> {
             say(&format!("measuring the machine at rest for {seconds} s"));
         }
         let tracker = Tracker::start(&options)?;
+        let before = resumed.as_ref().and_then(|resumed| resumed.record.budget);
+        let budget = recipe
+            .budget
+            .map(|limits| {
+                let grams = tracker.grams_per_kwh();
+                Meter::start(limits, &tracker.live(), grams, before.as_ref())
+            })
+            .transpose()?;
         tracker.enter(LOAD);
         let started = match &resumed {
             Some(resumed) => resumed.record.started.parse().unwrap_or_else(|_| now()),
@@ -157,13 +175,26 @@ impl<'a> Session<'a> {
             record,
             metrics,
             progress,
+            budget,
+            held_out: if step > 0 {
+                HeldOut::read(&recipe.output_dir)
+            } else {
+                HeldOut::default()
+            },
         })
     }
 
     /// Answers, trains, answers again and writes what was trained.
     fn work(&mut self) -> anyhow::Result<Ending> {
         let before = if self.trained.step == 0 {
-            self.answer("before")?
+            if let Some(meter) = &mut self.budget {
+                meter.enter(&self.tracker.live());
+            }
+            let before = self.answer("before")?;
+            if let Some(meter) = &mut self.budget {
+                meter.answered(&self.tracker.live());
+            }
+            before
         } else {
             self.record
                 .results
@@ -205,6 +236,10 @@ impl<'a> Session<'a> {
         }
         let questions = &self.data.questions;
         examples(&self.progress, when, questions, &answers, generation);
+        if when == "after" && generation.exact_match {
+            self.held_out.exact = answers.iter().map(|answer| answer.exact).collect();
+            self.held_out.write(&self.folder.path)?;
+        }
         Ok(Some(Quality {
             // The loop fills in the loss, which it alone measures.
             loss: f64::NAN,
@@ -227,6 +262,9 @@ impl<'a> Session<'a> {
             record: &mut self.record,
             folder: &self.folder.path,
             before,
+            budget: self.budget.as_mut(),
+            held_out: &mut self.held_out,
+            measured: Vec::new(),
             tokens_per_second: None,
             training: false,
         };
@@ -250,11 +288,19 @@ impl<'a> Session<'a> {
     fn end(mut self, ending: anyhow::Result<Ending>) -> anyhow::Result<()> {
         self.progress.finish();
         self.record.state = match &ending {
-            Ok(Ending::Finished | Ending::StoppedEarly) => State::Finished,
+            Ok(Ending::Finished | Ending::StoppedEarly | Ending::Spent) => State::Finished,
             Ok(Ending::Interrupted) => State::Interrupted,
             Err(_) => State::Failed,
         };
+        let so_far = self
+            .budget
+            .as_ref()
+            .map(|meter| meter.so_far(&self.tracker.live()));
         let energy = self.tracker.finish();
+        self.record.budget = so_far.map(|mut so_far| {
+            so_far.close(&energy, matches!(ending, Ok(Ending::Spent)));
+            so_far
+        });
         let closed = close(&self.folder.path, &mut self.record, &energy);
         let ending = ending?;
         closed?;
@@ -341,6 +387,7 @@ fn new_record(recipe: &Recipe, ready: &Ready, data: &Data, started: Timestamp) -
             .map(|question| question.asked.clone()),
         results: None,
         energy: None,
+        budget: None,
         files: Vec::new(),
     }
 }

@@ -14,6 +14,7 @@ pub(crate) use sparsam_adapter::files::write_whole;
 use crate::error::Failure;
 use crate::machine::Platform;
 use crate::recipe::Recipe;
+use crate::run::BudgetUse;
 
 /// The name of the file in the run's folder.
 pub(crate) const FILE_NAME: &str = "run.json";
@@ -55,6 +56,9 @@ pub(crate) struct RunRecord {
     pub(crate) results: Option<Results>,
     /// The tracker's energy record, as it is.
     pub(crate) energy: Option<serde_json::Value>,
+    /// What was used of the budget, where the recipe has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) budget: Option<BudgetUse>,
     /// Files of the run, relative to its folder.
     pub(crate) files: Vec<FileRecord>,
 }
@@ -245,6 +249,7 @@ mod tests {
             example_prompt: None,
             results: None,
             energy: Some(serde_json::json!({"anything": [1, 2.5]})),
+            budget: None,
             files: Vec::new(),
         }
     }

@@ -100,6 +100,9 @@ pub fn sum(records: &[EnergyRecord]) -> Option<EnergyRecord> {
             alpha3: String::new(),
         });
     }
+    if records.iter().any(|r| r.stage != first.stage) {
+        total.stage = None;
+    }
     let early = records.iter().filter(|r| r.ended_early).count();
     total.ended_early = false;
     if early > 0 {

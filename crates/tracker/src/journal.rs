@@ -16,6 +16,7 @@ use crate::accounting::Pue;
 use crate::intensity::CarbonIntensity;
 use crate::meter::Domain;
 use crate::record::{Baseline, Hardware, Place};
+use crate::stage::Stage;
 use crate::water::WaterRates;
 
 /// The journal's name in the run folder.
@@ -87,6 +88,23 @@ pub struct Start {
     /// Litres for each kilowatt-hour, where they are known.
     #[serde(default)]
     pub water: Option<WaterRates>,
+    /// The part of a project the run belongs to, where it was stated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    /// By which runs that shared a machine are recognised; journals of older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Host>,
+}
+
+/// A machine from one start of its system to the next, and the part of it that a run may use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// The kernel's random number for this start of the system, which says nothing about the machine.
+    pub boot: String,
+    /// The processors and control groups that models of power go by; counters are the machine's.
+    pub part: String,
+    /// The session's start, seconds since 1970 in UTC, finer than [`Start::at`].
+    pub began: f64,
 }
 
 /// The counters of a session at one moment.

@@ -10,6 +10,7 @@
 //! - [`intensity`], [`accounting`]: from joules to grams of CO2e
 //! - [`embodied`], [`water`], [`comparison`]: what stands beside that figure and never in it
 //! - [`record`]: the one record from which everything is printed; [`combine`] adds several up
+//! - [`lifecycle`]: all runs below some folders, by [`stage`], nothing counted twice
 //! - [`summary`], [`card`], [`export`]: words for the terminal, a model card, other formats
 //! - [`tracker`]: the handle a program holds; [`track`] runs any other program under it
 //! - [`estimate`]: the same arithmetic after the fact, from a table of [`hardware`]
@@ -43,10 +44,12 @@ pub mod format;
 pub mod hardware;
 pub mod intensity;
 pub mod journal;
+pub mod lifecycle;
 pub mod meter;
 pub mod range;
 pub mod record;
 pub mod sampler;
+pub mod stage;
 pub mod summary;
 pub mod track;
 pub mod tracker;
@@ -58,6 +61,7 @@ pub use meter::{EnergyMeter, Gap, Method, Reading, Roots};
 pub use range::{Range, Span};
 pub use record::EnergyRecord;
 pub use sampler::{Clock, Live, SystemClock};
+pub use stage::Stage;
 pub use summary::summary_lines;
 pub use tracker::{
     Gpus, Options, SensorReport, StartError, StatedIntensity, Tracker, Window, sensors,

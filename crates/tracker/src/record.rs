@@ -11,6 +11,7 @@ use crate::embodied::Embodied;
 use crate::intensity::CarbonIntensity;
 use crate::meter::{Component, Method};
 use crate::range::{Range, Span};
+use crate::stage::Stage;
 use crate::water::Water;
 
 /// The version of the record's shape, raised when a field changes its meaning.
@@ -23,6 +24,9 @@ pub struct EnergyRecord {
     pub version: u32,
     /// The run's name.
     pub name: String,
+    /// The part of a project it belongs to, where that was stated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
     /// When the first session started, RFC 3339 in UTC.
     pub started: String,
     /// The last moment that was recorded, RFC 3339 in UTC.

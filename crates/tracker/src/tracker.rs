@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::accounting::{self, Pue};
 use crate::intensity::{self, CarbonIntensity, UnknownCountry};
-use crate::journal::{self, JournalError, Start, Writer};
+use crate::journal::{self, Host, JournalError, Start, Writer};
 use crate::meter::hwmon;
 use crate::meter::model::{Constant, CpuModel};
 use crate::meter::perf::PerfRapl;
@@ -20,6 +20,7 @@ use crate::meter::{Component, Domain, EnergyMeter, Gap, Reading, Roots, nvml, po
 use crate::range::Range;
 use crate::record::{Baseline, EnergyRecord, Hardware, Place};
 use crate::sampler::{Clock, Command, Live, Sampler, SystemClock};
+use crate::stage::Stage;
 use crate::water;
 use crate::window::{Ledger, format_time};
 
@@ -35,6 +36,8 @@ pub struct Options {
     pub name: String,
     /// Whether this continues the run whose journal is in the folder.
     pub resume: bool,
+    /// The part of a project the run belongs to.
+    pub stage: Option<Stage>,
     /// Where the meters look.
     pub roots: Roots,
     /// Time between samples: 1 s unless told otherwise, from 10 ms to 60 s.
@@ -68,6 +71,7 @@ impl Default for Options {
             run_dir: None,
             name: "run".to_owned(),
             resume: false,
+            stage: None,
             roots: Roots::default(),
             interval: Duration::from_secs(1),
             country: None,
@@ -556,6 +560,15 @@ fn shared_machine(roots: &Roots) -> Option<String> {
     })
 }
 
+/// The machine as the ledger tells it from others.
+fn host(roots: &Roots, clock: &dyn Clock) -> Option<Host> {
+    Some(Host {
+        boot: system::boot(roots)?,
+        part: system::part(roots),
+        began: clock.wall().as_nanosecond() as f64 / 1e9,
+    })
+}
+
 /// What a run that started now would count, and how.
 pub(crate) struct Preview {
     pub(crate) domains: Vec<Domain>,
@@ -590,6 +603,7 @@ pub struct Tracker {
     thread: Option<JoinHandle<()>>,
     live: Arc<Mutex<Option<Live>>>,
     g_per_kwh: crate::range::Span,
+    pue: f64,
     journal: Option<PathBuf>,
     /// The opening line, from which an empty record is made if all else fails.
     start: Start,
@@ -652,6 +666,8 @@ impl Tracker {
             pue,
             not_included: found.not_included,
             baseline,
+            stage: options.stage,
+            host: host(&options.roots, clock.as_ref()),
         };
         let mut notes = found.notes;
         let (ledger, writer) = open_journal(options, &mut notes);
@@ -691,6 +707,7 @@ impl Tracker {
             thread,
             live,
             g_per_kwh: start.intensity.g_per_kwh,
+            pue: start.pue.value,
             journal,
             start,
         })
@@ -724,6 +741,11 @@ impl Tracker {
             emissions_g: accounting::operational_g(Range::ZERO, 1.0, self.g_per_kwh),
             seconds: 0.0,
         })
+    }
+
+    /// gCO2e of a kilowatt-hour of the machine, PUE included, where the place is known.
+    pub fn grams_per_kwh(&self) -> Option<f64> {
+        self.g_per_kwh.central.map(|grams| grams * self.pue)
     }
 
     /// The journal's path, where there is one.

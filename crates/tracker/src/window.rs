@@ -210,6 +210,7 @@ impl Ledger {
         EnergyRecord {
             version: RECORD_VERSION,
             name: last.start.name.clone(),
+            stage: last.start.stage,
             started: first.start.at.clone(),
             ended: later(&last.start.at, last.latest.t),
             ended_early: !last.ended,
@@ -349,10 +350,9 @@ fn add_visit(windows: &mut [Spent], open: &Open, now: &Totals) {
     }
 }
 
-/// All domains together.
 /// Whether counters can be such: numbers, not negative, and within what no run reaches, so that their
 /// sums are numbers too. A line that was damaged may say anything.
-fn is_believable(totals: &Totals) -> bool {
+pub(crate) fn is_believable(totals: &Totals) -> bool {
     // Thirty thousand years, and what the world draws in a day.
     const SECONDS: f64 = 1e12;
     const JOULES: f64 = 1e18;
@@ -362,6 +362,7 @@ fn is_believable(totals: &Totals) -> bool {
         })
 }
 
+/// All domains together.
 fn sum(totals: &Totals) -> Range {
     totals.joules.iter().map(|j| Range::from(*j)).sum()
 }

@@ -246,7 +246,7 @@ fn invalid_cards_are_refused_with_line_and_reason_and_stay_untouched() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("README.md");
         fs::write(&path, card).unwrap();
-        assert!(update_file(&path, &records(), &Details::default()).is_err());
+        assert!(update_file(&path, &records(), &Details::default(), None).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), card);
     }
     assert!(matches!(
@@ -260,7 +260,7 @@ fn a_file_is_replaced_whole_and_left_alone_the_second_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("README.md");
     fs::write(&path, "# T\n").unwrap();
-    let edit = || update_file(&path, &records(), &Details::default()).unwrap();
+    let edit = || update_file(&path, &records(), &Details::default(), None).unwrap();
     assert_eq!(edit(), Outcome::Written);
     let modified = fs::metadata(&path).unwrap().modified().unwrap();
     assert_eq!(edit(), Outcome::Unchanged);
@@ -272,7 +272,7 @@ fn a_file_is_replaced_whole_and_left_alone_the_second_time() {
     );
     let missing = folder.path().join("none.md");
     assert!(matches!(
-        update_file(&missing, &records(), &Details::default()),
+        update_file(&missing, &records(), &Details::default(), None),
         Err(EditError::File { action: "read", .. })
     ));
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use sparsam_tracker::{Roots, StartError, StatedIntensity};
+use sparsam_tracker::{Roots, Stage, StartError, StatedIntensity};
 
 use crate::error::Failure;
 
@@ -158,6 +158,10 @@ pub(crate) struct TrackArgs {
     #[arg(long)]
     pub(crate) name: Option<String>,
 
+    /// The part of a project it belongs to, by which `sparsam ledger` sums
+    #[arg(long, value_enum)]
+    pub(crate) stage: Option<StageArg>,
+
     /// The folder for what is measured; `runs/track-` and the time by default
     #[arg(long, short, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
@@ -192,6 +196,33 @@ pub(crate) struct TrackArgs {
 
     #[command(flatten)]
     pub(crate) roots: RootsArgs,
+}
+
+/// The part of a project that a run belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StageArg {
+    /// Gathering, cleaning, labelling or generating data
+    Data,
+    /// Runs made to choose settings
+    Search,
+    /// Training what is used
+    Train,
+    /// Measuring how good it is
+    Eval,
+    /// Answering requests
+    Inference,
+}
+
+impl From<StageArg> for Stage {
+    fn from(stage: StageArg) -> Self {
+        match stage {
+            StageArg::Data => Self::Data,
+            StageArg::Search => Self::Search,
+            StageArg::Train => Self::Train,
+            StageArg::Eval => Self::Eval,
+            StageArg::Inference => Self::Inference,
+        }
+    }
 }
 
 /// Estimate a run that nobody measured
@@ -325,14 +356,20 @@ pub(crate) enum CardCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     sparsam card update README.md --run runs/final\n  \
-    sparsam card update README.md --run runs/failed --run runs/final --country DEU")]
+    sparsam card update README.md --run runs/failed --run runs/final --country DEU\n  \
+    sparsam card update README.md --run runs/final --ledger runs")]
 pub(crate) struct CardUpdateArgs {
     /// The card, or the folder with its README.md
     pub(crate) card: PathBuf,
 
     /// The folder of a run, measured by `train` or `track`; several add up
-    #[arg(long = "run", value_name = "DIR", required = true)]
+    #[arg(long = "run", value_name = "DIR", required_unless_present = "ledger")]
     pub(crate) runs: Vec<PathBuf>,
+
+    /// Add a section on the whole project: all runs below this folder by stage, as `sparsam ledger` sums
+    /// them; may be given again
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ledger: Vec<PathBuf>,
 
     /// Leave out runs that were started in the same folders before
     #[arg(long)]
@@ -372,7 +409,7 @@ pub(crate) struct CardLintArgs {
     pub(crate) json: bool,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(super) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
         _ => Err("expected a number of seconds".to_owned()),

@@ -17,7 +17,7 @@ use crate::args::energy::{CardArgs, CardCommand, CardFormat};
 use crate::cards;
 use crate::error::Failure;
 use crate::recipe::{Quantize, TrainingType};
-use crate::run_record::{self, RunRecord, State, write_whole};
+use crate::run_record::{self, RunRecord, write_whole};
 
 mod lint;
 mod update;
@@ -59,7 +59,7 @@ fn write(folder: &Path, formats: &[CardFormat]) -> anyhow::Result<Vec<PathBuf>> 
     }
     let (energy, about, mut paths) = if trained {
         let mut record = RunRecord::read(folder)?;
-        let energy = energy_of(folder, &record)?;
+        let energy = cards::energy_of(folder, &record)?;
         record.energy = Some(serde_json::to_value(&energy)?);
         record.write(folder)?;
         cards::write(folder, &record, &energy)?;
@@ -85,23 +85,6 @@ fn write(folder: &Path, formats: &[CardFormat]) -> anyhow::Result<Vec<PathBuf>> 
         }
     }
     Ok(paths)
-}
-
-/// The energy of a run of `sparsam train`.
-fn energy_of(folder: &Path, record: &RunRecord) -> anyhow::Result<EnergyRecord> {
-    let recorded = match (&record.energy, record.state) {
-        (Some(energy), State::Finished | State::Interrupted | State::Failed) => {
-            serde_json::from_value(energy.clone()).ok()
-        }
-        // The run was killed: the journal knows more than the record.
-        _ => None,
-    };
-    match recorded {
-        Some(energy) => Ok(energy),
-        None => Ok(EnergyRecord::from_journal(
-            &folder.join(journal::FILE_NAME),
-        )?),
-    }
 }
 
 /// What the other formats ask beyond energy.

@@ -73,6 +73,7 @@ fn options(args: &TrackArgs, folder: &Path) -> anyhow::Result<Options> {
         ram_watts: args.ram_watts,
         node_idle_watts: args.node_idle_watts,
         baseline_seconds: args.baseline_seconds,
+        stage: args.stage.map(Into::into),
         run_dir: defaults.run_dir,
         ..Options::default()
     })

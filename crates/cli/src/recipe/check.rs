@@ -16,6 +16,7 @@ pub(super) fn check(recipe: &mut Recipe, tree: &Node) -> Result<(), Problem> {
     check.sizes(recipe)?;
     check.optimiser(recipe)?;
     check.evaluation(recipe)?;
+    check.budget(recipe)?;
     check.energy(recipe)
 }
 
@@ -189,6 +190,28 @@ impl Check<'_> {
         )?;
         self.must(recipe.threads != Some(0), "threads", "1 or more")?;
         self.must(recipe.logging.steps >= 1, "logging.steps", "1 or more")
+    }
+
+    fn budget(&self, recipe: &Recipe) -> Result<(), Problem> {
+        let Some(budget) = recipe.budget else {
+            return Ok(());
+        };
+        let limits = [
+            ("budget.kwh", budget.kwh),
+            ("budget.gco2e", budget.gco2e),
+            ("budget.minutes", budget.minutes),
+        ];
+        if limits.iter().all(|(_, limit)| limit.is_none()) {
+            return Err(
+                Problem::new(self.origin("budget"), "`budget` names no limit")
+                    .hint("write `budget: {kwh: 0.05}`, `{gco2e: 20}` or `{minutes: 30}`"),
+            );
+        }
+        for (key, limit) in limits {
+            let holds = limit.is_none_or(|limit| limit.is_finite() && limit > 0.0);
+            self.must(holds, key, "greater than 0")?;
+        }
+        Ok(())
     }
 
     fn optimiser(&self, recipe: &Recipe) -> Result<(), Problem> {

@@ -11,7 +11,9 @@ use sparsam_adapter::error::Error;
 use sparsam_adapter::evaluate::{Answer, answers};
 use sparsam_adapter::peft::{self, AdapterConfig};
 use sparsam_adapter::trainable::Trainable;
+use sparsam_base::chat_template::ChatTemplate;
 use sparsam_base::model::Model;
+use sparsam_base::tokenizer::Tokenizer;
 use sparsam_tracker::Tracker;
 
 use super::settings;
@@ -65,23 +67,22 @@ impl Material {
             chat_template: recipe.chat_template.as_deref(),
         })?;
         opened.template = opened.template.with_clock(started.as_second());
-        let data = Data::read(recipe, &opened)?;
+        let data = Data::read(recipe, &opened.tokenizer, &opened.template)?;
         Ok(Self { opened, data })
     }
 }
 
 impl Data {
-    fn read(recipe: &Recipe, opened: &Opened) -> anyhow::Result<Self> {
+    pub(super) fn read(
+        recipe: &Recipe,
+        tokenizer: &Tokenizer,
+        template: &ChatTemplate,
+    ) -> anyhow::Result<Self> {
         let columns = settings::columns(recipe)?;
         let mut found = Vec::new();
         let mut read = |path: &Path, order: Order| -> anyhow::Result<_> {
             let dataset = Dataset::load_as(path, &columns, settings::format(recipe))?;
-            let prepared = prepare(
-                &dataset,
-                &opened.tokenizer,
-                &opened.template,
-                &settings::prepare(recipe),
-            )?;
+            let prepared = prepare(&dataset, tokenizer, template, &settings::prepare(recipe))?;
             let record = data_record(path, &dataset, &prepared.statistics);
             found.push(format!(
                 "{}: {}; {}",
@@ -113,8 +114,8 @@ impl Data {
             if let Some(generation) = &recipe.eval_generation {
                 data.questions = questions(
                     &dataset,
-                    &opened.tokenizer,
-                    &opened.template,
+                    tokenizer,
+                    template,
                     settings::prompt_format(recipe),
                     generation.samples,
                     recipe.max_length,

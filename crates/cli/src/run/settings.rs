@@ -13,7 +13,7 @@ use sparsam_adapter::targets::{ALL_LINEAR, Targets};
 use sparsam_adapter::train::{Cadence, EarlyStopping, Settings, steps_per_epoch};
 use sparsam_base::model::Quantize;
 use sparsam_kernels::adamw::AdamW;
-use sparsam_tracker::{Gpus, Options, StatedIntensity};
+use sparsam_tracker::{Gpus, Options, Stage, StatedIntensity};
 
 use crate::recipe::{self, Recipe, RunLength, TargetModules, Warmup};
 
@@ -190,6 +190,7 @@ pub(super) fn tracker(recipe: &Recipe, folder: &Path, name: String, resume: bool
     Options {
         name,
         resume,
+        stage: Some(Stage::Train),
         interval: Duration::from_secs_f64(energy.interval_seconds),
         country: recipe
             .country

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use sparsam_adapter::checkpoint;
 use sparsam_adapter::error::{Error, Result};
+use sparsam_adapter::evaluate::BatchLoss;
 use sparsam_adapter::train::{Evaluation, Observer, Phase, Step};
 use sparsam_tracker::Tracker;
 
+use super::budget::Meter;
+use super::held_out::{self, HeldOut, pairs};
 use super::metrics::Metrics;
 use crate::interrupt;
 use crate::machine::peak_memory;
@@ -29,6 +32,11 @@ pub(super) struct Watch<'a> {
     pub(super) folder: &'a Path,
     /// The answers before the first step, which the loop knows nothing of.
     pub(super) before: Option<Quality>,
+    /// The meter of the budget, where there is one.
+    pub(super) budget: Option<&'a mut Meter>,
+    pub(super) held_out: &'a mut HeldOut,
+    /// The batches of the last evaluation.
+    pub(super) measured: Vec<(f64, usize)>,
     /// Smoothed speed for the bar.
     pub(super) tokens_per_second: Option<f64>,
     /// Whether training is the open phase; it stays open from step to step.
@@ -59,15 +67,24 @@ impl Observer for Watch<'_> {
                 if !std::mem::replace(&mut self.training, true) {
                     self.tracker.enter(TRAIN);
                 }
+                if let Some(meter) = &mut self.budget {
+                    meter.begin(&self.tracker.live());
+                }
             }
             Phase::Evaluate => {
                 self.end();
                 self.tracker.enter(EVALUATE);
+                if let Some(meter) = &mut self.budget {
+                    meter.enter(&self.tracker.live());
+                }
                 self.progress.doing("measuring the evaluation data");
             }
             Phase::Save => {
                 self.end();
                 self.tracker.enter(SAVE);
+                if let Some(meter) = &mut self.budget {
+                    meter.enter(&self.tracker.live());
+                }
             }
         }
     }
@@ -78,11 +95,20 @@ impl Observer for Watch<'_> {
             Phase::Evaluate => self.tracker.leave(EVALUATE),
             Phase::Save => self.tracker.leave(SAVE),
         }
+        let live = self.tracker.live();
+        match (&mut self.budget, phase) {
+            (Some(meter), Phase::Evaluate) => meter.evaluated(&live),
+            (Some(meter), Phase::Save) => meter.saved(&live),
+            _ => {}
+        }
     }
 
     fn stepped(&mut self, step: &Step) -> Result<()> {
         let live = self.tracker.live();
         let grams = live.emissions_g.central;
+        if let Some(meter) = &mut self.budget {
+            meter.stepped(&live);
+        }
         let speed = step.tokens as f64 / step.seconds;
         let smooth = self
             .tokens_per_second
@@ -99,6 +125,10 @@ impl Observer for Watch<'_> {
         self.metrics
             .step(step, &live, grams)
             .map_err(Self::failed(path))
+    }
+
+    fn measured(&mut self, losses: &[BatchLoss]) {
+        self.measured = pairs(losses);
     }
 
     fn evaluated(
@@ -120,7 +150,18 @@ impl Observer for Watch<'_> {
         self.metrics
             .evaluation(evaluation)
             .map_err(Self::failed(self.folder.join(super::metrics::FILE_NAME)))?;
+        let measured = std::mem::take(&mut self.measured);
+        if evaluation.step == 0 {
+            self.held_out.before = measured;
+        } else if evaluation.best {
+            self.held_out.after = measured;
+        }
+        self.held_out
+            .write(self.folder)
+            .map_err(Self::failed(self.folder.join(held_out::FILE_NAME)))?;
         self.record.results = Some(results(progress, self.before, None, self.tracker));
+        let live = self.tracker.live();
+        self.record.budget = self.budget.as_ref().map(|meter| meter.so_far(&live));
         self.record
             .write(self.folder)
             .map_err(Self::failed(self.folder.join(crate::run_record::FILE_NAME)))
@@ -128,6 +169,11 @@ impl Observer for Watch<'_> {
 
     fn stop(&self) -> bool {
         interrupt::requested()
+    }
+
+    fn used(&self) -> Option<f64> {
+        let live = self.tracker.live();
+        self.budget.as_ref().map(|meter| meter.used(&live))
     }
 }
 

@@ -88,6 +88,7 @@ pub(super) fn screen(
     Summary {
         ending: match ending {
             Ending::StoppedEarly => "Stopped early".to_owned(),
+            Ending::Spent => "Stopped at its budget".to_owned(),
             Ending::Finished | Ending::Interrupted => "Finished".to_owned(),
         },
         time: Duration::from_secs_f64(energy.duration_seconds.max(0.0)),
@@ -98,7 +99,14 @@ pub(super) fn screen(
         after: results.and_then(|results| results.after),
         tokens_per_second: results.map_or(0.0, |results| results.tokens_per_second),
         peak_memory: results.and_then(|results| results.peak_memory_bytes),
-        energy: energy_rows(energy),
+        energy: energy_rows(energy)
+            .into_iter()
+            .chain(
+                record
+                    .budget
+                    .map(|used| ("budget".to_owned(), used.words())),
+            )
+            .collect(),
         files: record
             .files
             .iter()

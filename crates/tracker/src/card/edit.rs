@@ -22,15 +22,29 @@ use crate::record::EnergyRecord;
 /// The key in the front matter.
 const KEY: &str = "co2_eq_emissions";
 
-/// The body's section.
-const SECTION: &str = "environmental impact";
+/// A section of the body that is ours.
+struct Section {
+    /// Its heading in small letters.
+    heading: &'static str,
+    /// The line that opens it.
+    start: &'static str,
+    /// The line that closes it.
+    end: &'static str,
+}
 
-/// Opens the section.
-const START: &str =
-    "<!-- sparsam: start of Environmental Impact, written by `sparsam card update` -->";
+/// What some runs cost.
+const IMPACT: Section = Section {
+    heading: "environmental impact",
+    start: "<!-- sparsam: start of Environmental Impact, written by `sparsam card update` -->",
+    end: "<!-- sparsam: end of Environmental Impact -->",
+};
 
-/// Closes it.
-const END: &str = "<!-- sparsam: end of Environmental Impact -->";
+/// What the whole project cost.
+const LIFECYCLE: Section = Section {
+    heading: "lifecycle",
+    start: "<!-- sparsam: start of Lifecycle, written by `sparsam card update` -->",
+    end: "<!-- sparsam: end of Lifecycle -->",
+};
 
 /// In front matter that did not exist before.
 const ADDED: &str = "# This front matter was added by `sparsam card update`.";
@@ -125,9 +139,41 @@ pub fn update(
     details: &Details,
 ) -> Result<Vec<u8>, EditError> {
     let total = checked_sum(records)?;
-    let edited = edit(card, &total, records, details)?;
-    // A section that a second update would not find again would be written twice.
-    match edit(&edited, &total, records, details) {
+    twice(card, |card| edit(card, &total, records, details))
+}
+
+/// The card with this section on the whole project, `## Lifecycle` and its text.
+///
+/// # Errors
+/// The card cannot be edited.
+pub fn update_lifecycle(card: &[u8], section: &str) -> Result<Vec<u8>, EditError> {
+    twice(card, |card| {
+        let source = Source::read(card)?;
+        let before = source.parse()?;
+        let edited = put_section(&source, &LIFECYCLE, section.trim_end())?;
+        let ours = front_block(&source)?;
+        verify(&edited, &before, ours.as_deref())?;
+        Ok(edited.into_bytes())
+    })
+}
+
+/// The lines of our key as they stand in the front matter.
+fn front_block(source: &Source) -> Result<Option<String>, CardError> {
+    let Some(front) = &source.front else {
+        return Ok(None);
+    };
+    let yaml = &source.text[front.content.clone()];
+    Ok(key_lines(yaml, KEY).map(|lines| yaml[lines.start..lines.end].to_owned()))
+}
+
+/// The outcome of an edit that changes nothing when it is made again: a section that a second update
+/// would not find would be written twice.
+fn twice(
+    card: &[u8],
+    edit: impl Fn(&[u8]) -> Result<Vec<u8>, EditError>,
+) -> Result<Vec<u8>, EditError> {
+    let edited = edit(card)?;
+    match edit(&edited) {
         Ok(again) if again == edited => Ok(edited),
         _ => Err(EditError::Card(CardError::Unsupported {
             line: Source::read(card).map_or(1, |source| line_number(source.text, source.body)),
@@ -171,7 +217,7 @@ fn edit(
         "The readings are in `energy.jsonl` of each run's folder, joules by component and time",
     );
     let section = section.trim_end().to_owned();
-    let with_section = put_section(&source, &section)?;
+    let with_section = put_section(&source, &IMPACT, &section)?;
     let edited = put_block(&source, &with_section, &block);
     verify(&edited, &before, Some(&block))?;
     Ok(edited.into_bytes())
@@ -185,7 +231,7 @@ pub fn remove(card: &[u8]) -> Result<Vec<u8>, EditError> {
     let source = Source::read(card)?;
     let before = source.parse()?;
     let mut text = source.text.to_owned();
-    if let Some((start, end)) = marked(&source)? {
+    if let Some((start, end)) = marked(&source, &IMPACT)? {
         let eol = ending_after(source.text, start);
         let (mut from, mut to) = (start, end);
         if source.text[end..].starts_with(eol) {
@@ -227,7 +273,8 @@ pub fn remove(card: &[u8]) -> Result<Vec<u8>, EditError> {
     Ok(text.into_bytes())
 }
 
-/// Updates a file in place: written beside it, then renamed over it.
+/// Updates a file in place: written beside it, then renamed over it. With `lifecycle` the section on the
+/// whole project is written too, or alone where there are no records.
 ///
 /// # Errors
 /// As [`update`], or the file cannot be read or written; it is untouched then.
@@ -235,6 +282,7 @@ pub fn update_file(
     path: &Path,
     records: &[EnergyRecord],
     details: &Details,
+    lifecycle: Option<&str>,
 ) -> Result<Outcome, EditError> {
     let file_error = |action| {
         move |source| EditError::File {
@@ -244,7 +292,13 @@ pub fn update_file(
         }
     };
     let before = fs::read(path).map_err(file_error("read"))?;
-    let after = update(&before, records, details)?;
+    let mut after = before.clone();
+    if !records.is_empty() || lifecycle.is_none() {
+        after = update(&after, records, details)?;
+    }
+    if let Some(section) = lifecycle {
+        after = update_lifecycle(&after, section)?;
+    }
     if after == before {
         return Ok(Outcome::Unchanged);
     }
@@ -298,29 +352,29 @@ fn ending_after(text: &str, at: usize) -> &'static str {
 }
 
 /// The bytes from the first marker to the end of the second, without the line ending after it.
-fn marked(source: &Source) -> Result<Option<(usize, usize)>, CardError> {
+fn marked(source: &Source, of: &Section) -> Result<Option<(usize, usize)>, CardError> {
     let find = |marker: &str, from: usize| {
         super::source::lines(source.text, from)
             .find(|line| line.text == marker)
             .map(|line| line.start)
     };
-    let Some(start) = find(START, source.body) else {
+    let Some(start) = find(of.start, source.body) else {
         return Ok(None);
     };
-    let Some(end) = find(END, start) else {
+    let Some(end) = find(of.end, start) else {
         return Err(CardError::Unsupported {
             line: line_number(source.text, start),
-            reason: format!("the section that opens here has no line `{END}`"),
+            reason: format!("the section that opens here has no line `{}`", of.end),
         });
     };
-    Ok(Some((start, end + END.len())))
+    Ok(Some((start, end + of.end.len())))
 }
 
 /// The whole text with the section put into its body.
-fn put_section(source: &Source, section: &str) -> Result<String, CardError> {
+fn put_section(source: &Source, of: &Section, section: &str) -> Result<String, CardError> {
     let text = source.text;
     let found = headings(text, source.body)?;
-    if let Some((start, end)) = marked(source)? {
+    if let Some((start, end)) = marked(source, of)? {
         let eol = ending_after(text, start);
         let level = found
             .iter()
@@ -329,13 +383,13 @@ fn put_section(source: &Source, section: &str) -> Result<String, CardError> {
         return Ok(format!(
             "{}{}{}",
             &text[..start],
-            between_markers(&with_level(section, level), eol),
+            between_markers(of, &with_level(section, level), eol),
             &text[end..]
         ));
     }
     let old = found
         .iter()
-        .position(|h| h.text.to_lowercase().trim_end_matches(':') == SECTION);
+        .position(|h| h.text.to_lowercase().trim_end_matches(':') == of.heading);
     if let Some(index) = old {
         let heading = &found[index];
         let next = found[index + 1..]
@@ -348,12 +402,12 @@ fn put_section(source: &Source, section: &str) -> Result<String, CardError> {
         return Ok(format!(
             "{}{}{}",
             &text[..heading.start],
-            between_markers(&section, source.eol),
+            between_markers(of, &section, source.eol),
             &text[end..]
         ));
     }
     let eol = source.eol;
-    let block = between_markers(section, eol);
+    let block = between_markers(of, section, eol);
     Ok(if text.ends_with('\n') {
         format!("{text}{eol}{block}{eol}")
     } else {
@@ -370,12 +424,12 @@ fn with_level(section: &str, level: usize) -> String {
     )
 }
 
-fn between_markers(section: &str, eol: &str) -> String {
+fn between_markers(of: &Section, section: &str, eol: &str) -> String {
     let mut out = String::new();
-    for line in [START, ""]
+    for line in [of.start, ""]
         .into_iter()
         .chain(section.lines())
-        .chain(["", END])
+        .chain(["", of.end])
     {
         if !out.is_empty() {
             out.push_str(eol);

@@ -47,6 +47,26 @@ fn parse_cpuinfo(text: &str) -> Processor {
     processor
 }
 
+/// The number that the kernel drew when it started, `/proc/sys/kernel/random/boot_id`.
+pub fn boot(roots: &Roots) -> Option<String> {
+    let text = fs::read_to_string(roots.procfs.join("sys/kernel/random/boot_id")).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The processors and the control groups of this process, as the kernel writes them: two processes of
+/// which these are equal are given the same power by the models.
+pub fn part(roots: &Roots) -> String {
+    let read = |name: &str| fs::read_to_string(roots.procfs.join(name)).unwrap_or_default();
+    let status = read("self/status");
+    let affinity = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .map_or("", str::trim);
+    let groups = read("self/cgroup").lines().collect::<Vec<_>>().join(" ");
+    format!("{affinity} {groups}").trim().to_owned()
+}
+
 /// Which logical processors, and how much of their time, this process may use.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CpuAllowance {

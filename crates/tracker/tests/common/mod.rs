@@ -17,6 +17,7 @@ pub(crate) fn record(country: Option<&str>) -> EnergyRecord {
     EnergyRecord {
         version: 1,
         name: "quickstart".into(),
+        stage: None,
         started: "2026-01-15T10:00:00Z".into(),
         ended: "2026-01-15T10:02:30Z".into(),
         ended_early: false,

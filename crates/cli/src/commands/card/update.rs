@@ -5,10 +5,11 @@ use std::path::Path;
 
 use sparsam_tracker::card::TrainingKind;
 use sparsam_tracker::card::edit::{self, Details, EditError, Outcome};
-use sparsam_tracker::{EnergyRecord, combine, format};
+use sparsam_tracker::{EnergyRecord, combine, format, lifecycle};
 
 use super::card_file;
 use crate::args::energy::{CardTraining, CardUpdateArgs, refused};
+use crate::commands::ledger;
 use crate::error::{Failure, io_reason};
 use crate::speaker::notes;
 
@@ -23,8 +24,14 @@ pub(super) fn run(args: &CardUpdateArgs, quiet: bool) -> anyhow::Result<()> {
         cloud_provider: args.cloud_provider.clone(),
         compute_region: args.compute_region.clone(),
     };
-    let outcome =
-        edit::update_file(&card, &records, &details).map_err(|error| unchanged(&card, error))?;
+    let section = if args.ledger.is_empty() {
+        None
+    } else {
+        let ledger = ledger::gather(&args.ledger, &args.place)?;
+        Some(lifecycle::card_section(&ledger))
+    };
+    let outcome = edit::update_file(&card, &records, &details, section.as_deref())
+        .map_err(|error| unchanged(&card, error))?;
     let done = match outcome {
         Outcome::Written => "updated",
         Outcome::Unchanged => "nothing to change in",
@@ -41,6 +48,8 @@ pub(super) fn run(args: &CardUpdateArgs, quiet: bool) -> anyhow::Result<()> {
             format::energy_central(total.energy_kwh.central),
             format::grams(total.emissions_g),
         )?;
+    } else {
+        writeln!(notes(quiet), "{done} `{}`: its lifecycle", card.display())?;
     }
     Ok(())
 }
@@ -86,7 +95,7 @@ fn read(args: &CardUpdateArgs, quiet: bool) -> anyhow::Result<Vec<EnergyRecord>>
             });
         }
     }
-    if given && !used {
+    if given && !used && !records.is_empty() {
         writeln!(
             notes(quiet),
             "note: every run states its own place, so the one given was not used"

@@ -1,0 +1,186 @@
+//! How much memory a recipe needs, from the shape of its model: what is stored, what training adds, and
+//! what a batch leaves between its forward and its backward pass. For this program's own engine: the
+//! counts follow `block.rs`, which says what a block keeps, and `cross_entropy.rs`, which says how many
+//! logits exist at a time. Activations are f32 whatever the weights are.
+
+use serde::{Deserialize, Serialize};
+use sparsam_base::config::ModelConfig;
+
+use crate::recipe::{Dtype, Method, Quantize, Recipe};
+
+/// Bytes of an f32.
+const F32: f64 = 4.0;
+
+/// The program itself, its threads and what the allocator holds: our own runs with the smallest model.
+const PROGRAM: f64 = 70e6;
+
+/// Numbers of logits at a time, as `linear_cross_entropy` takes them.
+const LOGITS: f64 = (1u64 << 23) as f64;
+
+/// Memory by part, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Memory {
+    /// Weights of the base as stored.
+    pub(crate) weights: f64,
+    /// What is trained, beside the base.
+    pub(crate) adapter: f64,
+    /// Gradients and the optimiser's two moments.
+    pub(crate) optimiser: f64,
+    /// What the blocks keep for their backward pass.
+    pub(crate) activations: f64,
+    /// The head's logits and the gradient of the hidden states.
+    pub(crate) head: f64,
+    /// What one block's backward pass needs for a moment, the data, and the program.
+    pub(crate) scratch: f64,
+}
+
+impl Memory {
+    pub(crate) fn total(&self) -> f64 {
+        self.weights + self.adapter + self.optimiser + self.activations + self.head + self.scratch
+    }
+
+    /// Names and parts, in order.
+    pub(crate) fn parts(&self) -> [(&'static str, f64); 6] {
+        [
+            ("weights", self.weights),
+            ("adapter", self.adapter),
+            ("optimiser", self.optimiser),
+            ("activations", self.activations),
+            ("head, loss", self.head),
+            ("scratch", self.scratch),
+        ]
+    }
+}
+
+/// The widths of a model.
+struct Widths {
+    hidden: f64,
+    q: f64,
+    kv: f64,
+    wide: f64,
+    vocabulary: f64,
+    layers: f64,
+    heads: f64,
+}
+
+impl Widths {
+    fn of(config: &ModelConfig) -> Self {
+        let head = config.head_dim as f64;
+        Self {
+            hidden: config.hidden_size as f64,
+            q: config.num_attention_heads as f64 * head,
+            kv: config.num_key_value_heads as f64 * head,
+            wide: config.intermediate_size as f64,
+            vocabulary: config.vocab_size as f64,
+            layers: config.num_hidden_layers as f64,
+            heads: config.num_attention_heads as f64,
+        }
+    }
+
+    /// Inputs and outputs of the seven projections of a block.
+    fn projections(&self) -> [(f64, f64); 7] {
+        [
+            (self.hidden, self.q),
+            (self.hidden, self.kv),
+            (self.hidden, self.kv),
+            (self.q, self.hidden),
+            (self.hidden, self.wide),
+            (self.hidden, self.wide),
+            (self.wide, self.hidden),
+        ]
+    }
+
+    fn block(&self) -> f64 {
+        self.projections().iter().map(|(a, b)| a * b).sum()
+    }
+
+    /// What a block keeps for a token: its input, q, k, v, the attended values, the sum before the gated
+    /// unit, gate and up, and a logarithm for each head.
+    fn kept(&self) -> f64 {
+        2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + 2.0 * self.wide + self.heads
+    }
+}
+
+/// Bytes of a number in the projections.
+fn projection_bytes(recipe: &Recipe) -> f64 {
+    match recipe.quantize {
+        Quantize::None => dense_bytes(recipe),
+        Quantize::Int8 => 1.0,
+        // Four bits and a scale of four bytes for 64; doubly quantised, 4.127 bits.
+        Quantize::Nf4 => 0.5 + F32 / 64.0,
+        Quantize::Nf4Dq => 4.127 / 8.0,
+    }
+}
+
+fn dense_bytes(recipe: &Recipe) -> f64 {
+    match recipe.dtype {
+        Dtype::Bf16 => 2.0,
+        Dtype::F32 | Dtype::Auto => F32,
+    }
+}
+
+/// Numbers in a model of that shape, its norms left out.
+pub(crate) fn parameters(config: &ModelConfig) -> f64 {
+    let w = Widths::of(config);
+    let ends = if config.tie_word_embeddings { 1.0 } else { 2.0 };
+    w.layers * w.block() + ends * w.vocabulary * w.hidden
+}
+
+/// Numbers that an adapter on every projection has.
+pub(crate) fn adapter_parameters(config: &ModelConfig, rank: usize) -> f64 {
+    let w = Widths::of(config);
+    let widths: f64 = w.projections().iter().map(|(a, b)| a + b).sum();
+    w.layers * rank as f64 * widths
+}
+
+/// The memory of a recipe whose largest batch has so many tokens, of which `targets` are learned.
+/// `trainable` is what is trained where that is known.
+pub(crate) fn estimate(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    tokens: f64,
+    targets: f64,
+    trainable: Option<f64>,
+) -> Memory {
+    let w = Widths::of(config);
+    let ends = if config.tie_word_embeddings { 1.0 } else { 2.0 };
+    let weights = w.layers * w.block() * projection_bytes(recipe)
+        + ends * w.vocabulary * w.hidden * dense_bytes(recipe);
+    let full = recipe.method == Method::Full;
+    let trained = trainable.unwrap_or_else(|| {
+        if full {
+            parameters(config)
+        } else {
+            adapter_parameters(config, recipe.lora.r)
+        }
+    });
+    // A weight of the base that is trained is its own value, or has a master in f32 beside it.
+    let adapter = match (full, recipe.dtype) {
+        (true, Dtype::Bf16) | (false, _) => trained * F32,
+        (true, _) => 0.0,
+    };
+    let low_rank = if full {
+        0.0
+    } else {
+        7.0 * recipe.lora.r as f64
+    };
+    let kept = tokens * (w.kept() + low_rank) * F32;
+    let activations = if recipe.gradient_checkpointing {
+        w.layers * tokens * w.hidden * F32 + kept
+    } else {
+        w.layers * kept
+    };
+    let at_a_time = (LOGITS / w.vocabulary).max(48.0);
+    let chunks = (targets / at_a_time).ceil().max(1.0);
+    let head = (targets / chunks).ceil() * w.vocabulary * F32 + 3.0 * tokens * w.hidden * F32;
+    // The gated product, its gradient and those of gate and up; q, k, v; two of the residual's width.
+    let moment = tokens * (4.0 * w.wide + w.q + 2.0 * w.kv + 3.0 * w.hidden) * F32;
+    Memory {
+        weights,
+        adapter,
+        optimiser: trained * 3.0 * F32,
+        activations,
+        head,
+        scratch: moment + PROGRAM,
+    }
+}

@@ -1,0 +1,322 @@
+//! A budget of energy, emissions or time, and how far a run is with it.
+//!
+//! The budget is the whole run's: loading, both evaluations, answers and all. What the end will need is
+//! set aside, as much as the same things took at the start. The tracker's live figures are up to a
+//! sampling interval old, so power times that time is added.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use sparsam_tracker::{EnergyRecord, Live};
+
+use crate::error::Failure;
+use crate::recipe::Budget;
+
+/// What a run used of its budget, for its record.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BudgetUse {
+    /// The limits of the recipe.
+    pub(crate) limits: Budget,
+    /// Energy of the whole run, kWh.
+    pub(crate) used_kwh: f64,
+    /// Emissions of the whole run, gCO2e, where its place is known.
+    pub(crate) used_gco2e: Option<f64>,
+    /// Time of the whole run, minutes.
+    pub(crate) used_minutes: f64,
+    /// Whether the budget ended the training, and not its length.
+    pub(crate) ended_by_budget: bool,
+    /// When the first step began and what its end needs, which a resumed run goes on with.
+    pub(crate) begun: Spent,
+    /// Set aside for the last evaluation, the answers and the files.
+    pub(crate) reserve: Spent,
+}
+
+/// Something used.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub(crate) struct Spent {
+    /// Joules, the central figure.
+    pub(crate) joules: f64,
+    /// Seconds.
+    pub(crate) seconds: f64,
+}
+
+impl Spent {
+    fn less(self, other: Self) -> Self {
+        Self {
+            joules: (self.joules - other.joules).max(0.0),
+            seconds: (self.seconds - other.seconds).max(0.0),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            joules: self.joules + other.joules,
+            seconds: self.seconds + other.seconds,
+        }
+    }
+}
+
+/// The meter of a budget.
+#[derive(Debug)]
+pub(super) struct Meter {
+    limits: Budget,
+    /// gCO2e of a joule, PUE included.
+    grams_per_joule: Option<f64>,
+    /// Tracked seconds of the sessions before, and the start of this one.
+    earlier: f64,
+    started: Instant,
+    begun: Option<Spent>,
+    /// Of the last evaluation, the answers before the training, and the last checkpoint.
+    evaluation: Spent,
+    answers: Spent,
+    save: Spent,
+    /// What an earlier session set aside, which this one may not measure again.
+    floor: Spent,
+    /// Where the phase that is going on began.
+    phase: Option<Spent>,
+    /// What the last step took.
+    step: Spent,
+    /// At the end of the step before.
+    last: Option<Spent>,
+}
+
+impl Meter {
+    /// A meter from the start of the tracker on. `before` is what an earlier session of the run noted.
+    ///
+    /// # Errors
+    /// A budget of emissions for a run whose place is unknown.
+    pub(super) fn start(
+        limits: Budget,
+        live: &Live,
+        grams_per_kwh: Option<f64>,
+        before: Option<&BudgetUse>,
+    ) -> Result<Self, Failure> {
+        if limits.gco2e.is_some() && grams_per_kwh.is_none() {
+            return Err(Failure::usage(
+                "`budget.gco2e` is a budget of emissions, and the run's place is not known",
+            )
+            .hint("add `country: DEU` (your own), set SPARSAM_COUNTRY, or give `budget.kwh`"));
+        }
+        let mut meter = Self {
+            limits,
+            grams_per_joule: grams_per_kwh.map(|grams| grams / 3.6e6),
+            earlier: live.seconds,
+            started: Instant::now(),
+            begun: None,
+            evaluation: Spent::default(),
+            answers: Spent::default(),
+            save: Spent::default(),
+            floor: Spent::default(),
+            phase: None,
+            step: Spent::default(),
+            last: None,
+        };
+        if let Some(before) = before {
+            meter.begun = Some(before.begun);
+            meter.floor = before.reserve;
+        }
+        Ok(meter)
+    }
+
+    /// What the run has used until now.
+    pub(super) fn now(&self, live: &Live) -> Spent {
+        let seconds = self.earlier + self.started.elapsed().as_secs_f64();
+        let since = (seconds - live.seconds).max(0.0);
+        Spent {
+            joules: live.joules.central + live.watts.unwrap_or(0.0) * since,
+            seconds: seconds.max(live.seconds),
+        }
+    }
+
+    /// A phase whose cost will come again at the end begins.
+    pub(super) fn enter(&mut self, live: &Live) {
+        self.phase = Some(self.now(live));
+    }
+
+    fn phase(&mut self, live: &Live) -> Spent {
+        let began = self.phase.take();
+        began.map_or_else(Spent::default, |began| self.now(live).less(began))
+    }
+
+    /// The evaluation data was measured.
+    pub(super) fn evaluated(&mut self, live: &Live) {
+        self.evaluation = self.phase(live);
+        self.last = None;
+    }
+
+    /// The answers before the training were written.
+    pub(super) fn answered(&mut self, live: &Live) {
+        self.answers = self.phase(live);
+    }
+
+    /// A checkpoint was written.
+    pub(super) fn saved(&mut self, live: &Live) {
+        self.save = self.phase(live);
+        self.last = None;
+    }
+
+    /// The first step begins, or that of a resumed session.
+    pub(super) fn begin(&mut self, live: &Live) {
+        let now = self.now(live);
+        self.begun.get_or_insert(now);
+    }
+
+    /// A step is done.
+    pub(super) fn stepped(&mut self, live: &Live) {
+        let now = self.now(live);
+        if let Some(last) = self.last {
+            self.step = now.less(last);
+        }
+        self.last = Some(now);
+    }
+
+    /// Set aside: an evaluation and answers as before, and the best values, a checkpoint and the result.
+    pub(super) fn reserve(&self) -> Spent {
+        let files = self.save.and(self.save).and(self.save);
+        let measured = self.evaluation.and(self.answers).and(files);
+        Spent {
+            joules: measured.joules.max(self.floor.joules),
+            seconds: measured.seconds.max(self.floor.seconds),
+        }
+    }
+
+    /// The part of the budget for training that is used: 0 at the first step, 1 when the next step would
+    /// more likely pass the limit than not.
+    pub(super) fn used(&self, live: &Live) -> f64 {
+        let begun = self.begun.unwrap_or_default();
+        let now = self.now(live);
+        let half = Spent {
+            joules: self.step.joules / 2.0,
+            seconds: self.step.seconds / 2.0,
+        };
+        let aside = self.reserve().and(half);
+        let part = |limit: f64, now: f64, begun: f64, aside: f64| {
+            let for_training = limit - begun - aside;
+            if for_training > 0.0 {
+                (now - begun) / for_training
+            } else {
+                1.0
+            }
+        };
+        let by_energy = |joules: f64| part(joules, now.joules, begun.joules, aside.joules);
+        let grams = self.limits.gco2e.zip(self.grams_per_joule);
+        [
+            self.limits.kwh.map(|kwh| by_energy(kwh * 3.6e6)),
+            grams.map(|(limit, each)| by_energy(limit / each)),
+            self.limits
+                .minutes
+                .map(|minutes| part(minutes * 60.0, now.seconds, begun.seconds, aside.seconds)),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(0.0, f64::max)
+    }
+
+    /// For the record while the run goes on, so that it can be resumed.
+    pub(super) fn so_far(&self, live: &Live) -> BudgetUse {
+        let now = self.now(live);
+        BudgetUse {
+            limits: self.limits,
+            used_kwh: now.joules / 3.6e6,
+            used_gco2e: self.grams_per_joule.map(|grams| grams * now.joules),
+            used_minutes: now.seconds / 60.0,
+            ended_by_budget: false,
+            begun: self.begun.unwrap_or_default(),
+            reserve: self.reserve(),
+        }
+    }
+}
+
+impl BudgetUse {
+    /// With the figures of the books that are closed.
+    pub(super) fn close(&mut self, energy: &EnergyRecord, ended_by_budget: bool) {
+        self.used_kwh = energy.energy_kwh.central;
+        self.used_gco2e = energy.emissions_g.central;
+        self.used_minutes = energy.duration_seconds / 60.0;
+        self.ended_by_budget = ended_by_budget;
+    }
+
+    /// `0.049 of 0.05 kWh (98.2 %)` for each limit.
+    pub(crate) fn words(&self) -> String {
+        let digits = |value: f64| sparsam_tracker::format::plain_decimal(value, 4);
+        let one = |limit: Option<f64>, used: Option<f64>, unit: &str| {
+            let (limit, used) = limit.zip(used)?;
+            Some(format!(
+                "{} of {} {unit} ({:.1} %)",
+                digits(used),
+                digits(limit),
+                used / limit * 100.0
+            ))
+        };
+        [
+            one(self.limits.kwh, Some(self.used_kwh), "kWh"),
+            one(self.limits.gco2e, self.used_gco2e, "gCO2e"),
+            one(self.limits.minutes, Some(self.used_minutes), "min"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sparsam_tracker::Range;
+
+    use super::*;
+
+    fn live(seconds: f64, joules: f64) -> Live {
+        Live {
+            watts: None,
+            joules: Range::exactly(joules),
+            emissions_g: Range::ZERO.into(),
+            seconds,
+        }
+    }
+
+    /// 1000 J in all, of which 100 are gone at the first step, and an evaluation took 50.
+    #[test]
+    fn what_the_end_needs_is_set_aside() {
+        let limits = Budget {
+            kwh: Some(1000.0 / 3.6e6),
+            ..Budget::default()
+        };
+        let mut meter = Meter::start(limits, &live(0.0, 0.0), None, None).unwrap();
+        meter.enter(&live(0.0, 50.0));
+        meter.evaluated(&live(0.0, 100.0));
+        meter.begin(&live(0.0, 100.0));
+        assert!(meter.used(&live(0.0, 100.0)).abs() < 1e-9);
+        assert!((meter.used(&live(0.0, 100.0 + 425.0)) - 0.5).abs() < 1e-9);
+        assert!((meter.used(&live(0.0, 950.0)) - 1.0).abs() < 1e-9);
+        // A step of 20 J: half of one before the limit is the nearest that steps can come.
+        meter.stepped(&live(0.0, 500.0));
+        meter.stepped(&live(0.0, 520.0));
+        assert!(meter.used(&live(0.0, 941.0)) >= 1.0 && meter.used(&live(0.0, 939.0)) < 1.0);
+    }
+
+    #[test]
+    fn a_budget_that_is_gone_before_the_first_step_leaves_one_step() {
+        let limits = Budget {
+            minutes: Some(1.0),
+            ..Budget::default()
+        };
+        let mut meter = Meter::start(limits, &live(90.0, 0.0), None, None).unwrap();
+        meter.begin(&live(90.0, 0.0));
+        assert!(meter.used(&live(90.0, 0.0)) >= 1.0);
+    }
+
+    #[test]
+    fn emissions_need_a_place() {
+        let limits = Budget {
+            gco2e: Some(1.0),
+            ..Budget::default()
+        };
+        let failure = Meter::start(limits, &live(0.0, 0.0), None, None).unwrap_err();
+        assert!(failure.to_string().contains("place"));
+        let mut meter = Meter::start(limits, &live(0.0, 0.0), Some(360.0), None).unwrap();
+        meter.begin(&live(0.0, 0.0));
+        // 360 g/kWh are 1 g in 10 kJ.
+        assert!((meter.used(&live(0.0, 5000.0)) - 0.5).abs() < 1e-9);
+    }
+}

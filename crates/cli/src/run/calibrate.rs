@@ -1,0 +1,306 @@
+//! A few real steps of a recipe, for [`crate::plan`]: how long each part of a run takes, what the machine
+//! draws meanwhile, and how much memory it needs. Nothing of it is kept but the figures.
+//!
+//! The largest batch of the data comes first, so that the memory is that of the whole run; then as many
+//! batches in the run's own order as fit into the time.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use sparsam_adapter::checkpoint::Progress as Trained;
+use sparsam_adapter::data::{Batches, Position};
+use sparsam_adapter::error::Result as LoopResult;
+use sparsam_adapter::evaluate::{answers, batch_losses};
+use sparsam_adapter::optimizer::Optimizer;
+use sparsam_adapter::peft;
+use sparsam_adapter::train::{
+    Cadence, Evaluation, Observer, Phase, Run, Settings, Step, steps_per_epoch,
+};
+use sparsam_adapter::trainable::Trainable;
+use sparsam_base::config::ModelConfig;
+use sparsam_tracker::{EnergyRecord, Tracker};
+
+use super::material::{Data, Material, Ready};
+use super::settings;
+use crate::machine::peak_memory;
+use crate::opened::open_text;
+use crate::recipe::RecipeFile;
+
+/// At least so many steps, however long they take.
+const FEWEST_STEPS: usize = 3;
+/// Questions that are answered.
+const QUESTIONS: usize = 16;
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Calibration {
+    /// Numbers in the base.
+    pub(crate) parameters: u64,
+    /// Its weights as stored, bytes.
+    pub(crate) weight_bytes: u64,
+    /// Numbers that are trained.
+    pub(crate) trainable: u64,
+    /// The most memory the process held, bytes.
+    pub(crate) peak_bytes: Option<u64>,
+    /// Seconds to read and check everything.
+    pub(crate) load_seconds: f64,
+    /// Tokens and seconds of the measured steps.
+    pub(crate) tokens: u64,
+    pub(crate) step_seconds: f64,
+    pub(crate) steps: u64,
+    /// Seconds of one evaluation of all held-out data.
+    pub(crate) evaluation_seconds: f64,
+    /// Seconds of all answers before and after the training.
+    pub(crate) answer_seconds: (f64, f64),
+    /// Seconds of one checkpoint.
+    pub(crate) save_seconds: f64,
+    /// The energy of this calibration, with its windows.
+    pub(crate) energy: EnergyRecord,
+}
+
+/// The amount of work in a run, which its data and its recipe decide.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Work {
+    /// Tokens of the largest batch, and targets in it.
+    pub(crate) largest_batch: (u64, u64),
+    /// Tokens of one evaluation.
+    pub(crate) evaluation_tokens: u64,
+    /// Answers before and after, and the most tokens of one.
+    pub(crate) answers: u64,
+    pub(crate) answer_tokens: u64,
+    /// Optimiser steps.
+    pub(crate) steps: u64,
+    /// Tokens in all of them.
+    pub(crate) tokens: u64,
+    /// Evaluations, the first and the last among them.
+    pub(crate) evaluations: u64,
+    /// Checkpoints.
+    pub(crate) saves: u64,
+}
+
+/// Counts steps and says when it is enough.
+struct Pace {
+    begun: Instant,
+    seconds: f64,
+    least: usize,
+    steps: Vec<(usize, f64)>,
+}
+
+impl Pace {
+    fn new(seconds: f64, least: usize) -> Self {
+        Self {
+            begun: Instant::now(),
+            seconds,
+            least,
+            steps: Vec::new(),
+        }
+    }
+}
+
+impl Observer for Pace {
+    fn enter(&mut self, _: Phase) {}
+
+    fn leave(&mut self, _: Phase) {}
+
+    fn stepped(&mut self, step: &Step) -> LoopResult<()> {
+        self.steps.push((step.tokens, step.seconds));
+        Ok(())
+    }
+
+    fn evaluated(&mut self, _: &Evaluation, _: &Trained) -> LoopResult<()> {
+        Ok(())
+    }
+
+    fn stop(&self) -> bool {
+        false
+    }
+
+    fn used(&self) -> Option<f64> {
+        let enough =
+            self.steps.len() >= self.least && self.begun.elapsed().as_secs_f64() >= self.seconds;
+        Some(f64::from(u8::from(enough)))
+    }
+}
+
+/// Counts the work of a recipe. The model's weights are not read.
+pub(crate) fn count(file: &RecipeFile) -> anyhow::Result<(ModelConfig, Work)> {
+    let recipe = &file.recipe;
+    file.check_files()?;
+    let (config, tokenizer, template) = open_text(&recipe.model, recipe.chat_template.as_deref())?;
+    let data = Data::read(
+        recipe,
+        &tokenizer,
+        &template.with_clock(super::now().as_second()),
+    )?;
+    let planned = settings::training(recipe, &data.train);
+    let steps = planned.schedule.total_steps;
+    let per_epoch = steps_per_epoch(&data.train, planned.accumulation);
+    let due = |cadence: Cadence| {
+        (1..=steps)
+            .filter(|step| cadence.due(*step, per_epoch))
+            .count()
+    };
+    let (evaluations, saves) = (due(planned.evaluate), due(planned.save));
+    let last_is_due = |cadence: Cadence| cadence.due(steps, per_epoch);
+    let (tokens, targets, _) = largest(&data.train);
+    let work = Work {
+        largest_batch: (tokens as u64, targets as u64),
+        evaluation_tokens: data.eval_record.as_ref().map_or(0, |record| record.tokens),
+        answers: data.questions.len() as u64,
+        answer_tokens: recipe
+            .eval_generation
+            .as_ref()
+            .map_or(0, |generation| generation.max_new_tokens as u64),
+        steps: steps as u64,
+        tokens: (data.train_record.tokens as f64 * steps as f64 / per_epoch as f64) as u64,
+        evaluations: match data.eval {
+            // Before the first step and after the last, besides those that are due.
+            Some(_) => (1 + evaluations + usize::from(!last_is_due(planned.evaluate))) as u64,
+            None => 0,
+        },
+        saves: match planned.save {
+            Cadence::Never => 0,
+            _ => (saves + usize::from(!last_is_due(planned.save))) as u64,
+        },
+    };
+    Ok((config, work))
+}
+
+/// Tokens, targets and place of the batch with the most tokens.
+fn largest(train: &Batches) -> (usize, usize, usize) {
+    train
+        .epoch()
+        .enumerate()
+        .map(|(index, batch)| (batch.ids.len(), batch.trained_tokens(), index))
+        .max()
+        .unwrap_or((0, 0, 0))
+}
+
+/// Makes steps of a recipe for about `seconds`.
+pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calibration> {
+    let recipe = &file.recipe;
+    file.check_files()?;
+    let scratch = tempfile::tempdir()?;
+    let mut options = settings::tracker(recipe, scratch.path(), "calibration".to_owned(), false);
+    options.baseline_seconds = 0.0;
+    let tracker = Tracker::start(&options)?;
+    let begun = Instant::now();
+    let Material { opened, mut data } = Material::read(recipe, super::now())?;
+    let mut ready = Ready::make(recipe, opened)?;
+    let planned = settings::training(recipe, &data.train);
+    let mut optimizer = Optimizer::new(
+        &ready.trainable,
+        settings::adamw(recipe),
+        settings::max_grad_norm(recipe),
+    )?;
+    let load_seconds = begun.elapsed().as_secs_f64();
+
+    // A step takes several batches where gradients are accumulated; the largest batch is enough.
+    let (_, _, largest) = largest(&data.train);
+    let adapter = ready.adapter.clone();
+    let export = |trainable: &Trainable, folder: &std::path::Path| match &adapter {
+        Some(config) => peft::save(folder, trainable, config),
+        None => Ok(()),
+    };
+    let mut fit = |ready: &mut Ready,
+                   optimizer: &mut Optimizer,
+                   settings: Settings,
+                   from: Position,
+                   pace: &mut Pace|
+     -> anyhow::Result<Trained> {
+        data.train.seek(from);
+        let mut progress = Trained::default();
+        Run {
+            model: &ready.opened.model,
+            trainable: &mut ready.trainable,
+            optimizer,
+            train: &mut data.train,
+            eval: None,
+            settings,
+            checkpoints: scratch.path(),
+            export: &export,
+        }
+        .fit(&mut progress, pace)?;
+        Ok(progress)
+    };
+    let quiet = Settings {
+        evaluate: Cadence::Never,
+        save: Cadence::Never,
+        early_stopping: None,
+        ..planned
+    };
+    let mut one = quiet;
+    one.schedule.total_steps = 1;
+    one.accumulation = 1;
+    let at = Position {
+        epoch: 0,
+        batch: largest,
+    };
+    fit(&mut ready, &mut optimizer, one, at, &mut Pace::new(0.0, 1))?;
+    tracker.enter("train");
+    let mut pace = Pace::new(seconds, FEWEST_STEPS.min(planned.schedule.total_steps));
+    fit(
+        &mut ready,
+        &mut optimizer,
+        quiet,
+        Position::default(),
+        &mut pace,
+    )?;
+    tracker.leave("train");
+
+    // A checkpoint is written by the loop alone: one more step of a run that ends with one.
+    let before = Instant::now();
+    let mut saving = one;
+    saving.save = Cadence::Epoch;
+    let mut last = Pace::new(0.0, 1);
+    fit(&mut ready, &mut optimizer, saving, at, &mut last)?;
+    let step: f64 = last.steps.iter().map(|(_, seconds)| seconds).sum();
+    let save_seconds = (before.elapsed().as_secs_f64() - step).max(0.0);
+
+    let mut evaluation_seconds = 0.0;
+    if let Some(eval) = &data.eval {
+        let before = Instant::now();
+        batch_losses(&ready.opened.model, &mut ready.trainable, eval)?;
+        evaluation_seconds = before.elapsed().as_secs_f64();
+    }
+    let mut answer_seconds = (0.0, 0.0);
+    if let Some(generation) = &recipe.eval_generation {
+        let some = &data.questions[..data.questions.len().min(QUESTIONS)];
+        let before = Instant::now();
+        let given = answers(
+            &ready.opened.model,
+            &mut ready.trainable,
+            &ready.opened.tokenizer,
+            &ready.opened.template,
+            some,
+            generation.max_new_tokens,
+            &|| false,
+        )?;
+        let tokens = |text: &str| -> anyhow::Result<f64> {
+            // The token that ends an answer is made too.
+            Ok(ready.opened.tokenizer.encode(text, false)?.len() as f64 + 1.0)
+        };
+        let mut lengths = (0.0, 0.0);
+        for (answer, question) in given.iter().zip(some) {
+            lengths.0 += tokens(&answer.text)?;
+            lengths.1 += tokens(question.expected.trim())?;
+        }
+        let all = before.elapsed().as_secs_f64() * data.questions.len() as f64 / some.len() as f64;
+        // A model that has learned its form answers about as long as what it learned from.
+        answer_seconds = (all, all * (lengths.1 / lengths.0).min(1.0));
+    }
+    Ok(Calibration {
+        parameters: ready.opened.parameters,
+        weight_bytes: ready.opened.model.bytes() as u64,
+        trainable: ready.trainable.parameters() as u64,
+        peak_bytes: peak_memory(),
+        load_seconds,
+        tokens: pace.steps.iter().map(|(tokens, _)| *tokens as u64).sum(),
+        step_seconds: pace.steps.iter().map(|(_, seconds)| seconds).sum(),
+        steps: pace.steps.len() as u64,
+        evaluation_seconds,
+        answer_seconds,
+        save_seconds,
+        energy: tracker.finish(),
+    })
+}

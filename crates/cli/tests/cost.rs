@@ -1,0 +1,376 @@
+//! What a run costs, before and after it, through the binary: `plan`, budgets, `compare`, `report`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    /// A small recipe with held-out data: 60 short rows, 8 steps.
+    fn new() -> Self {
+        let desk = Self(tempfile::tempdir().unwrap());
+        let rows = |from: usize, to: usize| -> String {
+            (from..to)
+                .map(|i| {
+                    format!(
+                        "{{\"prompt\": \"Baum {i}\", \"completion\": \"Linde {}\"}}\n",
+                        i % 7
+                    )
+                })
+                .collect()
+        };
+        desk.write("train.jsonl", &rows(0, 32));
+        desk.write("eval.jsonl", &rows(40, 60));
+        desk.write(
+            "recipe.yaml",
+            "model: builtin:sprout\nlora: {r: 4, alpha: 8}\ndata: {train: train.jsonl, eval: eval.jsonl}\n\
+             max_length: 64\npacking: false\nbatch_size: 4\nepochs: 1\nlearning_rate: 2e-3\ncountry: DEU\n\
+             eval_steps: 4\nlogging: {tensorboard: false}\n\
+             energy: {cpu_watts: 50, ram_watts: 2, interval_seconds: 0.2}\noutput_dir: run\n",
+        );
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    #[track_caller]
+    fn ends(&self, arguments: &[&str], code: i32) -> (String, String) {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = Command::new(env!("CARGO_BIN_EXE_sparsam"))
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env_remove("SPARSAM_COUNTRY")
+            .env("SPARSAM_CACHE", self.path("cache"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let err = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}: {err}");
+        (String::from_utf8(stdout).unwrap(), err)
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &[&str]) -> Value {
+        let (out, _) = self.ends(arguments, 0);
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
+    }
+
+    /// Fails unless refused in one line with this word, and a hint.
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], code: i32, word: &str) {
+        let (_, err) = self.ends(arguments, code);
+        let lines: Vec<&str> = err.lines().collect();
+        assert!(
+            lines[0].starts_with("error: ") && lines[0].contains(word),
+            "{err}"
+        );
+        assert!(lines.len() == 2 && lines[1].starts_with("hint: "), "{err}");
+    }
+}
+
+/// Every element that is opened is closed, in order: what a browser and an SVG reader need.
+#[track_caller]
+fn is_well_formed(text: &str, void: &[&str]) {
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('<') {
+        rest = &rest[at + 1..];
+        let end = rest
+            .find('>')
+            .unwrap_or_else(|| panic!("a tag is not closed: {rest:.80}"));
+        let tag = &rest[..end];
+        rest = &rest[end + 1..];
+        let name = tag
+            .trim_start_matches('/')
+            .split([' ', '/', '\n'])
+            .next()
+            .unwrap();
+        if tag.starts_with('!') || tag.ends_with('/') || void.contains(&name) {
+            continue;
+        }
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "{tag}");
+        } else {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "{open:?} are left open");
+}
+
+#[test]
+fn the_report_is_one_page_that_asks_for_nothing() {
+    let desk = Desk::new();
+    desk.ends(&["-q", "train", "recipe.yaml"], 0);
+    let (out, _) = desk.ends(&["report", "run"], 0);
+    let files: Vec<&str> = out.lines().collect();
+    assert_eq!(files[0], "run/report.html");
+    let page = desk.read("run/report.html");
+    assert!(page.len() < 1_000_000, "{} bytes", page.len());
+    is_well_formed(&page, &["meta", "br", "link", "img"]);
+    for foreign in [
+        "http:", "https:", "<script", "<link", "<img", "<iframe", "@import", "url(",
+    ] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    // Loss, power, phases, emissions so far, published models: each with a title, a description and a table.
+    assert_eq!(page.matches("role=\"img\"").count(), 5);
+    assert_eq!(page.matches("<desc ").count(), 5);
+    assert_eq!(page.matches("<details>").count(), 6);
+    for word in [
+        "BLOOM",
+        "Strubell",
+        "lang=\"en\"",
+        "Loss on held-out data",
+        "energy x PUE",
+    ] {
+        assert!(page.contains(word), "{word}");
+    }
+    assert_eq!(files.len(), 6);
+    for file in &files[1..] {
+        let svg = desk.read(file);
+        is_well_formed(&svg, &[]);
+        assert!(
+            svg.starts_with("<svg xmlns=") && svg.contains("<title>"),
+            "{file}"
+        );
+    }
+    let (_, _) = desk.ends(
+        &[
+            "report",
+            "--language",
+            "de",
+            "-o",
+            "neu/b.html",
+            "run",
+            "run",
+        ],
+        0,
+    );
+    let page = desk.read("neu/b.html");
+    is_well_formed(&page, &["meta"]);
+    assert!(page.contains("lang=\"de\"") && page.contains("Woher die Zahlen kommen"));
+    assert!(page.contains("Güte und Energie") && !page.contains("Loss on held-out"));
+    desk.refused(&["report", "nix"], 2, "not the folder of a run");
+    desk.refused(&["report", "-o", "run", "run"], 2, "is a folder");
+}
+
+#[test]
+fn a_budget_ends_the_training_in_time_with_an_adapter() {
+    let desk = Desk::new();
+    let train = [
+        "-q",
+        "train",
+        "recipe.yaml",
+        "epochs=100000",
+        "budget.minutes=0.15",
+    ];
+    desk.ends(&train, 0);
+    let record: Value = serde_json::from_str(&desk.read("run/run.json")).unwrap();
+    let budget = &record["budget"];
+    assert_eq!(budget["ended_by_budget"], true);
+    let used = budget["used_minutes"].as_f64().unwrap();
+    // A busy machine may take longer for its last evaluation than for the first.
+    assert!((0.10..0.22).contains(&used), "{used} of 0.15 minutes");
+    assert!(desk.path("run/adapter_model.safetensors").exists());
+    assert_eq!(record["state"], "finished");
+    assert!(record["results"]["after"]["loss"].is_f64());
+    assert!(
+        desk.read("run/README.md")
+            .contains("Of its budget the run used ")
+    );
+    // The learning rate has come to its end with the budget, and not after 800,000 steps.
+    let metrics = desk.read("run/metrics.jsonl");
+    let rates: Vec<f64> = metrics
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok()?["learning_rate"].as_f64())
+        .collect();
+    let highest = rates.iter().copied().fold(0.0, f64::max);
+    assert!(
+        highest > 1.9e-3 && rates.last().unwrap() < &(0.15 * highest),
+        "{highest} to {:?}",
+        rates.last()
+    );
+
+    desk.refused(
+        &["train", "recipe.yaml", "output_dir=b", "budget={}"],
+        2,
+        "names no limit",
+    );
+    desk.refused(
+        &["train", "recipe.yaml", "output_dir=b", "budget.kwh=0"],
+        2,
+        "greater than 0",
+    );
+    desk.refused(
+        &[
+            "train",
+            "recipe.yaml",
+            "output_dir=b",
+            "budget.gco2e=1",
+            "country=null",
+        ],
+        2,
+        "place is not known",
+    );
+    assert!(!desk.path("b").exists());
+}
+
+#[test]
+fn a_plan_is_made_of_real_steps_and_kept() {
+    let desk = Desk::new();
+    let ask = ["-q", "plan", "recipe.yaml", "--seconds", "0.5", "--json"];
+    let plan = desk.json(&ask);
+    let arms = plan["arms"].as_array().unwrap();
+    let names: Vec<&str> = arms
+        .iter()
+        .map(|arm| arm["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["LoRA (this)", "full", "LoRA on NF4"]);
+    for arm in arms {
+        assert_eq!(arm["how"], "calibrated");
+        assert_eq!(arm["fits"], true);
+        for figure in ["seconds", "energy_kwh", "peak_bytes"] {
+            assert!(arm[figure]["central"].as_f64().unwrap() > 0.0, "{figure}");
+        }
+    }
+    assert_eq!(plan["work"]["steps"], 8);
+    assert_eq!(plan["work"]["evaluations"], 3);
+    // Again it comes from what is kept, to the last digit.
+    assert_eq!(desk.json(&ask), plan);
+    // The memory is that of the run itself.
+    desk.ends(&["-q", "train", "recipe.yaml"], 0);
+    let record: Value = serde_json::from_str(&desk.read("run/run.json")).unwrap();
+    let real = record["results"]["peak_memory_bytes"].as_f64().unwrap();
+    let said = arms[0]["peak_bytes"]["central"].as_f64().unwrap();
+    assert!(
+        (said / real - 1.0).abs() < 0.10,
+        "{said} planned, {real} used"
+    );
+
+    let small = desk.json(&[
+        "-q",
+        "plan",
+        "recipe.yaml",
+        "--seconds",
+        "0.5",
+        "--memory",
+        "20MB",
+        "--json",
+    ]);
+    assert_eq!(small["arms"][0]["fits"], false);
+    assert!(!small["knobs"].as_array().unwrap().is_empty());
+    let (screen, _) = desk.ends(
+        &[
+            "-q",
+            "plan",
+            "recipe.yaml",
+            "--hardware",
+            "RTX 4090",
+            "--country",
+            "FRA",
+        ],
+        0,
+    );
+    for part in [
+        "RTX 4090",
+        "France",
+        "it fits",
+        "LoRA on NF4",
+        "nothing was run",
+    ] {
+        assert!(screen.contains(part), "{part}: {screen}");
+    }
+    assert!(
+        screen.lines().all(|line| line.chars().count() <= 80),
+        "{screen}"
+    );
+    desk.refused(
+        &["plan", "recipe.yaml", "--hardware", "abacus"],
+        2,
+        "`abacus`",
+    );
+}
+
+fn modified(path: &Path) -> std::time::SystemTime {
+    path.metadata().unwrap().modified().unwrap()
+}
+
+#[test]
+fn a_comparison_goes_on_where_it_stopped_and_says_what_its_figures_carry() {
+    let desk = Desk::new();
+    desk.write(
+        "compare.yaml",
+        "recipe: recipe.yaml\nset: [eval_generation.samples=4, eval_generation.max_new_tokens=8]\n\
+         arms:\n  full: [method=full, learning_rate=5e-4]\n  LoRA r 2: [lora.r=2, lora.alpha=4]\n\
+         repeats: 2\npause_seconds: 0\nwarm_up_seconds: 0\noutput_dir: out\n",
+    );
+    let (order, _) = desk.ends(&["compare", "compare.yaml", "--dry-run"], 0);
+    let arms: Vec<&str> = order
+        .lines()
+        .map(|line| line.split('\t').next().unwrap())
+        .collect();
+    assert_eq!(arms, ["full", "LoRA r 2", "LoRA r 2", "full"]);
+    let (screen, _) = desk.ends(&["-q", "compare", "compare.yaml"], 0);
+    assert!(
+        screen.contains("LoRA r 2") && screen.contains("\nadvice     "),
+        "{screen}"
+    );
+
+    // One run is gone: it alone is made again.
+    let kept = desk.path("out/arms/full/1/run.json");
+    let before = modified(&kept);
+    std::fs::remove_dir_all(desk.path("out/arms/lora-r-2/2")).unwrap();
+    desk.ends(&["-q", "compare", "compare.yaml"], 0);
+    assert_eq!(modified(&kept), before);
+    assert!(desk.path("out/arms/lora-r-2/2/run.json").exists());
+
+    let result: Value = serde_json::from_str(&desk.read("out/comparison.json")).unwrap();
+    assert_eq!(result["unlike"].as_array().unwrap().len(), 0);
+    assert_eq!(result["common"]["steps"], 8);
+    for arm in result["arms"].as_array().unwrap() {
+        let loss = |key: &str| arm["loss"][key].as_f64().unwrap();
+        assert!(loss("low") <= loss("mean") && loss("mean") <= loss("high"));
+        assert_eq!(arm["energies_kwh"].as_array().unwrap().len(), 2);
+        assert!(arm["published_bytes"].as_u64().unwrap() > 1000);
+        assert!(arm["exact_match"]["mean"].is_f64());
+        assert!(arm["wh_to_target"].as_f64().unwrap() > 0.0);
+    }
+    // The mean is that of the records.
+    let record = |run: &str| -> f64 {
+        let record: Value =
+            serde_json::from_str(&desk.read(&format!("out/arms/{run}/run.json"))).unwrap();
+        record["results"]["after"]["loss"].as_f64().unwrap()
+    };
+    let mean = f64::midpoint(record("full/1"), record("full/2"));
+    let said = result["arms"][0]["loss"]["mean"].as_f64().unwrap();
+    assert!((said - mean).abs() < 1e-9, "{said} and {mean}");
+    assert!(!result["advice"].as_array().unwrap().is_empty());
+    assert_eq!(desk.read("out/comparison.csv").lines().count(), 3);
+    assert!(desk.read("out/comparison.md").contains("| LoRA r 2 |"));
+    is_well_formed(&desk.read("out/pareto.svg"), &[]);
+    assert!(desk.read("out/report.html").contains("LoRA r 2"));
+
+    // Another recipe in the same folder is not taken for the same comparison.
+    let changed = desk
+        .read("compare.yaml")
+        .replace("lora.alpha=4", "lora.alpha=8");
+    desk.write("compare.yaml", &changed);
+    desk.refused(&["compare", "compare.yaml"], 2, "another recipe");
+    desk.write("compare.yaml", &changed.replace("lora.r=2", "epochs=2"));
+    desk.refused(&["compare", "compare.yaml"], 2, "`epochs`");
+}
