@@ -13,7 +13,7 @@ use sparsam_base::model::{EMBEDDING, HEAD, Model};
 use sparsam_base::projection::Hook as _;
 use sparsam_kernels::Weight;
 use sparsam_kernels::cross_entropy::IGNORE;
-use sparsam_kernels::host::view;
+use sparsam_kernels::host::{fetch, view};
 
 use crate::error::{Error, Result};
 use crate::pass::{Input, differentiate};
@@ -124,7 +124,8 @@ fn waits(name: &str, trainable: &Trainable, gradients: &BTreeMap<String, f64>) -
 }
 
 fn norm(tensor: &Tensor) -> Result<f64> {
-    let values = view::<f32>(tensor)?;
+    let values = fetch(tensor)?;
+    let values = view::<f32>(&values)?;
     let squares = values.iter().map(|value| f64::from(*value).powi(2));
     Ok(squares.sum::<f64>().sqrt())
 }
@@ -154,12 +155,21 @@ impl Parameter<'_> {
         };
         let weight = match self {
             Self::Vector(tensor) => {
-                take(&view::<f32>(tensor)?);
+                take(&view::<f32>(&fetch(tensor)?)?);
                 return Ok(hasher.finalize());
             }
             Self::Matrix(weight) => weight,
             Self::Embedding(weight) => weight,
         };
+        let there = match weight {
+            Weight::Dense(tensor) => !tensor.device().is_cpu(),
+            Weight::OnDevice(_) => true,
+            _ => false,
+        };
+        if there {
+            take(&view::<f32>(&fetch(&weight.dequantize()?)?)?);
+            return Ok(hasher.finalize());
+        }
         weight.with_rows::<f32, _>(|rows| {
             let mut row = vec![0f32; rows.columns()];
             for index in 0..rows.rows() {

@@ -12,7 +12,7 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use safetensors::tensor::{Dtype, View};
 use safetensors::{SafeTensorError, serialize_to_file};
-use sparsam_kernels::host::view;
+use sparsam_kernels::host::{fetch, view};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         // Free of cost for what is trained, which is f32 and contiguous.
-        let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
+        let tensor = fetch(&tensor.to_dtype(DType::F32)?)?;
         // Fails here, and not while the file is written, for a tensor that cannot be read.
         drop(view::<f32>(&tensor)?);
         views.push((name.as_str(), Stored { tensor }));

@@ -4,13 +4,12 @@
 //! down as anything is trained. With checkpointing a block keeps only its input and is computed again
 //! when its turn comes; the results are the same bits.
 
-use candle_core::Tensor;
 use sparsam_base::block::Pass;
 use sparsam_base::model::{EMBEDDING, HEAD, Model};
 use sparsam_base::projection::Hook;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::{Loss, Want, linear_cross_entropy};
-use sparsam_kernels::host::{update, view};
+use sparsam_kernels::embedding::add_rows;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
 
 use crate::error::{Error, Result};
@@ -120,18 +119,4 @@ pub fn differentiate(
         add_rows(&dx, input.ids, &into)?;
     }
     Ok(loss)
-}
-
-/// `into[ids[i]] += rows[i]`, in order.
-fn add_rows(rows: &Tensor, ids: &[u32], into: &Tensor) -> candle_core::Result<()> {
-    let (_, width) = rows.dims2()?;
-    let rows = view::<f32>(rows)?;
-    update(into, |into: &mut [f32]| {
-        for (row, id) in rows.chunks_exact(width).zip(ids) {
-            for (into, row) in into[*id as usize * width..][..width].iter_mut().zip(row) {
-                *into += row;
-            }
-        }
-        Ok(())
-    })
 }

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use sparsam_kernels::Documents;
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
-use sparsam_kernels::host::{tensor, view};
+use sparsam_kernels::host::{fetch, tensor, view};
 use sparsam_kernels::linear::add_in_place;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
-use sparsam_kernels::rope::{RopeTable, rope, rope_backward};
+use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
 
 use crate::projection::{Group, Hook, HookKept};
 
@@ -55,7 +55,7 @@ pub struct Pass<'a> {
     /// Where the documents begin and end.
     pub documents: &'a Documents,
     /// Position of each token in its document.
-    pub positions: &'a [u32],
+    pub positions: &'a Positions,
     /// Sines and cosines.
     pub table: &'a RopeTable,
 }
@@ -104,7 +104,8 @@ struct Finished {
     hooks: [HookKept; 3],
 }
 
-/// Keys and values of one sequence in one block, for generation.
+/// Keys and values of one sequence in one block, for generation; in the host's memory, also where the model is
+/// on a GPU.
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     /// `[length, kv_heads · head_dim]`
@@ -194,7 +195,8 @@ impl Block {
         let p = self.project(x, pass, hook, false)?;
         let fresh = caches.iter().all(|cache| cache.keys.is_empty());
         {
-            let (k, v) = (view::<f32>(&p.k)?, view::<f32>(&p.v)?);
+            let (k, v) = (fetch(&p.k)?, fetch(&p.v)?);
+            let (k, v) = (view::<f32>(&k)?, view::<f32>(&v)?);
             let width = self.shape.kv_heads * self.shape.head_dim;
             for (cache, range) in caches.iter_mut().zip(pass.documents.ranges()) {
                 let range = range.start * width..range.end * width;
@@ -205,7 +207,8 @@ impl Block {
         let attended = if fresh {
             attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?.0
         } else {
-            let q = view::<f32>(&p.q)?;
+            let q = fetch(&p.q)?;
+            let q = view::<f32>(&q)?;
             let width = self.shape.heads * self.shape.head_dim;
             let ranges: Vec<_> = pass.documents.ranges().collect();
             let rows = caches.par_iter().zip(ranges).map(|(cache, range)| {
@@ -213,7 +216,7 @@ impl Block {
                 attention_cached(q, &cache.keys, &cache.values, &self.shape)
             });
             let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
-            tensor(rows.concat(), p.q.dims())?
+            tensor(rows.concat(), p.q.dims())?.to_device(x.device())?
         };
         Ok(self.finish(x, &attended, hook, false)?.0)
     }

@@ -11,8 +11,10 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use candle_transformers::generation::LogitsProcessor;
 use sparsam_kernels::Documents;
+use sparsam_kernels::host::fetch;
 use sparsam_kernels::linear::linear;
 use sparsam_kernels::norm::rms_norm;
+use sparsam_kernels::rope::Positions;
 
 use crate::block::{Cache, Pass};
 use crate::error::{Error, Result};
@@ -153,6 +155,7 @@ fn step(
         positions.extend((sequence.position..end).map(|position| position as u32));
         sequence.position = end;
     }
+    let positions = Positions::new(positions);
     let pass = Pass {
         documents: &documents,
         positions: &positions,
@@ -174,7 +177,7 @@ fn step(
         x = x.index_select(&Tensor::new(last, x.device())?, 0)?;
     }
     let (x, _) = rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps)?;
-    Ok(linear(&x, &model.head)?)
+    Ok(fetch(&linear(&x, &model.head)?)?)
 }
 
 fn choose(processor: &mut LogitsProcessor, logits: &Tensor) -> Result<u32> {

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use sparsam_kernels::Weight;
 use sparsam_kernels::attention::AttentionShape;
 use sparsam_kernels::int8::Int8;
@@ -193,6 +193,52 @@ impl Model {
     /// Makes room for documents of `max_length` tokens, where the length was not known at loading.
     pub fn set_max_length(&mut self, max_length: usize) {
         self.table = RopeTable::new(&self.config.inverse_frequencies(), max_length, 1.0);
+    }
+
+    /// Puts all weights into the memory of `device`. Quantised ones stay so and are expanded to `compute` (f32 or
+    /// bf16) for each product there.
+    ///
+    /// # Errors
+    /// Too little memory, or a form of weight that is not computed with there.
+    pub fn to_device(&mut self, device: &Device, compute: DType) -> Result<()> {
+        if device.is_cpu() {
+            return Ok(());
+        }
+        self.embedding = self.embedding.to_device(device)?;
+        self.head = if self.config.tie_word_embeddings {
+            Weight::Dense(self.embedding.clone())
+        } else {
+            self.head.to_device(device, compute)?
+        };
+        let mut norms = vec![&mut self.norm];
+        for block in &mut self.blocks {
+            norms.extend([&mut block.input_norm, &mut block.post_norm]);
+            if let Some((q, k)) = &mut block.qk_norm {
+                norms.extend([q, k]);
+            }
+            for group in [
+                &mut block.qkv,
+                &mut block.o,
+                &mut block.gate_up,
+                &mut block.down,
+            ] {
+                for projection in &mut group.projections {
+                    projection.weight = projection.weight.to_device(device, compute)?;
+                    if let Some(bias) = &mut projection.bias {
+                        *bias = bias.to_device(device)?;
+                    }
+                }
+            }
+        }
+        for norm in norms {
+            norm.weight = norm.weight.to_device(device)?;
+        }
+        Ok(())
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
     }
 
     /// Memory of all weights as stored, in bytes; a tied head counts once.

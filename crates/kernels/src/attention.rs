@@ -126,6 +126,10 @@ pub fn attention(
     shape: &AttentionShape,
 ) -> Result<(Tensor, Tensor)> {
     let tokens = shape.check_inputs(q, k, v, documents)?;
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return crate::cuda::attention(q, k, v, documents, shape);
+    }
     by_element!(q, T => {
         let (q, k, v) = (view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);
         let (output, log_sums) = forward::all::<T>(&q, &k, &v, documents, shape);
@@ -161,6 +165,10 @@ pub fn attention_backward(
             log_sums.dims(),
             q.dims()
         );
+    }
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return crate::cuda::attention_backward(dout, q, k, v, output, log_sums, documents, shape);
     }
     by_element!(q, T => {
         let (dout, q, k, v) = (view::<T>(dout)?, view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);

@@ -64,6 +64,10 @@ pub fn linear_cross_entropy(
             into.dims()
         );
     }
+    #[cfg(feature = "cuda")]
+    if hidden.device().is_cuda() {
+        return crate::cuda::linear_cross_entropy(hidden, head, targets, want);
+    }
     by_element!(hidden, T => {
         let hidden = view::<T>(hidden)?;
         let mut gradient = want.grad_scale.map(|_| vec![0 as T; tokens * width]);
@@ -109,6 +113,10 @@ pub fn linear_token_losses(
     targets: &[u32],
 ) -> Result<Vec<Option<f64>>> {
     let (tokens, ..) = check(hidden, head, targets)?;
+    #[cfg(feature = "cuda")]
+    if hidden.device().is_cuda() {
+        return crate::cuda::linear_token_losses(hidden, head, targets);
+    }
     by_element!(hidden, T => {
         let hidden = view::<T>(hidden)?;
         let mut losses = vec![None; tokens];
