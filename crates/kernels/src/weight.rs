@@ -9,6 +9,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Storage, StorageRef, Tensor, bail};
 
 use crate::gemm::Rows;
+use crate::ggml::Ggml;
 use crate::host::{self, Element};
 use crate::int8::Int8;
 use crate::nf4::Nf4;
@@ -22,6 +23,8 @@ pub enum Weight {
     Nf4(Nf4),
     /// Eight bits a number, a scale for each row.
     Int8(Int8),
+    /// Blocks of a GGUF file.
+    Ggml(Ggml),
 }
 
 impl Weight {
@@ -31,6 +34,7 @@ impl Weight {
             Self::Dense(tensor) => host::matrix(tensor, "weight", "a weight"),
             Self::Nf4(weight) => Ok(weight.dims()),
             Self::Int8(weight) => Ok(weight.dims()),
+            Self::Ggml(weight) => Ok(weight.dims()),
         }
     }
 
@@ -40,6 +44,7 @@ impl Weight {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
             Self::Nf4(weight) => weight.bytes(),
             Self::Int8(weight) => weight.bytes(),
+            Self::Ggml(weight) => weight.bytes(),
         }
     }
 
@@ -74,6 +79,7 @@ impl Weight {
             Self::Dense(tensor) => work(&DenseRows::new(tensor)?),
             Self::Nf4(weight) => work(weight),
             Self::Int8(weight) => work(weight),
+            Self::Ggml(weight) => work(weight),
         }
     }
 }
