@@ -134,7 +134,6 @@ fn norm(tensor: &Tensor) -> Result<f64> {
 enum Parameter<'a> {
     Matrix(&'a Weight),
     Vector(&'a Tensor),
-    Embedding(Weight),
 }
 
 impl Parameter<'_> {
@@ -142,7 +141,6 @@ impl Parameter<'_> {
         match self {
             Self::Matrix(weight) => weight.bytes(),
             Self::Vector(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-            Self::Embedding(weight) => weight.bytes(),
         }
     }
 
@@ -159,7 +157,6 @@ impl Parameter<'_> {
                 return Ok(hasher.finalize());
             }
             Self::Matrix(weight) => weight,
-            Self::Embedding(weight) => weight,
         };
         let there = match weight {
             Weight::Dense(tensor) => !tensor.device().is_cpu(),
@@ -185,10 +182,7 @@ impl Parameter<'_> {
 /// All parameters of a model by name. A tied head is the embedding and not listed beside it, unless the
 /// embedding is trained and may have parted from it.
 fn parameters<'a>(model: &'a Model, trainable: &Trainable) -> Vec<(String, Parameter<'a>)> {
-    let mut list = vec![(
-        EMBEDDING.to_owned(),
-        Parameter::Embedding(Weight::Dense(model.embedding.clone())),
-    )];
+    let mut list = vec![(EMBEDDING.to_owned(), Parameter::Matrix(&model.embedding))];
     if !model.config.tie_word_embeddings || trainable.accumulator(EMBEDDING).is_some() {
         list.push((HEAD.to_owned(), Parameter::Matrix(&model.head)));
     }

@@ -217,6 +217,12 @@ impl Trainable {
     pub fn full(model: &mut Model) -> Result<Self> {
         let mut trainable = Self::none(model);
         trainable.lowest = 0;
+        let quantized = || {
+            Error::config(
+                "quantize",
+                "leaves weights that full fine-tuning cannot train",
+            )
+        };
         let mut norms = vec![&model.norm];
         for block in &model.blocks {
             norms.extend([&block.input_norm, &block.post_norm]);
@@ -226,10 +232,7 @@ impl Trainable {
                 .flat_map(|g| &g.projections)
             {
                 let Weight::Dense(weight) = &projection.weight else {
-                    return Err(Error::config(
-                        "quantize",
-                        "leaves weights that full fine-tuning cannot train",
-                    ));
+                    return Err(quantized());
                 };
                 trainable.add_parameter(format!("{}.weight", projection.name), weight)?;
                 if let Some(bias) = &projection.bias {
@@ -240,8 +243,12 @@ impl Trainable {
         for norm in norms {
             trainable.add_parameter(norm.name.clone(), &norm.weight)?;
         }
-        trainable.add_parameter(EMBEDDING.to_owned(), &model.embedding)?;
-        if let (false, Weight::Dense(head)) = (trainable.tied, &model.head) {
+        let (Weight::Dense(embedding), Weight::Dense(head)) = (&model.embedding, &model.head)
+        else {
+            return Err(quantized());
+        };
+        trainable.add_parameter(EMBEDDING.to_owned(), embedding)?;
+        if !trainable.tied {
             trainable.add_parameter(HEAD.to_owned(), head)?;
         }
         Ok(trainable)
@@ -374,20 +381,14 @@ impl Trainable {
     fn save_module(&mut self, model: &mut Model, module: &str) -> Result<()> {
         match module {
             "lm_head" => {
-                let Weight::Dense(head) = &model.head else {
-                    return Err(Error::config(
-                        "modules_to_save",
-                        "names a head that is quantised",
-                    ));
-                };
-                let head = head.to_dtype(DType::F32)?.copy()?;
+                let head = model.head.dequantize()?.copy()?;
                 self.add_parameter(HEAD.to_owned(), &head)?;
                 model.head = Weight::Dense(head);
             }
             "embed_tokens" => {
-                let embedding = model.embedding.to_dtype(DType::F32)?.copy()?;
+                let embedding = model.embedding.dequantize()?.copy()?;
                 self.add_parameter(EMBEDDING.to_owned(), &embedding)?;
-                model.embedding = embedding;
+                model.embedding = Weight::Dense(embedding);
             }
             other => {
                 let what =

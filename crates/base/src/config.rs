@@ -86,6 +86,8 @@ pub enum RopeScaling {
         /// Length first trained on.
         original: f64,
     },
+    /// Each by a divisor of its own, `[head_dim / 2]` (`rope_freqs.weight` of a GGUF file).
+    Divisors(Vec<f64>),
 }
 
 /// Keys that carry nothing the computation depends on.
@@ -160,7 +162,7 @@ impl ModelConfig {
                 // In f32, as the models were trained with them.
                 let exponent = (2 * i) as f32 / self.head_dim as f32;
                 let frequency = f64::from(1.0 / (self.rope.theta as f32).powf(exponent));
-                self.rope.scaling.apply(frequency)
+                self.rope.scaling.apply(i, frequency)
             })
             .collect()
     }
@@ -172,9 +174,11 @@ impl ModelConfig {
 }
 
 impl RopeScaling {
-    fn apply(&self, frequency: f64) -> f64 {
+    /// Stretches the frequency number `i`.
+    fn apply(&self, i: usize, frequency: f64) -> f64 {
         match *self {
             Self::None => frequency,
+            Self::Divisors(ref divisors) => frequency / divisors[i],
             Self::Linear(factor) => frequency / factor,
             Self::Llama3 {
                 factor,

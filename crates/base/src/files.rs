@@ -1,3 +1,4 @@
 //! File formats that weights come in.
 
+pub mod gguf;
 pub mod safetensors;

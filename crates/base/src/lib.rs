@@ -1,6 +1,6 @@
 //! Frozen, quantised base models.
 //!
-//! A model folder becomes a [`model::Model`]: [`config`] says what it is, [`weights`] and [`files`]
+//! A model folder or a GGUF file becomes a [`model::Model`]: [`config`] says what it is, [`weights`] and [`files`]
 //! bring its tensors, [`block`] is the one decoder block all families are configurations of, and
 //! [`projection`] is the border at which an adapter may plug in. [`generate`] lets a model continue
 //! texts, [`tokenizer`] and [`chat_template`] stand between texts and tokens, and [`builtin`] holds the

@@ -1,4 +1,4 @@
-//! A base model: embedding, blocks, last norm and head, loaded from a folder.
+//! A base model: embedding, blocks, last norm and head, loaded from its files.
 //!
 //! The model is a list of parts; which pass runs over them (training, evaluation, generation) is its
 //! user's business. Names are those of Hugging Face's checkpoints.
@@ -50,7 +50,7 @@ pub struct Model {
     /// Its shape.
     pub config: ModelConfig,
     /// `[vocabulary, hidden]`
-    pub embedding: Tensor,
+    pub embedding: Weight,
     /// In order.
     pub blocks: Vec<Block>,
     /// Before the head.
@@ -87,7 +87,7 @@ impl Model {
     /// Tensors that are missing or do not fit the configuration.
     pub fn load(config: ModelConfig, weights: &dyn Weights, options: LoadOptions) -> Result<Self> {
         let loader = Loader { weights, options };
-        let embedding = loader.dense(EMBEDDING, &[config.vocab_size, config.hidden_size])?;
+        let embedding = loader.table(EMBEDDING, config.vocab_size, config.hidden_size)?;
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| loader.block(&config, layer))
             .collect::<Result<_>>()?;
@@ -95,7 +95,7 @@ impl Model {
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
-            loader.dense(HEAD, &[config.vocab_size, config.hidden_size])?
+            loader.table(HEAD, config.vocab_size, config.hidden_size)?
         };
         let table = RopeTable::new(&config.inverse_frequencies(), options.max_length, 1.0);
         Ok(Self {
@@ -103,7 +103,7 @@ impl Model {
             embedding,
             blocks,
             norm,
-            head: Weight::Dense(head),
+            head,
             table,
         })
     }
@@ -120,8 +120,19 @@ impl Model {
                 format!("has {vocabulary} rows, token {id} is beyond them"),
             ));
         }
-        let ids = Tensor::new(ids, self.embedding.device())?;
-        Ok(self.embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+        if let Weight::Dense(embedding) = &self.embedding {
+            let ids = Tensor::new(ids, embedding.device())?;
+            return Ok(embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?);
+        }
+        let width = self.config.hidden_size;
+        let mut values = vec![0f32; ids.len() * width];
+        self.embedding.with_rows::<f32, _>(|rows| {
+            for (id, out) in ids.iter().zip(values.chunks_exact_mut(width)) {
+                rows.fill(*id as usize, 0..width, out);
+            }
+            Ok(())
+        })?;
+        Ok(host::tensor(values, (ids.len(), width))?)
     }
 
     /// Last hidden states of a batch, before the last norm: `[tokens, hidden]`.
@@ -187,7 +198,7 @@ impl Model {
             matrix(&self.head)
         };
         let blocks = self.blocks.iter().map(block).sum::<usize>();
-        (self.embedding.elem_count() + blocks + norm(&self.norm) + head) as u64
+        (matrix(&self.embedding) + blocks + norm(&self.norm) + head) as u64
     }
 
     /// Makes room for documents of `max_length` tokens, where the length was not known at loading.
@@ -243,7 +254,6 @@ impl Model {
 
     /// Memory of all weights as stored, in bytes; a tied head counts once.
     pub fn bytes(&self) -> usize {
-        let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let head = if self.config.tie_word_embeddings {
             0
         } else {
@@ -257,7 +267,7 @@ impl Model {
             .flat_map(|group| &group.projections)
             .map(|p| p.weight.bytes())
             .sum::<usize>();
-        dense(&self.embedding) + head + projections
+        self.embedding.bytes() + head + projections
     }
 }
 
@@ -298,14 +308,47 @@ impl Loader<'_> {
         })
     }
 
+    /// A matrix as its file keeps it, if it decides that.
+    fn kept(&self, name: &str, out: usize, input: usize) -> Result<Option<Weight>> {
+        let weight = self.weights.kept(name)?;
+        if let Some(weight) = &weight {
+            let dims = weight.dims()?;
+            if dims != (out, input) {
+                let what = format!(
+                    "has shape {dims:?}, the configuration says {:?}",
+                    (out, input)
+                );
+                return Err(Error::weight(name, what));
+            }
+        }
+        Ok(weight)
+    }
+
+    /// The embedding or the head, which are not quantised here.
+    fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
+        match self.kept(name, rows, columns)? {
+            Some(weight) => Ok(weight),
+            None => Ok(Weight::Dense(self.dense(name, &[rows, columns])?)),
+        }
+    }
+
     fn projection(&self, name: String, out: usize, input: usize, bias: bool) -> Result<Projection> {
         let parameter = format!("{name}.weight");
-        let weight = if self.options.quantize == Quantize::None {
+        let asked = self.options.quantize;
+        let kept = self.kept(&parameter, out, input)?;
+        let weight = if let (Some(kept), true) = (&kept, asked == Quantize::None) {
+            kept.clone()
+        } else if asked == Quantize::None {
             Weight::Dense(self.dense(&parameter, &[out, input])?)
         } else {
-            let tensor = self
-                .tensor(&parameter, &[out, input])?
-                .to_dtype(DType::F32)?;
+            let tensor = match kept {
+                Some(Weight::Dense(tensor)) => tensor,
+                Some(_) => {
+                    return Err(Error::Quantized { name: parameter });
+                }
+                None => self.tensor(&parameter, &[out, input])?,
+            };
+            let tensor = tensor.to_dtype(DType::F32)?;
             let values = host::view::<f32>(&tensor)?;
             let quantized = match self.options.quantize {
                 Quantize::Int8 => Int8::quantize(&values, out, input).map(Weight::Int8),

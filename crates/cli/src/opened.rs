@@ -12,6 +12,8 @@ use fs_err::File;
 use sparsam_base::builtin::{self, Builtin};
 use sparsam_base::chat_template::{ChatTemplate, DefaultTemplate};
 use sparsam_base::config::ModelConfig;
+use sparsam_base::error::Error;
+use sparsam_base::files::gguf::GgufFile;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::tokenizer::Tokenizer;
@@ -36,12 +38,12 @@ pub(crate) struct Opened {
 
 /// What is to be opened, and how.
 pub(crate) struct Wanted<'a> {
-    /// `builtin:NAME` or a folder in Hugging Face's layout.
+    /// `builtin:NAME`, a folder in Hugging Face's layout, or a GGUF file.
     pub(crate) name: &'a str,
     /// How the projections are kept.
     pub(crate) quantize: Quantize,
     /// Type of the weights kept as plain numbers. `None` is f32, which is fastest where the
-    /// processor has no instructions for bf16.
+    /// processor has no instructions for bf16, and that of the file for a GGUF file.
     pub(crate) dtype: Option<DType>,
     /// The longest document that will be seen, in tokens.
     pub(crate) max_length: usize,
@@ -78,6 +80,20 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
             let model = Model::load(config, &files, options)?;
             (model, tokenizer, hash(files.paths())?)
         }
+        Place::Gguf(path) => {
+            let unusable = || format!("`{}` cannot be used", path.display());
+            let file = GgufFile::open(path).map_err(|error| match error {
+                // These name the file themselves.
+                Error::Read { .. } | Error::File { .. } | Error::Unfit { .. } => error.into(),
+                error => anyhow::Error::new(error).context(unusable()),
+            })?;
+            check_length(wanted, file.config())?;
+            let tokenizer = file.tokenizer()?;
+            tokenizer.check_fits(file.config().vocab_size)?;
+            let file = file.with_dtype(wanted.dtype);
+            let model = file.load(options).with_context(unusable)?;
+            (model, tokenizer, hash(std::iter::once(path))?)
+        }
     };
     let architecture = model.config.family.clone();
     let template = match wanted.chat_template {
@@ -112,6 +128,13 @@ pub(crate) fn find_builtin(name: &str) -> anyhow::Result<Builtin> {
 enum Place<'a> {
     Builtin(Builtin),
     Folder(&'a Path),
+    Gguf(&'a Path),
+}
+
+/// Whether a model's name is that of a GGUF file.
+pub(crate) fn is_gguf(name: &str) -> bool {
+    let extension = Path::new(name).extension();
+    extension.is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 fn find(name: &str) -> anyhow::Result<Place<'_>> {
@@ -119,13 +142,13 @@ fn find(name: &str) -> anyhow::Result<Place<'_>> {
         return find_builtin(name).map(Place::Builtin);
     }
     let path = Path::new(name);
-    let extension = path.extension().unwrap_or_default();
-    if extension.eq_ignore_ascii_case("gguf") {
-        return Err(Failure::usage(format!(
-            "`{name}` cannot be opened: GGUF files are not supported yet"
-        ))
-        .hint("use the model's folder in Hugging Face's layout, with model.safetensors")
-        .into());
+    if is_gguf(name) && !path.is_dir() {
+        if !path.exists() {
+            return Err(Failure::usage(format!("there is no file `{name}`"))
+                .hint("name a GGUF file as llama.cpp uses it, in one part")
+                .into());
+        }
+        return Ok(Place::Gguf(path));
     }
     if path.is_dir() {
         if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
@@ -138,13 +161,11 @@ fn find(name: &str) -> anyhow::Result<Place<'_>> {
         return Ok(Place::Folder(path));
     }
     if path.exists() {
-        return Err(
-            Failure::usage(format!("`{name}` is a file, a base model is a folder"))
-                .hint(
-                    "name the folder that holds config.json, tokenizer.json and model.safetensors",
-                )
-                .into(),
-        );
+        return Err(Failure::usage(format!(
+            "`{name}` is a file, a base model is a folder or a .gguf file"
+        ))
+        .hint("name the folder that holds config.json, tokenizer.json and model.safetensors")
+        .into());
     }
     let hint = if is_hub_name(name) {
         "if it is a name on the Hub: models are not fetched from there yet; download it by other \

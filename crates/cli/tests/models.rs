@@ -121,8 +121,8 @@ fn what_is_no_model_is_refused_with_a_hint() {
         ),
         (
             "tiny.gguf",
-            "error: `tiny.gguf` cannot be opened: GGUF files are not supported yet\n\
-             hint: use the model's folder in Hugging Face's layout, with model.safetensors\n",
+            "error: there is no file `tiny.gguf`\n\
+             hint: name a GGUF file as llama.cpp uses it, in one part\n",
         ),
         (
             "owner/name",

@@ -7,7 +7,7 @@
 //!
 //! | concept | module |
 //! |---|---|
-//! | a weight matrix in the form it is stored | [`weight`], [`nf4`], [`int8`] |
+//! | a weight matrix in the form it is stored | [`weight`], [`nf4`], [`int8`], [`ggml`] |
 //! | products with it, forward and adjoint | [`linear`], [`lora`], [`dora`], on top of [`gemm`] |
 //! | the rest of a decoder block | [`norm`], [`rope`], [`attention`], [`activation`], [`dropout`] |
 //! | head and loss together | [`cross_entropy`] |
@@ -28,6 +28,7 @@ pub mod dora;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
+pub mod ggml;
 pub mod host;
 pub mod int8;
 pub mod linear;

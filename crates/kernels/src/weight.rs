@@ -9,6 +9,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Storage, StorageRef, Tensor, bail};
 
 use crate::gemm::Rows;
+use crate::ggml::Ggml;
 use crate::host::{self, Element};
 use crate::int8::Int8;
 use crate::nf4::Nf4;
@@ -22,6 +23,8 @@ pub enum Weight {
     Nf4(Nf4),
     /// Eight bits a number, a scale for each row.
     Int8(Int8),
+    /// Blocks of a GGUF file.
+    Ggml(Ggml),
     /// A quantised matrix on a GPU.
     OnDevice(OnDevice),
 }
@@ -61,6 +64,7 @@ impl Weight {
             Self::Dense(tensor) => host::matrix(tensor, "weight", "a weight"),
             Self::Nf4(weight) => Ok(weight.dims()),
             Self::Int8(weight) => Ok(weight.dims()),
+            Self::Ggml(weight) => Ok(weight.dims()),
             Self::OnDevice(weight) => Ok((weight.rows, weight.columns)),
         }
     }
@@ -71,6 +75,7 @@ impl Weight {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
             Self::Nf4(weight) => weight.bytes(),
             Self::Int8(weight) => weight.bytes(),
+            Self::Ggml(weight) => weight.bytes(),
             Self::OnDevice(weight) => weight.codes.elem_count() + 4 * weight.scales.elem_count(),
         }
     }
@@ -131,6 +136,7 @@ impl Weight {
                 let codes: Vec<u8> = weight.codes().iter().map(|code| *code as u8).collect();
                 put(&codes, weight.absmax(), &[], Form::EightBits)
             }
+            Self::Ggml(_) => bail!("blocks of a GGUF file are computed with on the CPU only"),
             Self::OnDevice(_) => Ok(self.clone()),
         }
     }
@@ -147,6 +153,7 @@ impl Weight {
             Self::Dense(tensor) => work(&DenseRows::new(tensor)?),
             Self::Nf4(weight) => work(weight),
             Self::Int8(weight) => work(weight),
+            Self::Ggml(weight) => work(weight),
             Self::OnDevice(_) => bail!("this product runs on the CPU only, the weight is on a GPU"),
         }
     }

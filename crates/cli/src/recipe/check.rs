@@ -113,6 +113,13 @@ impl Check<'_> {
             )
             .hint("write `quantize: none`, or `method: lora`"));
         }
+        if recipe.method == Method::Full && crate::opened::is_gguf(&recipe.model) {
+            return Err(Problem::new(
+                self.origin("model"),
+                "`method: full` trains every weight, which a GGUF file does not allow",
+            )
+            .hint("write `method: lora`, or name the model's folder in Hugging Face's layout"));
+        }
         if recipe.method == Method::Full && recipe.adapter.is_some() {
             return Err(Problem::new(
                 self.origin("adapter"),
