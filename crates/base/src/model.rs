@@ -215,9 +215,9 @@ impl Model {
         if device.is_cpu() {
             return Ok(());
         }
-        self.embedding = self.embedding.to_device(device)?;
+        self.embedding = self.embedding.to_device(device, compute)?;
         self.head = if self.config.tie_word_embeddings {
-            Weight::Dense(self.embedding.clone())
+            self.embedding.clone()
         } else {
             self.head.to_device(device, compute)?
         };
@@ -249,7 +249,7 @@ impl Model {
 
     /// Where the weights are.
     pub fn device(&self) -> &Device {
-        self.embedding.device()
+        self.norm.weight.device()
     }
 
     /// Memory of all weights as stored, in bytes; a tied head counts once.
