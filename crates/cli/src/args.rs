@@ -4,6 +4,7 @@
 //! of `train` come from [`crate::recipe::manual`].
 
 use std::path::PathBuf;
+use std::str::FromStr as _;
 
 use candle_core::DType;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -131,6 +132,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, short)]
     pub(crate) adapter: Option<PathBuf>,
 
+    /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = crate::device::Choice::from_str)]
+    pub(crate) device: crate::device::Choice,
+
     /// A message that sets the role, where the model's chat template knows one
     #[arg(long)]
     pub(crate) system: Option<String>,
@@ -245,6 +250,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "none", value_parser = bench::quantize)]
     pub(crate) quantize: Quantize,
 
+    /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = crate::device::Choice::from_str)]
+    pub(crate) device: crate::device::Choice,
+
     #[arg(long)]
     pub(crate) gradient_checkpointing: bool,
 
@@ -281,6 +290,10 @@ pub(crate) struct ProbeArgs {
 
     #[arg(long, default_value = "none", value_parser = bench::quantize)]
     pub(crate) quantize: Quantize,
+
+    /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = crate::device::Choice::from_str)]
+    pub(crate) device: crate::device::Choice,
 
     /// The text, as it stands
     #[arg(long, short)]

@@ -10,19 +10,28 @@ pub(crate) struct Platform {
     pub(crate) os: String,
     /// Such as `x86_64`.
     pub(crate) architecture: String,
+    /// Where the model was computed: `cpu`, or `cuda:0` with the number of a GPU.
+    #[serde(default = "cpu")]
+    pub(crate) device: String,
     /// Processor threads this process may use.
     pub(crate) processors: usize,
 }
 
 impl Platform {
-    /// The machine this runs on.
-    pub(crate) fn here() -> Self {
+    /// The machine this runs on, and where on it the model is computed.
+    pub(crate) fn here(device: &str) -> Self {
         Self {
             os: std::env::consts::OS.to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
+            device: device.to_owned(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
+}
+
+/// What records of versions before GPUs mean.
+fn cpu() -> String {
+    "cpu".to_owned()
 }
 
 /// The most memory this process has held so far, in bytes: the maximum resident set of getrusage(2).

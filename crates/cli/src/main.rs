@@ -10,6 +10,7 @@ mod args;
 mod cards;
 mod columns;
 mod commands;
+mod device;
 mod error;
 mod figures;
 mod interrupt;

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use fs_err::File;
 use sparsam_base::builtin::{self, Builtin};
 use sparsam_base::chat_template::{ChatTemplate, DefaultTemplate};
@@ -45,6 +45,8 @@ pub(crate) struct Wanted<'a> {
     /// Type of the weights kept as plain numbers. `None` is f32, which is fastest where the
     /// processor has no instructions for bf16, and that of the file for a GGUF file.
     pub(crate) dtype: Option<DType>,
+    /// Where the weights go.
+    pub(crate) device: &'a Device,
     /// The longest document that will be seen, in tokens.
     pub(crate) max_length: usize,
     /// A file with a Jinja template, or the name of a built-in one.
@@ -62,7 +64,7 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         dtype: wanted.dtype.unwrap_or(DType::F32),
         max_length: wanted.max_length,
     };
-    let (model, tokenizer, blake3) = match find(wanted.name)? {
+    let (mut model, tokenizer, blake3) = match find(wanted.name)? {
         Place::Builtin(builtin) => {
             let config = ModelConfig::parse(builtin.config)?;
             check_length(wanted, &config)?;
@@ -95,6 +97,10 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
             (model, tokenizer, hash(std::iter::once(path))?)
         }
     };
+    // Four and eight bits are expanded to bf16 on a GPU, where that is the fast type, unless f32 is asked for.
+    model
+        .to_device(wanted.device, wanted.dtype.unwrap_or(DType::BF16))
+        .with_context(|| format!("`{}` cannot be put on the GPU", wanted.name))?;
     let architecture = model.config.family.clone();
     let template = match wanted.chat_template {
         Some(name) => template(name, &tokenizer)?,
@@ -274,6 +280,7 @@ mod tests {
         name: "builtin:sprout",
         quantize: Quantize::None,
         dtype: None,
+        device: &Device::Cpu,
         max_length: 64,
         chat_template: None,
     };

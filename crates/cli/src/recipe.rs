@@ -55,6 +55,10 @@ pub(crate) struct Recipe {
     /// f32.
     pub(crate) dtype: Dtype,
 
+    /// Where it is computed: `cpu`, `cuda:0` for an NVIDIA GPU by its number, or `auto`, the first
+    /// GPU where this program was built for them and one can be used, else the processor.
+    pub(crate) device: String,
+
     /// The adapter. Used with `method: lora` only.
     pub(crate) lora: Lora,
 
@@ -211,6 +215,7 @@ impl Default for Recipe {
             method: Method::Lora,
             quantize: Quantize::None,
             dtype: Dtype::Auto,
+            device: "auto".to_owned(),
             lora: Lora::default(),
             adapter: None,
             data: Data::default(),
@@ -297,7 +302,7 @@ pub(crate) enum Dtype {
     F32,
     /// half the memory; fast where the processor or GPU multiplies it
     Bf16,
-    /// bf16 where this machine is fast at it, f32 elsewhere
+    /// bf16 for a frozen base on a GPU, f32 elsewhere
     Auto,
 }
 

@@ -20,6 +20,7 @@ use sparsam_base::chat_template::TemplateSource;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
 use crate::cards;
+use crate::device::Place;
 use crate::error::Failure;
 use crate::interrupt;
 use crate::machine::Platform;
@@ -60,6 +61,7 @@ pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
     let recipe = &file.recipe;
     file.check_files()?;
     let material = Material::read(recipe, now())?;
+    material.place.note.iter().for_each(|note| say(note));
     let ready = Ready::make(recipe, material.opened)?;
     let settings = settings::training(recipe, &material.data.train);
     say(&opening(recipe, &ready, &material.data, &settings));
@@ -109,7 +111,11 @@ impl<'a> Session<'a> {
             Some(resumed) => resumed.record.started.parse().unwrap_or_else(|_| now()),
             None => now(),
         };
-        let Material { opened, mut data } = Material::read(recipe, started)?;
+        let Material {
+            opened,
+            mut data,
+            place,
+        } = Material::read(recipe, started)?;
         let mut ready = Ready::make(recipe, opened)?;
         let settings = settings::training(recipe, &data.train);
         let mut optimizer = Optimizer::new(
@@ -124,6 +130,7 @@ impl<'a> Session<'a> {
         data.train.seek(trained.position);
         tracker.leave(LOAD);
         if !quiet {
+            place.note.iter().for_each(|note| say(note));
             say(&opening(recipe, &ready, &data, &settings));
             if options.country.is_none() && options.intensity.is_none() {
                 say(words::NO_COUNTRY);
@@ -136,7 +143,7 @@ impl<'a> Session<'a> {
                 recipe: recipe.clone(),
                 ..record
             },
-            None => new_record(recipe, &ready, &data, started),
+            None => new_record(recipe, &ready, &data, &place, started),
         };
         record.write(&folder.path)?;
         folder.keep();
@@ -316,14 +323,20 @@ fn now() -> Timestamp {
     now.round(jiff::Unit::Second).unwrap_or(now)
 }
 
-fn new_record(recipe: &Recipe, ready: &Ready, data: &Data, started: Timestamp) -> RunRecord {
+fn new_record(
+    recipe: &Recipe,
+    ready: &Ready,
+    data: &Data,
+    place: &Place,
+    started: Timestamp,
+) -> RunRecord {
     RunRecord {
         format: FORMAT,
         state: State::Running,
         started: started.to_string(),
         ended: None,
         versions: Versions::here(),
-        platform: Platform::here(),
+        platform: Platform::here(&place.name()),
         recipe: recipe.clone(),
         base: Base {
             model: recipe.model.clone(),

@@ -221,7 +221,7 @@ mod tests {
             started: "2026-01-01T10:00:00Z".to_owned(),
             ended: Some("2026-01-01T10:02:00Z".to_owned()),
             versions: Versions::here(),
-            platform: Platform::here(),
+            platform: Platform::here("cpu"),
             recipe: Recipe::default(),
             base: Base {
                 model: "builtin:sprout".to_owned(),

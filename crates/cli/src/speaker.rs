@@ -14,6 +14,7 @@ use sparsam_base::generate::{Sampling, generate};
 use sparsam_base::model::Quantize;
 
 use crate::args::ModelArgs;
+use crate::device;
 use crate::error::Failure;
 use crate::opened::{Opened, Wanted, open};
 
@@ -59,10 +60,15 @@ impl Speaker {
             .map(|folder| folder.join(TEMPLATE_FILE));
         let template = template.filter(|path| path.exists());
         // How long texts get is known when the prompt is; until then there is room for nothing.
+        let place = device::open(args.device)?;
+        if let Some(note) = &place.note {
+            writeln!(notes, "note: {note}")?;
+        }
         let mut opened = open(&Wanted {
             name: &args.model,
             quantize: Quantize::None,
             dtype: None,
+            device: &place.device,
             max_length: 0,
             chat_template: template.as_deref().and_then(Path::to_str),
         })?;

@@ -108,7 +108,7 @@ fn threads_do_not_matter_and_bad_shapes_are_refused() -> Result<()> {
     assert!(rope(&x, 3, &Positions::new(positions.clone()), &table).is_err());
     assert!(rope(&x, 4, &Positions::new(positions.clone()), &table).is_err());
     assert!(rope(&x, 2, &Positions::new(positions[1..].to_vec()), &table).is_err());
-    let error = rope(&x, 2, &[70; 70], &table)
+    let error = rope(&x, 2, &Positions::new(vec![70; 70]), &table)
         .expect_err("beyond the table")
         .to_string();
     assert!(error.contains("70"), "{error}");

@@ -21,6 +21,7 @@ use sparsam_kernels::adamw::AdamW;
 use sparsam_kernels::cross_entropy::IGNORE;
 
 use crate::args::{BenchArgs, BenchMethod};
+use crate::device;
 use crate::machine::peak_memory;
 
 /// As the peer has them.
@@ -36,7 +37,9 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         dtype: args.dtype,
         max_length: args.seq,
     };
+    let place = device::open(args.device)?;
     let mut model = Model::from_folder(&args.model, options)?;
+    model.to_device(&place.device, args.dtype)?;
     let mut trainable = match args.method {
         BenchMethod::Full => Trainable::full(&mut model)?,
         BenchMethod::Lora => lora(&mut model, &args.lora_init)?,

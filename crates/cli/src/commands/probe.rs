@@ -12,13 +12,16 @@ use sparsam_adapter::trainable::Trainable;
 use sparsam_kernels::Documents;
 
 use crate::args::ProbeArgs;
+use crate::device;
 use crate::opened::{Wanted, open};
 
 pub(super) fn run(args: &ProbeArgs) -> anyhow::Result<()> {
+    let place = device::open(args.device)?;
     let mut opened = open(&Wanted {
         name: &args.model,
         quantize: args.quantize,
         dtype: Some(args.dtype),
+        device: &place.device,
         max_length: 0,
         chat_template: None,
     })?;

@@ -5,6 +5,7 @@
 
 use super::tree::{Node, Origin, Problem};
 use super::{Method, Quantize, Recipe, TargetModules};
+use crate::device::Choice;
 
 /// Refuses the first impossible value, and settles which of two exclusive keys holds.
 pub(super) fn check(recipe: &mut Recipe, tree: &Node) -> Result<(), Problem> {
@@ -195,6 +196,11 @@ impl Check<'_> {
             "1 or more",
         )?;
         self.must(recipe.threads != Some(0), "threads", "1 or more")?;
+        self.must(
+            recipe.device.parse::<Choice>().is_ok(),
+            "device",
+            "`auto`, `cpu`, or `cuda:0` with the number of a GPU",
+        )?;
         self.must(recipe.logging.steps >= 1, "logging.steps", "1 or more")
     }
 

@@ -15,6 +15,7 @@ use sparsam_base::model::Model;
 use sparsam_tracker::Tracker;
 
 use super::settings;
+use crate::device::{self, Place};
 use crate::error::Failure;
 use crate::interrupt;
 use crate::opened::{Opened, Wanted, open};
@@ -28,6 +29,8 @@ const GENERATE: &str = "generate";
 /// What is read before anything is trained.
 pub(super) struct Material {
     pub(super) opened: Opened,
+    /// Where it is computed.
+    pub(super) place: Place,
     pub(super) data: Data,
 }
 
@@ -57,16 +60,22 @@ impl Material {
             .eval_generation
             .as_ref()
             .map_or(0, |g| g.max_new_tokens);
+        let place = device::open(recipe.device.parse().map_err(anyhow::Error::msg)?)?;
         let mut opened = open(&Wanted {
             name: &recipe.model,
             quantize: settings::quantize(recipe),
-            dtype: settings::dtype(recipe),
+            dtype: settings::dtype(recipe, &place.device),
+            device: &place.device,
             max_length: recipe.max_length + new_tokens,
             chat_template: recipe.chat_template.as_deref(),
         })?;
         opened.template = opened.template.with_clock(started.as_second());
         let data = Data::read(recipe, &opened)?;
-        Ok(Self { opened, data })
+        Ok(Self {
+            opened,
+            data,
+            place,
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use sparsam_adapter::data::{Batches, Columns, Format, PrepareOptions};
 use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
 use sparsam_adapter::lora::{Bias, Init, LoraConfig};
@@ -27,10 +27,15 @@ pub(super) fn quantize(recipe: &Recipe) -> Quantize {
 }
 
 /// The type of the base; None where the program is to choose.
-pub(super) fn dtype(recipe: &Recipe) -> Option<DType> {
+pub(super) fn dtype(recipe: &Recipe, device: &Device) -> Option<DType> {
     match recipe.dtype {
         recipe::Dtype::F32 => Some(DType::F32),
         recipe::Dtype::Bf16 => Some(DType::BF16),
+        // Weights that are trained keep their digits; a frozen base is read in the type that a GPU multiplies
+        // fastest.
+        recipe::Dtype::Auto if !device.is_cpu() && recipe.method == recipe::Method::Lora => {
+            Some(DType::BF16)
+        }
         recipe::Dtype::Auto => None,
     }
 }
