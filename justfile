@@ -40,3 +40,23 @@ interop model adapter prompt="Once upon a time" python="python3":
 # Write the fixtures of tests/fixtures again (needs Python with the packages of tests/peers/requirements.txt)
 fixtures:
     python3 tests/fixtures/make.py
+
+# nvcc from NVIDIA's packages, where no CUDA toolkit is installed; prints its folder
+cuda-toolkit:
+    tests/cuda/toolkit.sh
+
+# The program for NVIDIA GPUs: target/cuda/release/sparsam (needs nvcc, or fetches one; no GPU)
+cuda-build:
+    tests/cuda/build.sh build --release -p sparsam
+
+# Type-check the GPU's side without CUDA
+cuda-check:
+    tests/cuda/check.sh
+
+# The kernels' PTX from their source; `just cuda-ptx --check` only compares
+cuda-ptx *arguments="":
+    tests/cuda/ptx.sh {{arguments}}
+
+# Every kernel on this machine's GPU against the processor's
+test-cuda:
+    SPARSAM_CUDA=required tests/cuda/build.sh test -p sparsam-kernels --test cuda
