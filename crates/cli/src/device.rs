@@ -91,6 +91,19 @@ pub(crate) fn open(choice: Choice) -> anyhow::Result<Place> {
     }
 }
 
+/// The most of a GPU's memory that tensors have held, in MiB.
+#[cfg(feature = "cuda")]
+pub(crate) fn peak_mib(device: &Device) -> Option<f64> {
+    let (_, most) = sparsam_kernels::cuda::memory(device).ok()?;
+    Some(most as f64 / (1024.0 * 1024.0))
+}
+
+/// Nothing, without GPUs.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn peak_mib(_: &Device) -> Option<f64> {
+    None
+}
+
 /// Why a GPU is not used.
 struct Reason {
     /// Whether this program could use one at all.

@@ -20,7 +20,7 @@ use sparsam_base::chat_template::TemplateSource;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
 use crate::cards;
-use crate::device::Place;
+use crate::device::{self, Place};
 use crate::error::Failure;
 use crate::interrupt;
 use crate::machine::Platform;
@@ -60,8 +60,9 @@ pub(crate) enum Start<'a> {
 pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
     let recipe = &file.recipe;
     file.check_files()?;
-    let material = Material::read(recipe, now())?;
-    material.place.note.iter().for_each(|note| say(note));
+    let place = place(recipe)?;
+    place.note.iter().for_each(|note| say(note));
+    let material = Material::read(recipe, &place, now())?;
     let ready = Ready::make(recipe, material.opened)?;
     let settings = settings::training(recipe, &material.data.train);
     say(&opening(recipe, &ready, &material.data, &settings));
@@ -100,7 +101,9 @@ impl<'a> Session<'a> {
         let mut folder = Folder::claim(&recipe.output_dir)?;
         interrupt::listen()?;
         let name = folder.path.display().to_string();
-        let options = settings::tracker(recipe, &folder.path, name, resumed.is_some());
+        let place = place(recipe)?;
+        let options =
+            settings::tracker(recipe, &place.device, &folder.path, name, resumed.is_some());
         let seconds = recipe.energy.baseline_seconds;
         if seconds > 0.0 && !quiet {
             say(&format!("measuring the machine at rest for {seconds} s"));
@@ -111,11 +114,7 @@ impl<'a> Session<'a> {
             Some(resumed) => resumed.record.started.parse().unwrap_or_else(|_| now()),
             None => now(),
         };
-        let Material {
-            opened,
-            mut data,
-            place,
-        } = Material::read(recipe, started)?;
+        let Material { opened, mut data } = Material::read(recipe, &place, started)?;
         let mut ready = Ready::make(recipe, opened)?;
         let settings = settings::training(recipe, &data.train);
         let mut optimizer = Optimizer::new(
@@ -321,6 +320,11 @@ fn close(folder: &Path, record: &mut RunRecord, energy: &EnergyRecord) -> anyhow
 fn now() -> Timestamp {
     let now = Timestamp::now();
     now.round(jiff::Unit::Second).unwrap_or(now)
+}
+
+/// Where the recipe wants it computed.
+fn place(recipe: &Recipe) -> anyhow::Result<Place> {
+    device::open(recipe.device.parse().map_err(anyhow::Error::msg)?)
 }
 
 fn new_record(

@@ -75,6 +75,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "tokens_per_second": (args.batch * args.seq) as f64 / median,
         "step_seconds": median,
         "peak_rss_mib": peak_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
+        "peak_device_mib": device::peak_mib(&place.device),
         "losses": losses,
     }));
     Ok(())

@@ -15,7 +15,7 @@ use sparsam_base::model::Model;
 use sparsam_tracker::Tracker;
 
 use super::settings;
-use crate::device::{self, Place};
+use crate::device::Place;
 use crate::error::Failure;
 use crate::interrupt;
 use crate::opened::{Opened, Wanted, open};
@@ -29,8 +29,6 @@ const GENERATE: &str = "generate";
 /// What is read before anything is trained.
 pub(super) struct Material {
     pub(super) opened: Opened,
-    /// Where it is computed.
-    pub(super) place: Place,
     pub(super) data: Data,
 }
 
@@ -49,7 +47,7 @@ pub(super) struct Data {
 impl Material {
     /// Some templates write the date into a conversation; it is that on which the run `started`, so that
     /// one resumed after midnight sees the same data.
-    pub(super) fn read(recipe: &Recipe, started: Timestamp) -> anyhow::Result<Self> {
+    pub(super) fn read(recipe: &Recipe, place: &Place, started: Timestamp) -> anyhow::Result<Self> {
         if let Some(threads) = recipe.threads {
             // Fails only where the pool exists already, as it does after an earlier run in this process.
             let _ = rayon::ThreadPoolBuilder::new()
@@ -60,7 +58,6 @@ impl Material {
             .eval_generation
             .as_ref()
             .map_or(0, |g| g.max_new_tokens);
-        let place = device::open(recipe.device.parse().map_err(anyhow::Error::msg)?)?;
         let mut opened = open(&Wanted {
             name: &recipe.model,
             quantize: settings::quantize(recipe),
@@ -71,11 +68,7 @@ impl Material {
         })?;
         opened.template = opened.template.with_clock(started.as_second());
         let data = Data::read(recipe, &opened)?;
-        Ok(Self {
-            opened,
-            data,
-            place,
-        })
+        Ok(Self { opened, data })
     }
 }
 

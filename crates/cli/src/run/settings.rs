@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 use sparsam_adapter::data::{Batches, Columns, Format, PrepareOptions};
 use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
 use sparsam_adapter::lora::{Bias, Init, LoraConfig};
@@ -186,7 +186,13 @@ pub(super) fn training(recipe: &Recipe, train: &Batches) -> Settings {
 }
 
 /// What the tracker is told. The place is the recipe's, else that of `SPARSAM_COUNTRY`.
-pub(super) fn tracker(recipe: &Recipe, folder: &Path, name: String, resume: bool) -> Options {
+pub(super) fn tracker(
+    recipe: &Recipe,
+    device: &Device,
+    folder: &Path,
+    name: String,
+    resume: bool,
+) -> Options {
     let energy = &recipe.energy;
     let stated = energy
         .intensity_g_per_kwh
@@ -209,7 +215,10 @@ pub(super) fn tracker(recipe: &Recipe, folder: &Path, name: String, resume: bool
         baseline_seconds: energy.baseline_seconds,
         water_site_l_per_kwh: energy.water_site_l_per_kwh,
         water_grid_l_per_kwh: energy.water_grid_l_per_kwh,
-        gpus: Gpus::None,
+        gpus: match device.location() {
+            DeviceLocation::Cuda { gpu_id } => Gpus::Number(gpu_id),
+            _ => Gpus::None,
+        },
         ..Options::in_folder(folder)
     }
 }

@@ -240,12 +240,13 @@ __global__ void cross_entropy(float* logits, const uint32_t* targets, float* los
 
 // One step of AdamW in PyTorch's order, see `adamw.rs`.
 __global__ void adamw(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t count, float keep,
-                      float lerp, float beta2, float eps, float step_size, float root_correction, float grad_scale) {
+                      float lerp, float beta2, float beta2_rest, float eps, float step_size, float root_correction,
+                      float grad_scale) {
     int64_t i = global_index();
     if (i >= count) return;
     float g = grad[i] * grad_scale;
     float m = exp_avg[i] + lerp * (g - exp_avg[i]);
-    float v = exp_avg_sq[i] * beta2 + (1.f - beta2) * g * g;
+    float v = exp_avg_sq[i] * beta2 + beta2_rest * g * g;
     exp_avg[i] = m;
     exp_avg_sq[i] = v;
     param[i] = param[i] * keep - step_size * (m / (sqrtf(v) / root_correction + eps));

@@ -277,7 +277,7 @@ pub(super) fn memory(device: &Device) -> Result<(u64, u64)> {
                 sys::cuMemPoolGetAttribute(pool, attribute, value),
             )?;
         }
-        Ok(value)
+        Ok::<u64, Error>(value)
     };
     Ok((
         read(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,

@@ -25,6 +25,7 @@ pub(crate) fn adamw_step(
         .float(factors.keep)
         .float(1.0 - factors.beta1)
         .float(factors.beta2)
+        .float(1.0 - factors.beta2)
         .float(factors.eps)
         .float(factors.step_size)
         .float(factors.root_correction)
