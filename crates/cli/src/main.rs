@@ -12,6 +12,7 @@ mod columns;
 mod commands;
 mod error;
 mod figures;
+mod from_hub;
 mod interrupt;
 mod machine;
 mod opened;

@@ -238,9 +238,7 @@ impl HubError {
             Self::Offline { .. } => {
                 "fetch it once with `sparsam fetch` where there is a network, or unset HF_HUB_OFFLINE"
             }
-            Self::OfflineWrite => {
-                "unset HF_HUB_OFFLINE, or look at what would be sent with `--dry-run`"
-            }
+            Self::OfflineWrite => "unset HF_HUB_OFFLINE; what is sent depends on what is there",
             Self::Gated { page, token, .. } => {
                 return Some(if *token {
                     format!(

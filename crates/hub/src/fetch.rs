@@ -8,7 +8,7 @@ use crate::download::{Download, Wanted};
 use crate::error::HubError;
 use crate::hub::{Hub, Listing};
 use crate::name::{Repo, check_revision, is_commit};
-use crate::select::{CARD, INDEX, Lack, Need, select};
+use crate::select::{CARD, Lack, Need, select};
 use crate::settings::Settings;
 
 /// What is about to be fetched.
@@ -90,7 +90,7 @@ pub fn fetch(
     settings: &Settings,
     repo: &Repo,
     revision: &str,
-    need: Need,
+    need: &Need,
     observer: &mut dyn Observer,
 ) -> Result<Fetched, HubError> {
     check_revision(revision)?;
@@ -148,7 +148,7 @@ struct Job<'a> {
     settings: &'a Settings,
     cache: &'a RepoCache,
     repo: &'a Repo,
-    need: Need,
+    need: &'a Need,
 }
 
 impl Job<'_> {
@@ -162,8 +162,8 @@ impl Job<'_> {
         };
         let mut came = 0;
         let names: Vec<String> = listing.files.iter().map(|file| file.path.clone()).collect();
-        let files = select(&names, self.need, || {
-            let wanted = self.wanted(listing, INDEX)?;
+        let files = select(&names, self.need, |path| {
+            let wanted = self.wanted(listing, path)?;
             came += download.fetch(&wanted, &mut |_| true)?;
             let blob = self.cache.blob(&wanted.hash);
             let bytes = fs::read(&blob).map_err(HubError::io("read", &blob))?;
@@ -226,8 +226,8 @@ impl Job<'_> {
         let commit = self.cache.commit_of(revision)?;
         let there = self.cache.files(&commit);
         let folder = self.cache.snapshot(&commit);
-        let index = || fs::read(folder.join(INDEX)).map_err(HubError::io("read", INDEX));
-        let files = select(&there, self.need, || Ok::<_, Problem>(index()?)).ok()?;
+        let read = |path: &str| fs::read(folder.join(path)).map_err(HubError::io("read", path));
+        let files = select(&there, self.need, |path| Ok::<_, Problem>(read(path)?)).ok()?;
         Some(Fetched {
             license: self.license_on_card(&commit),
             folder,

@@ -13,6 +13,7 @@
 //! - [`error`]: what can go wrong, and what to do about it
 
 mod cache;
+mod data_files;
 pub mod digest;
 mod download;
 pub mod error;
@@ -24,6 +25,7 @@ pub mod publish;
 pub mod select;
 pub mod settings;
 
+pub use data_files::Split;
 pub use error::HubError;
 pub use fetch::{Fetched, Observer, Plan, fetch};
 pub use hub::{Hub, Listing, RemoteFile, Server, Stream};

@@ -83,6 +83,22 @@ impl Item {
         }
     }
 
+    /// Its bytes where it is a text, and nothing where it is kept as it is: weights and images.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn text(&self) -> Result<Vec<u8>, HubError> {
+        let is_text = |path: &str| {
+            [".json", ".md", ".jinja", ".txt", ".svg"]
+                .iter()
+                .any(|ending| path.ends_with(ending))
+        };
+        if is_text(&self.path) {
+            return self.bytes();
+        }
+        Ok(Vec::new())
+    }
+
     fn bytes(&self) -> Result<Vec<u8>, HubError> {
         match &self.content {
             Content::Bytes(bytes) => Ok(bytes.clone()),

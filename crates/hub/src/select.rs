@@ -3,8 +3,10 @@
 
 use serde_json::Value;
 
+use crate::data_files::{self, Split};
+
 /// What a repository is wanted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Need {
     /// A base model.
     Model,
@@ -12,6 +14,10 @@ pub enum Need {
     Adapter,
     /// Whichever of the two it holds.
     Any,
+    /// A base model's tokenizer alone.
+    Tokenizer,
+    /// A part of a data set.
+    Data(Split),
 }
 
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -47,25 +53,26 @@ pub(crate) struct Lack {
     pub(crate) hint: String,
 }
 
-fn lack<T>(what: impl Into<String>, hint: impl Into<String>) -> Result<T, Lack> {
+pub(crate) fn lack<T>(what: impl Into<String>, hint: impl Into<String>) -> Result<T, Lack> {
     Err(Lack {
         what: what.into(),
         hint: hint.into(),
     })
 }
 
-/// The files needed of those there are. `index` reads the index of a sharded model, whose shards are
-/// then named.
+/// The files needed of those there are. `read` reads one that tells of others: the index of a sharded
+/// model, the card of a data set.
 pub(crate) fn select<E: From<Lack>>(
     there: &[String],
-    need: Need,
-    index: impl FnOnce() -> Result<Vec<u8>, E>,
+    need: &Need,
+    read: impl FnOnce(&str) -> Result<Vec<u8>, E>,
 ) -> Result<Vec<String>, E> {
     let has = |name: &str| there.iter().any(|path| path == name);
     let need = match need {
         Need::Any if has(ADAPTER_CONFIG) && !has(CONFIG) => Need::Adapter,
         Need::Any => Need::Model,
-        given => given,
+        Need::Data(split) => return data_files::select(there, split, || read(CARD)),
+        given => given.clone(),
     };
     let mut files: Vec<String> = Vec::new();
     match need {
@@ -84,21 +91,22 @@ pub(crate) fn select<E: From<Lack>>(
             }
             files.extend([ADAPTER_CONFIG.to_owned(), ADAPTER_WEIGHTS.to_owned()]);
         }
-        Need::Model | Need::Any => {
+        Need::Tokenizer => {
+            if !has(TOKENIZER) {
+                return Ok(no_tokenizer()?);
+            }
+        }
+        Need::Model | Need::Any | Need::Data(_) => {
             if !has(CONFIG) {
                 return Ok(model_lacks_config(there)?);
             }
             if !has(TOKENIZER) {
-                return Ok(lack(
-                    format!("it holds no {TOKENIZER}"),
-                    "use a repository whose tokenizer is in that form; transformers writes it when a \
-                     tokenizer is saved",
-                )?);
+                return Ok(no_tokenizer()?);
             }
             files.push(CONFIG.to_owned());
             if has(INDEX) {
                 files.push(INDEX.to_owned());
-                let shards = shards(&index()?)?;
+                let shards = shards(&read(INDEX)?)?;
                 if let Some(missing) = shards.iter().find(|shard| !has(shard)) {
                     return Ok(lack(
                         format!("{INDEX} names `{missing}`, which is not there"),
@@ -135,6 +143,14 @@ fn model_lacks_config(there: &[String]) -> Result<Vec<String>, Lack> {
         "it holds no config.json",
         "a model in transformers' layout is expected, with config.json, tokenizer.json and \
          model.safetensors",
+    )
+}
+
+fn no_tokenizer() -> Result<Vec<String>, Lack> {
+    lack(
+        format!("it holds no {TOKENIZER}"),
+        "use a repository whose tokenizer is in that form; transformers writes it when a tokenizer is \
+         saved",
     )
 }
 
@@ -191,8 +207,8 @@ mod tests {
         names.iter().map(|&name| name.to_owned()).collect()
     }
 
-    fn chosen(there: &[&str], need: Need, index: &str) -> Result<Vec<String>, Lack> {
-        select(&names(there), need, || Ok(index.as_bytes().to_vec()))
+    fn chosen(there: &[&str], need: &Need, index: &str) -> Result<Vec<String>, Lack> {
+        select(&names(there), need, |_| Ok(index.as_bytes().to_vec()))
     }
 
     #[test]
@@ -208,7 +224,7 @@ mod tests {
             "tokenizer.json",
         ];
         assert_eq!(
-            chosen(&there, Need::Any, "").unwrap(),
+            chosen(&there, &Need::Any, "").unwrap(),
             names(&[
                 "config.json",
                 "model.safetensors",
@@ -229,32 +245,32 @@ mod tests {
         ];
         let index = r#"{"weight_map": {"a": "model-00002-of-00002.safetensors",
             "b": "model-00001-of-00002.safetensors", "c": "model-00002-of-00002.safetensors"}}"#;
-        let files = chosen(&there, Need::Model, index).unwrap();
+        let files = chosen(&there, &Need::Model, index).unwrap();
         assert_eq!(files[2..4], names(&there[1..3]));
-        let lack = chosen(&there[..1], Need::Model, index).unwrap_err();
+        let lack = chosen(&there[..1], &Need::Model, index).unwrap_err();
         assert!(lack.what.contains("tokenizer.json"));
         let there = ["config.json", INDEX, "tokenizer.json"];
-        let lack = chosen(&there, Need::Model, index).unwrap_err();
+        let lack = chosen(&there, &Need::Model, index).unwrap_err();
         assert!(lack.what.contains("model-00001-of-00002"), "{}", lack.what);
-        assert!(chosen(&there, Need::Model, "[]").is_err());
+        assert!(chosen(&there, &Need::Model, "[]").is_err());
     }
 
     #[test]
     fn adapters_and_models_are_told_apart() {
         let adapter = ["adapter_config.json", "adapter_model.safetensors"];
-        assert_eq!(chosen(&adapter, Need::Any, "").unwrap(), names(&adapter));
-        let lack = chosen(&adapter, Need::Model, "").unwrap_err();
+        assert_eq!(chosen(&adapter, &Need::Any, "").unwrap(), names(&adapter));
+        let lack = chosen(&adapter, &Need::Model, "").unwrap_err();
         assert!(lack.what.contains("an adapter"));
         let model = ["config.json", "pytorch_model.bin", "tokenizer.json"];
-        assert!(chosen(&model, Need::Adapter, "").is_err());
+        assert!(chosen(&model, &Need::Adapter, "").is_err());
         assert!(
-            chosen(&model, Need::Any, "")
+            chosen(&model, &Need::Any, "")
                 .unwrap_err()
                 .what
                 .contains(".bin")
         );
         assert!(
-            chosen(&["m.gguf"], Need::Any, "")
+            chosen(&["m.gguf"], &Need::Any, "")
                 .unwrap_err()
                 .what
                 .contains("GGUF")

@@ -92,7 +92,7 @@ impl Desk {
         let repo = Repo::new(Kind::Model, "org/small").unwrap();
         let say = |_: &str| {};
         let server = Server::new(&self.settings, &say);
-        fetch(&server, &self.settings, &repo, revision, Need::Any, ear)
+        fetch(&server, &self.settings, &repo, revision, &Need::Any, ear)
     }
 
     fn fetch(&self) -> Result<Fetched, HubError> {

@@ -21,6 +21,8 @@ pub(super) fn run(args: &ProbeArgs) -> anyhow::Result<()> {
         dtype: Some(args.dtype),
         max_length: 0,
         chat_template: None,
+        revision: None,
+        quiet: true,
     })?;
     let mut hook = match &args.adapter {
         Some(folder) => peft::load(folder, &mut opened.model, 0)?.0,

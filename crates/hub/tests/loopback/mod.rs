@@ -314,6 +314,9 @@ impl Loopback {
             ["api", kind, owner, name] => {
                 self.info(asked, &format!("{kind}/{owner}/{name}"), "main")
             }
+            ["api", kind, owner, name, "tree", revision, ..] => {
+                self.tree(asked, &format!("{kind}/{owner}/{name}"), revision)
+            }
             ["api", kind, owner, name, "revision", revision] => {
                 self.info(asked, &format!("{kind}/{owner}/{name}"), revision)
             }
@@ -501,6 +504,25 @@ impl Loopback {
             return Err(refusal(404, "RevisionNotFound"));
         }
         Ok(found)
+    }
+
+    fn tree(&self, asked: &Asked, id: &str, revision: &str) -> Reply {
+        let found = match self.find(asked, id, revision) {
+            Ok(found) => found,
+            Err(reply) => return reply,
+        };
+        let entries = found.files.iter().map(|(path, bytes)| {
+            let mut entry = json!({
+                "type": "file", "path": path, "size": bytes.len(), "oid": Hash::git(bytes).digits(),
+            });
+            if is_large(path) {
+                entry["lfs"] = json!({
+                    "oid": Hash::sha256(bytes).digits(), "size": bytes.len(), "pointerSize": 134,
+                });
+            }
+            entry
+        });
+        Reply::json(&Value::Array(entries.collect()))
     }
 
     fn info(&self, asked: &Asked, id: &str, revision: &str) -> Reply {
