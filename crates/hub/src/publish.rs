@@ -6,7 +6,8 @@
 //! changed meanwhile refuses it. A file that is there already is not sent, and where all are, nothing is
 //! done.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -14,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use ureq::http::{Method, StatusCode};
 
-use crate::digest::Hash;
+use crate::digest::{Hash, Hasher};
 use crate::error::HubError;
 use crate::http::{Ask, Sent};
 use crate::hub::{Hub, Listing, Server};
@@ -24,6 +25,8 @@ use crate::name::{Kind, Repo};
 const BRANCH: &str = "main";
 /// What the Hub looks at to decide how a file is kept.
 const SAMPLE: usize = 512;
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
 /// A card longer than this is read by nobody.
 const LONGEST_CARD: u64 = 4 << 20;
 
@@ -50,28 +53,54 @@ pub struct Item {
 }
 
 impl Item {
-    /// A file with its hashes.
+    /// A file with its hashes. Of a large one no more than a piece is in memory at once.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read, or that grows while it is.
     pub fn new(path: &str, content: Content) -> Result<Self, HubError> {
-        let bytes = match &content {
-            Content::Bytes(bytes) => return Ok(Self::made(path, bytes, content.clone())),
-            Content::File(file) => file,
+        let (size, mut reader): (u64, Box<dyn Read + '_>) = match &content {
+            Content::Bytes(bytes) => (bytes.len() as u64, Box::new(bytes.as_slice())),
+            Content::File(file) => {
+                let open = File::open(file).map_err(HubError::io("read", file))?;
+                let size = open.metadata().map_err(HubError::io("read", file))?.len();
+                (size, Box::new(open))
+            }
         };
-        let read = fs::read(bytes).map_err(HubError::io("read", bytes))?;
-        Ok(Self::made(path, &read, content))
-    }
-
-    fn made(path: &str, bytes: &[u8], content: Content) -> Self {
-        Self {
-            path: path.to_owned(),
-            size: bytes.len() as u64,
-            sha256: Hash::sha256(bytes),
-            git: Hash::git(bytes),
-            sample: bytes[..bytes.len().min(SAMPLE)].to_vec(),
-            content,
+        let failed = |error: io::Error| {
+            let named = match &content {
+                Content::File(file) => file.clone(),
+                Content::Bytes(_) => PathBuf::from(path),
+            };
+            HubError::io("read", named)(error)
+        };
+        let mut sha256 = Hasher::new(&Hash::Sha256(String::new()), size);
+        let mut git = Hasher::new(&Hash::Git(String::new()), size);
+        let mut sample = Vec::new();
+        let mut piece = vec![0u8; PIECE];
+        let mut seen = 0;
+        loop {
+            let count = reader.read(&mut piece).map_err(failed)?;
+            if count == 0 {
+                break;
+            }
+            let bytes = &piece[..count];
+            sha256.update(bytes);
+            git.update(bytes);
+            sample.extend(bytes.iter().take(SAMPLE - sample.len()));
+            seen += count as u64;
         }
+        if seen != size {
+            return Err(failed(io::Error::other("it changes while it is read")));
+        }
+        drop(reader);
+        Ok(Self {
+            path: path.to_owned(),
+            size,
+            sha256: Hash::Sha256(sha256.finish()),
+            git: Hash::Git(git.finish()),
+            sample,
+            content,
+        })
     }
 
     /// Whether a listed file holds the same bytes.
@@ -188,13 +217,12 @@ impl<'a> Publication<'a> {
             .map(|file| {
                 let stream = self.server.open(self.repo, &listing.commit, file, 0)?;
                 let mut bytes = Vec::new();
-                let mut body = std::io::Read::take(stream.body, LONGEST_CARD);
-                std::io::Read::read_to_end(&mut body, &mut bytes).map_err(|error| {
-                    HubError::Unreachable {
+                let mut body = stream.body.take(LONGEST_CARD);
+                body.read_to_end(&mut bytes)
+                    .map_err(|error| HubError::Unreachable {
                         endpoint: self.server.settings.endpoint.clone(),
                         reason: crate::http::io_reason(&error, self.server.settings.patience),
-                    }
-                })?;
+                    })?;
                 let whole = file.size.is_none_or(|size| size == bytes.len() as u64);
                 let right = file.hash.is_none()
                     || file.hash == Some(Hash::git(&bytes))

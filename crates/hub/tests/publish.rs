@@ -79,7 +79,8 @@ impl Desk {
 #[test]
 fn one_commit_holds_everything_and_a_second_one_is_not_made() {
     let desk = Desk::new();
-    let weights = vec![7u8; 70_000];
+    // Longer than what is read at once.
+    let weights = vec![7u8; 700_000];
     let private = Manner {
         private: true,
         ..manner()
