@@ -37,6 +37,12 @@ interop model adapter prompt="Once upon a time" python="python3":
     {{python}} tests/interop/check_adapter.py --base {{model}} --adapter {{adapter}} --logits target/interop/logits.safetensors
     {{python}} tests/interop/check_card.py {{adapter}}/README.md
 
+# The cache and a published card as Python's huggingface_hub finds them, before a Hub on loopback
+interop-hub python="python3":
+    cargo build --release -p sparsam
+    cargo build --release -p sparsam-hub --example loopback
+    {{python}} tests/interop/check_hub.py --sparsam target/release/sparsam --loopback target/release/examples/loopback
+
 # Write the fixtures of tests/fixtures again (needs Python with the packages of tests/peers/requirements.txt)
 fixtures:
     python3 tests/fixtures/make.py
