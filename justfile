@@ -17,12 +17,12 @@ lint:
 bench:
     cargo bench -p sparsam-kernels
 
-# The built-in model from nothing: corpus, seed model, training (about half an hour on two cores), assets
-grow-sprout:
-    cargo run --release -p sparsam-datasets -- corpus --seed 1 --megabytes 20 -o target/grown/corpus
+# The built-in model from nothing: corpus, seed model, training (minutes on a GPU, see configs/sprout.yaml), assets
+grow-sprout program="target/cuda/release/sparsam":
+    cargo run --release -p sparsam-datasets -- corpus --seed 1 --megabytes 100 -o target/grown/corpus
     cargo run --release -p sparsam-datasets -- sprout-seed --corpus target/grown/corpus --seed 1 -o target/grown/seed
-    cargo run --release -- train configs/sprout.yaml
-    cargo run --release -- pack-builtin target/grown/sprout -o crates/base/assets/sprout
+    {{program}} train configs/sprout.yaml
+    {{program}} pack-builtin target/grown/sprout -o crates/base/assets/sprout
 
 # sparsam beside PEFT on PyTorch, in turn (needs Python with tests/peers/requirements.txt; `python=venv/bin/python`)
 peers python="python3" *arguments="":
