@@ -278,6 +278,19 @@ fn of_the_recipe(error: Error, model: &Model) -> anyhow::Error {
         .into()
 }
 
+/// A model whose weights cannot all be trained, in the words of the recipe.
+fn not_whole(error: Error, recipe: &Recipe) -> anyhow::Error {
+    if !matches!(error, Error::Config { .. }) {
+        return error.into();
+    }
+    Failure::usage(format!(
+        "`method: full` trains every weight, which the quantised ones of `{}` do not allow",
+        recipe.model
+    ))
+    .hint("write `method: lora`, or name a model that is not quantised")
+    .into()
+}
+
 /// A model with what is trained on it.
 pub(super) struct Ready {
     pub(super) opened: Opened,
@@ -289,7 +302,10 @@ pub(super) struct Ready {
 impl Ready {
     pub(super) fn make(recipe: &Recipe, mut opened: Opened, quiet: bool) -> anyhow::Result<Self> {
         let (trainable, adapter) = match (recipe.method, &recipe.adapter) {
-            (Method::Full, _) => (Trainable::full(&mut opened.model)?, None),
+            (Method::Full, _) => {
+                let trainable = Trainable::full(&mut opened.model);
+                (trainable.map_err(|error| not_whole(error, recipe))?, None)
+            }
             (Method::Lora, Some(folder)) => {
                 let folder = from_hub::adapter(folder, quiet)?;
                 let (trainable, config) = peft::load(&folder, &mut opened.model, recipe.seed)?;
