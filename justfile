@@ -55,6 +55,10 @@ cuda-toolkit:
 cuda-build:
     tests/cuda/build.sh build --release -p sparsam
 
+# That program started without a driver: it falls back to the processor
+cuda-fallback program="target/cuda/release/sparsam":
+    tests/cuda/fallback.sh {{program}}
+
 # Type-check the GPU's side without CUDA
 cuda-check:
     tests/cuda/check.sh
