@@ -1,3 +1,8 @@
-//! File formats that weights come in.
+//! File formats that weights come in and leave in.
 
+pub mod gguf_names;
+pub mod gguf_vocabulary;
+pub mod gguf_writer;
 pub mod safetensors;
+pub mod shards;
+pub mod staged;
