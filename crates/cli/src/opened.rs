@@ -94,6 +94,46 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
     })
 }
 
+/// What stands between texts and tokens of a model, without its weights.
+pub(crate) struct Texts {
+    /// The tokenizer.
+    pub(crate) tokenizer: Tokenizer,
+    /// As in [`Opened`].
+    pub(crate) template: ChatTemplate,
+}
+
+/// Opens a model's tokenizer and template, by the rules of [`open`].
+///
+/// # Errors
+/// As [`open`], as far as they are not about weights.
+pub(crate) fn open_texts(
+    name: &str,
+    max_length: usize,
+    chat_template: Option<&str>,
+) -> anyhow::Result<Texts> {
+    let (config, tokenizer) = match find(name)? {
+        Place::Builtin(builtin) => (ModelConfig::parse(builtin.config)?, builtin.tokenizer()?),
+        Place::Folder(folder) => (read_config(folder)?, Tokenizer::from_dir(folder)?),
+    };
+    let wanted = Wanted {
+        name,
+        quantize: Quantize::None,
+        dtype: None,
+        max_length,
+        chat_template,
+    };
+    check_length(&wanted, &config)?;
+    tokenizer.check_fits(config.vocab_size)?;
+    let template = match chat_template {
+        Some(name) => template(name, &tokenizer)?,
+        None => ChatTemplate::for_model(&tokenizer, &config.family)?,
+    };
+    Ok(Texts {
+        tokenizer,
+        template,
+    })
+}
+
 /// The built-in model of a name with its prefix.
 ///
 /// # Errors
@@ -109,12 +149,17 @@ pub(crate) fn find_builtin(name: &str) -> anyhow::Result<Builtin> {
     })
 }
 
-enum Place<'a> {
+/// Where a model lies.
+pub(crate) enum Place<'a> {
     Builtin(Builtin),
     Folder(&'a Path),
 }
 
-fn find(name: &str) -> anyhow::Result<Place<'_>> {
+/// Where the model of a name lies.
+///
+/// # Errors
+/// A name that means nothing here.
+pub(crate) fn find(name: &str) -> anyhow::Result<Place<'_>> {
     if name.starts_with(builtin::PREFIX) {
         return find_builtin(name).map(Place::Builtin);
     }
@@ -230,7 +275,7 @@ fn template(name: &str, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
 }
 
 /// BLAKE3 of files, one after the other.
-fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blake3::Hash> {
+pub(crate) fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0u8; 1 << 20];
     for path in paths {
