@@ -13,10 +13,14 @@ use sparsam_base::model::Quantize;
 use crate::commands::bench;
 use crate::recipe::manual;
 
+pub(crate) mod data;
 pub(crate) mod energy;
+pub(crate) mod formats;
 pub(crate) mod hub;
 
+use data::DataArgs;
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
+use formats::{ExportArgs, MergeArgs, QuantizeArgs, VerifyArgs};
 use hub::{FetchArgs, PublishArgs};
 
 /// Fine-tunes language models on the machine you have, and says what it cost.
@@ -44,10 +48,20 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Print a recipe to start from, or check one
     Recipe(RecipeArgs),
+    /// Look at training data as the model will see it
+    Data(DataArgs),
     /// Let a model answer one prompt
     Generate(GenerateArgs),
     /// Talk with a model
     Chat(ChatArgs),
+    /// Merge an adapter into its base model
+    Merge(MergeArgs),
+    /// Check an adapter before it is published or served
+    Verify(VerifyArgs),
+    /// Write an adapter for llama.cpp or mlx-lm
+    Export(ExportArgs),
+    /// Write a model quantised, as bitsandbytes does
+    Quantize(QuantizeArgs),
     /// Measure any program: what it draws, what it emits
     Track(TrackArgs),
     /// Estimate a run that nobody measured

@@ -7,6 +7,7 @@
 use std::process::ExitCode;
 
 mod args;
+mod base_files;
 mod cards;
 mod columns;
 mod commands;

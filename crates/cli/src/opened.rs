@@ -84,7 +84,7 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
     let (mut model, tokenizer, blake3) = match find(place)? {
         Place::Builtin(builtin) => {
             let config = ModelConfig::parse(builtin.config)?;
-            check_length(wanted, &config)?;
+            check_length(wanted.name, wanted.max_length, &config)?;
             let tokenizer = builtin.tokenizer()?;
             tokenizer.check_fits(config.vocab_size)?;
             let model = Model::load(config, &builtin.tensors()?, options)?;
@@ -92,7 +92,7 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         }
         Place::Folder(folder) => {
             let config = read_config(folder)?;
-            check_length(wanted, &config)?;
+            check_length(wanted.name, wanted.max_length, &config)?;
             let tokenizer = Tokenizer::from_dir(folder)?;
             tokenizer.check_fits(config.vocab_size)?;
             let files = SafetensorsFiles::in_folder(folder)?;
@@ -101,12 +101,8 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         }
         Place::Gguf(path) => {
             let unusable = || format!("`{}` cannot be used", path.display());
-            let file = GgufFile::open(path).map_err(|error| match error {
-                // These name the file themselves.
-                Error::Read { .. } | Error::File { .. } | Error::Unfit { .. } => error.into(),
-                error => anyhow::Error::new(error).context(unusable()),
-            })?;
-            check_length(wanted, file.config())?;
+            let file = open_gguf(path)?;
+            check_length(wanted.name, wanted.max_length, file.config())?;
             let tokenizer = file.tokenizer()?;
             tokenizer.check_fits(file.config().vocab_size)?;
             let file = file.with_dtype(wanted.dtype);
@@ -138,6 +134,61 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
     })
 }
 
+/// Opens a GGUF file; what is wrong with it is said with its name.
+fn open_gguf(path: &Path) -> anyhow::Result<GgufFile> {
+    GgufFile::open(path).map_err(|error| match error {
+        // These name the file themselves.
+        Error::Read { .. } | Error::File { .. } | Error::Unfit { .. } => error.into(),
+        error => anyhow::Error::new(error).context(format!("`{}` cannot be used", path.display())),
+    })
+}
+
+/// What stands between texts and tokens of a model, without its weights.
+pub(crate) struct Texts {
+    /// The tokenizer.
+    pub(crate) tokenizer: Tokenizer,
+    /// As in [`Opened`].
+    pub(crate) template: ChatTemplate,
+}
+
+/// Opens a model's tokenizer and template, by the rules of [`open`].
+///
+/// # Errors
+/// As [`open`], as far as they are not about weights.
+pub(crate) fn open_texts(
+    name: &str,
+    revision: Option<&str>,
+    max_length: usize,
+    chat_template: Option<&str>,
+    quiet: bool,
+) -> anyhow::Result<Texts> {
+    let fetched = hub_name(name)
+        .map(|name| from_hub::model(name, revision, &Need::Model, quiet))
+        .transpose()?;
+    let place = match &fetched {
+        Some(fetched) => text_of(&fetched.folder)?,
+        None => name,
+    };
+    let (config, tokenizer) = match find(place)? {
+        Place::Builtin(builtin) => (ModelConfig::parse(builtin.config)?, builtin.tokenizer()?),
+        Place::Folder(folder) => (read_config(folder)?, Tokenizer::from_dir(folder)?),
+        Place::Gguf(path) => {
+            let file = open_gguf(path)?;
+            (file.config().clone(), file.tokenizer()?)
+        }
+    };
+    check_length(name, max_length, &config)?;
+    tokenizer.check_fits(config.vocab_size)?;
+    let template = match chat_template {
+        Some(name) => template(name, &tokenizer)?,
+        None => ChatTemplate::for_model(&tokenizer, &config.family)?,
+    };
+    Ok(Texts {
+        tokenizer,
+        template,
+    })
+}
+
 /// The built-in model of a name with its prefix.
 ///
 /// # Errors
@@ -153,7 +204,8 @@ pub(crate) fn find_builtin(name: &str) -> anyhow::Result<Builtin> {
     })
 }
 
-enum Place<'a> {
+/// Where a model lies.
+pub(crate) enum Place<'a> {
     Builtin(Builtin),
     Folder(&'a Path),
     Gguf(&'a Path),
@@ -165,7 +217,11 @@ pub(crate) fn is_gguf(name: &str) -> bool {
     extension.is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-fn find(name: &str) -> anyhow::Result<Place<'_>> {
+/// Where the model of a name lies.
+///
+/// # Errors
+/// A name that means nothing here.
+pub(crate) fn find(name: &str) -> anyhow::Result<Place<'_>> {
     if name.starts_with(builtin::PREFIX) {
         return find_builtin(name).map(Place::Builtin);
     }
@@ -230,14 +286,13 @@ fn read_config(folder: &Path) -> anyhow::Result<ModelConfig> {
     ModelConfig::parse(&text).with_context(|| format!("`{}` cannot be used", folder.display()))
 }
 
-fn check_length(wanted: &Wanted, config: &ModelConfig) -> anyhow::Result<()> {
+fn check_length(name: &str, max_length: usize, config: &ModelConfig) -> anyhow::Result<()> {
     let context = config.max_position_embeddings;
-    if wanted.max_length <= context {
+    if max_length <= context {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "`max_length` is {}, the model `{}` reads at most {context} tokens",
-        wanted.max_length, wanted.name
+        "`max_length` is {max_length}, the model `{name}` reads at most {context} tokens"
     ))
     .hint(format!("set `max_length` to {context} or less"))
     .into())
@@ -278,7 +333,7 @@ fn template(name: &str, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
 }
 
 /// BLAKE3 of files, one after the other.
-fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blake3::Hash> {
+pub(crate) fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0u8; 1 << 20];
     for path in paths {

@@ -29,6 +29,7 @@ use crate::recipe::{Recipe, RecipeFile};
 use crate::run_record::{Base, FORMAT, Quality, RunRecord, State, Versions};
 
 mod folder;
+pub(crate) mod inspect;
 mod material;
 mod metrics;
 mod outputs;
@@ -39,6 +40,7 @@ mod words;
 use folder::{Folder, Resumed};
 use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
+pub(crate) use settings::quantize as quantize_of;
 use watch::Watch;
 use words::{examples, opening, say};
 

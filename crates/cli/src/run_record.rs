@@ -201,6 +201,15 @@ impl RunRecord {
         write_whole(&folder.join(FILE_NAME), text.as_bytes())
     }
 
+    /// Reads the record of the run that has left an adapter in `folder`, if there is one.
+    pub(crate) fn beside(folder: &Path) -> Result<Option<Self>, Failure> {
+        if folder.join(FILE_NAME).exists() {
+            Self::read(folder).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// Reads the record of the run in `folder`.
     pub(crate) fn read(folder: &Path) -> Result<Self, Failure> {
         let path = folder.join(FILE_NAME);

@@ -17,7 +17,7 @@ use sparsam_tracker::{Gpus, Options, StatedIntensity};
 
 use crate::recipe::{self, Recipe, RunLength, TargetModules, Warmup};
 
-pub(super) fn quantize(recipe: &Recipe) -> Quantize {
+pub(crate) fn quantize(recipe: &Recipe) -> Quantize {
     match recipe.quantize {
         recipe::Quantize::None => Quantize::None,
         recipe::Quantize::Int8 => Quantize::Int8,
