@@ -184,6 +184,7 @@ impl<'a> Session<'a> {
             &self.folder.path,
             &self.recipe.model,
             &self.ready.trainable,
+            &self.ready.opened.model,
             self.ready.adapter.as_ref(),
             (!own).then(|| template.source()),
         )?;
