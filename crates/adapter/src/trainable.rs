@@ -225,8 +225,7 @@ impl Trainable {
         };
         let mut norms = vec![&model.norm];
         for block in &model.blocks {
-            norms.extend([&block.input_norm, &block.post_norm]);
-            norms.extend(block.qk_norm.iter().flat_map(|(q, k)| [q, k]));
+            norms.extend(block.norms());
             for projection in [&block.qkv, &block.o, &block.gate_up, &block.down]
                 .into_iter()
                 .flat_map(|g| &g.projections)

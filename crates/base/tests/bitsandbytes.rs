@@ -14,7 +14,6 @@ use sparsam_base::projection::{Frozen, Group};
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_base::weights::Weights;
 use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy};
-use sparsam_kernels::norm::rms_norm;
 use sparsam_kernels::{Documents, Weight};
 
 fn fixtures() -> PathBuf {
@@ -479,9 +478,7 @@ fn models_that_bitsandbytes_quantised_are_what_it_dequantised() {
             ids.truncate(256);
             let documents = Documents::single(ids.len());
             let x = model.hidden(&ids, &documents, &mut Frozen).expect("states");
-            let x = rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps)
-                .expect("states")
-                .0;
+            let x = model.head_input(&x).expect("states").0;
             let mut targets = ids[1..].to_vec();
             targets.push(IGNORE);
             let loss = linear_cross_entropy(&x, &model.head, &targets, Want::default());

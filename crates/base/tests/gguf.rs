@@ -19,7 +19,6 @@ use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::projection::Frozen;
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy};
-use sparsam_kernels::norm::rms_norm;
 use sparsam_kernels::{Documents, Weight};
 
 #[path = "common/gguf.rs"]
@@ -434,8 +433,7 @@ fn mean_loss(model: &Model, tokenizer: &Tokenizer, text: &str) -> f64 {
         ids.truncate(256);
         let documents = Documents::single(ids.len());
         let x = model.hidden(&ids, &documents, &mut Frozen).expect("states");
-        let (x, _) =
-            rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps).expect("normalised");
+        let (x, _) = model.head_input(&x).expect("normalised");
         let mut targets = ids[1..].to_vec();
         targets.push(IGNORE);
         let loss = linear_cross_entropy(&x, &model.head, &targets, Want::default()).expect("loss");

@@ -86,7 +86,11 @@ fn assert_same(ours: &Stored, theirs: &Stored) {
         let apart: Vec<u8> = pairs.map(|(one, other)| one.abs_diff(*other)).collect();
         assert!(apart.iter().all(|step| *step <= 1), "{name}");
         assert!(
-            apart.iter().map(|step| usize::from(*step == 1)).sum::<usize>() <= 1,
+            apart
+                .iter()
+                .map(|step| usize::from(*step == 1))
+                .sum::<usize>()
+                <= 1,
             "{name}"
         );
         return;

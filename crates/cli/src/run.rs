@@ -194,6 +194,7 @@ impl<'a> Session<'a> {
             &self.folder.path,
             &self.ready.opened.place,
             &self.ready.trainable,
+            &self.ready.opened.model,
             self.ready.adapter.as_ref(),
             (!own).then(|| template.source()),
         )?;

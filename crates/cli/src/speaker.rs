@@ -122,9 +122,12 @@ impl Speaker {
     }
 
     /// Makes room for a prompt and an answer of `tokens` together, or as many as the model reads.
-    pub(crate) fn make_room(&mut self, tokens: usize) {
+    ///
+    /// # Errors
+    /// A length that the model's positions cannot reach.
+    pub(crate) fn make_room(&mut self, tokens: usize) -> anyhow::Result<()> {
         let tokens = tokens.min(self.context());
-        self.opened.model.set_max_length(tokens);
+        Ok(self.opened.model.set_max_length(tokens)?)
     }
 
     /// The longest answer asked for, in tokens.

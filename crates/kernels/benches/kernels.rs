@@ -29,6 +29,7 @@ fn attentions(criterion: &mut Criterion, name: &str, lengths: &[usize]) -> Resul
         head_dim: 64,
         scale: 0.125,
         window: None,
+        softcap: None,
     };
     let documents = Documents::from_lengths(lengths);
     let tokens = documents.tokens();
@@ -58,6 +59,7 @@ fn cached(criterion: &mut Criterion) -> Result<()> {
         head_dim: 64,
         scale: 0.125,
         window: None,
+        softcap: None,
     };
     let keys: Vec<f32> = numbers(1024, 192)?.flatten_all()?.to_vec1()?;
     let q: Vec<f32> = numbers(1, 576)?.flatten_all()?.to_vec1()?;

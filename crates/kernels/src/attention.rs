@@ -1,6 +1,6 @@
 //! Causal attention with grouped queries, document by document, and its adjoint.
 //!
-//! `softmax(scale · q kᵀ) v` with `q` of `[tokens, heads · head_dim]` and `k`, `v` of
+//! `softmax(scale · q kᵀ) v` (or, with a cap, `softmax(cap · tanh(scale · q kᵀ / cap)) v`) with `q` of `[tokens, heads · head_dim]` and `k`, `v` of
 //! `[tokens, kv_heads · head_dim]`. Documents are problems of their own, so one never sees another,
 //! and keys a query cannot see are skipped, not masked. A small block of queries by keys is all that
 //! ever exists of the score matrix; the forward pass keeps the output and the logarithm of each row's
@@ -43,6 +43,8 @@ pub struct AttentionShape {
     pub scale: f64,
     /// A query sees at most this many keys, itself included.
     pub window: Option<usize>,
+    /// Scaled scores are bent so that none is greater (Gemma 2).
+    pub softcap: Option<f64>,
 }
 
 impl AttentionShape {
@@ -79,6 +81,12 @@ impl AttentionShape {
                 self.head_dim,
                 self.kv_heads
             );
+        }
+        if self
+            .softcap
+            .is_some_and(|cap| !(cap > 0.0 && cap.is_finite()))
+        {
+            bail!("`attention`: {:?} is no cap on scores", self.softcap);
         }
         if self.window == Some(0) {
             bail!("`attention`: a window of 0 sees nothing");

@@ -240,6 +240,7 @@ fn attention_of_documents() -> Result<()> {
                 head_dim,
                 scale,
                 window,
+                softcap: None,
             };
             let (q, gq) = gpu.pair(&[tokens, heads * head_dim])?;
             let (k, gk) = gpu.pair(&[tokens, kv_heads * head_dim])?;
@@ -450,6 +451,7 @@ fn head_and_loss() -> Result<()> {
         let want = |into| Want {
             grad_scale: Some(0.37),
             weight_grad: Some(into),
+            softcap: None,
         };
         let (weight, gweight) = (Weight::Dense(head), Weight::Dense(ghead));
         let here = linear_cross_entropy(&x, &weight, &targets, want(&into))?;

@@ -21,7 +21,7 @@ pub(super) fn run(args: &ChatArgs, quiet: bool) -> anyhow::Result<()> {
     let mut notes = notes(quiet);
     let mut speaker = Speaker::open(&args.model, &mut notes, quiet)?;
     let room = speaker.context().min(LONGEST);
-    speaker.make_room(room);
+    speaker.make_room(room)?;
 
     let system = args.model.system.as_deref();
     let mut messages: Vec<_> = system

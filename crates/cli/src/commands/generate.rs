@@ -25,7 +25,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> anyhow::Result<()> {
         speaker.conversation(&messages)?
     };
     check_prompt(ids.len(), speaker.context())?;
-    speaker.make_room(ids.len().saturating_add(speaker.longest_answer()));
+    speaker.make_room(ids.len().saturating_add(speaker.longest_answer()))?;
 
     let mut stdout = io::stdout().lock();
     let answer = speaker.answer(ids, &mut stdout)?;

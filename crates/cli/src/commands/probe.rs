@@ -32,7 +32,7 @@ pub(super) fn run(args: &ProbeArgs) -> anyhow::Result<()> {
         None => Trainable::none(&opened.model),
     };
     let ids = opened.tokenizer.encode(&args.prompt, true)?;
-    opened.model.set_max_length(ids.len());
+    opened.model.set_max_length(ids.len())?;
     let documents = Documents::single(ids.len());
     let logits = opened.model.logits(&ids, &documents, &mut hook)?;
     // Whole numbers of this size are exact in f32, the one type these files are written in.

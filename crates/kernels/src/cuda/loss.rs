@@ -97,6 +97,9 @@ pub(crate) fn linear_cross_entropy(
     targets: &[u32],
     want: Want,
 ) -> Result<Loss> {
+    if want.softcap.is_some() {
+        candle_core::bail!("a loss of capped logits is not computed on a GPU");
+    }
     let head = head(weight)?;
     let (tokens, width) = hidden.dims2()?;
     let gradient = match want.grad_scale {
