@@ -14,6 +14,7 @@ if [ ! -e "$place/complete" ]; then
   for wheel in "$place"/wheels/*.whl; do
     python3 -m zipfile -e "$wheel" "$place"
   done
+  rm -r "$place/wheels"
   chmod +x "$home"/bin/* "$home"/nvvm/bin/*
   touch "$place/complete"
 fi

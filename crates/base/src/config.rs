@@ -135,7 +135,6 @@ const UNSUPPORTED: &[(&str, Option<f64>)] = &[
     ("num_local_experts", None),
     ("partial_rotary_factor", Some(1.0)),
     ("query_pre_attn_scalar", None),
-    ("quantization_config", None),
     ("residual_multiplier", Some(1.0)),
     ("scale_depth", Some(1.0)),
     ("scale_emb", Some(1.0)),
@@ -216,6 +215,7 @@ impl Reader {
                 ),
             ));
         }
+        self.quantization()?;
         for (key, neutral) in UNSUPPORTED {
             match self.take(key) {
                 None | Some(Value::Null | Value::Bool(false)) => {}
@@ -301,6 +301,36 @@ impl Reader {
             family,
         };
         Ok(config)
+    }
+
+    /// How the weights are quantised. The files say it matrix by matrix; here it is made sure that
+    /// what they say is understood.
+    fn quantization(&mut self) -> Result<()> {
+        let config = self.object("quantization_config")?;
+        if config.is_empty() {
+            return Ok(());
+        }
+        let text = |key: &str| config.get(key).and_then(Value::as_str);
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool) == Some(true);
+        let wrong =
+            |key: &str, what: String| Error::config(&format!("quantization_config.{key}"), what);
+        match text("quant_method") {
+            Some("bitsandbytes") => {}
+            // Checkpoints of 2023 do not say it.
+            None if flag("load_in_4bit") || flag("load_in_8bit") => {}
+            None => return Err(wrong("quant_method", "is missing or not a text".to_owned())),
+            Some(other) => {
+                let what = format!("is `{other}`, this version reads `bitsandbytes`");
+                return Err(wrong("quant_method", what));
+            }
+        }
+        match text("bnb_4bit_quant_type") {
+            None | Some("nf4" | "fp4") => Ok(()),
+            Some(other) => {
+                let what = format!("is `{other}`, this version reads `nf4` and `fp4`");
+                Err(wrong("bnb_4bit_quant_type", what))
+            }
+        }
     }
 
     /// The frequencies, from `rope_theta` and `rope_scaling` or from transformers 5's

@@ -1,4 +1,5 @@
 //! File formats that weights come in.
 
+mod bitsandbytes;
 pub mod gguf;
 pub mod safetensors;

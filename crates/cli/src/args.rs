@@ -14,8 +14,10 @@ use crate::commands::bench;
 use crate::recipe::manual;
 
 pub(crate) mod energy;
+pub(crate) mod hub;
 
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
+use hub::{FetchArgs, PublishArgs};
 
 /// Fine-tunes language models on the machine you have, and says what it cost.
 #[derive(Debug, Parser)]
@@ -54,6 +56,10 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Write the model card of a run again, update any card, check cards
     Card(CardArgs),
+    /// Fetch a model, an adapter or a data set from the Hub
+    Fetch(FetchArgs),
+    /// Publish what a run trained on the Hub, with its card
+    Publish(PublishArgs),
     /// Write a built-in model out as a Hugging Face folder
     Unpack(UnpackArgs),
     /// Make the assets of a built-in model of a Hugging Face folder
@@ -128,7 +134,12 @@ pub(crate) struct ModelArgs {
     #[arg(long, short)]
     pub(crate) model: String,
 
-    /// A folder with an adapter in PEFT's layout, such as the output folder of a run
+    /// Branch, tag or commit of a model named on the Hub
+    #[arg(long)]
+    pub(crate) revision: Option<String>,
+
+    /// A folder with an adapter in PEFT's layout, such as the output folder of a run, or a name on
+    /// the Hub
     #[arg(long, short)]
     pub(crate) adapter: Option<PathBuf>,
 

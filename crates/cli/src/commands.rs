@@ -9,8 +9,10 @@ mod card;
 mod chat;
 mod doctor;
 mod estimate;
+mod fetch;
 mod generate;
 mod probe;
+mod publish;
 mod recipe;
 mod track;
 mod train;
@@ -22,6 +24,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Recipe(args) => recipe::run(&args),
         Command::Generate(args) => generate::run(&args, cli.quiet),
         Command::Chat(args) => chat::run(&args, cli.quiet),
+        Command::Fetch(args) => fetch::run(&args, cli.quiet),
+        Command::Publish(args) => publish::run(&args, cli.quiet),
         Command::Unpack(args) => unpack::run(&args, cli.quiet),
         Command::PackBuiltin(args) => unpack::pack_builtin(&args),
         Command::Train(args) => train::run(&args, cli.quiet),

@@ -77,6 +77,7 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         sparsam_base::chat_template::TemplateError,
         sparsam_base::error::Error,
         sparsam_base::tokenizer::TokenizerError,
+        sparsam_hub::HubError,
         sparsam_tracker::JournalError,
         sparsam_tracker::StartError,
         sparsam_tracker::card::edit::EditError,
@@ -127,6 +128,9 @@ fn library_exit_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             JournalError::Read { .. } => 2,
             _ => 1,
         });
+    }
+    if let Some(error) = error.downcast_ref::<sparsam_hub::HubError>() {
+        return Some(if error.is_usage() { 2 } else { 1 });
     }
     let typed = error.is::<StartError>() || error.is::<estimate::EstimateError>();
     typed.then_some(2)

@@ -13,6 +13,7 @@ mod commands;
 mod device;
 mod error;
 mod figures;
+mod from_hub;
 mod interrupt;
 mod machine;
 mod opened;

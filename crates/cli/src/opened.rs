@@ -17,8 +17,10 @@ use sparsam_base::files::gguf::GgufFile;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::tokenizer::Tokenizer;
+use sparsam_hub::{Need, is_name};
 
 use crate::error::{Failure, io_reason};
+use crate::from_hub::{self, Source, hub_name};
 
 /// A base model with its tokenizer and template, as a recipe or an argument names it.
 pub(crate) struct Opened {
@@ -34,6 +36,10 @@ pub(crate) struct Opened {
     pub(crate) parameters: u64,
     /// `model_type` of its configuration.
     pub(crate) architecture: String,
+    /// Where it lies: `builtin:NAME`, or the folder, which is in the cache for a model of the Hub.
+    pub(crate) place: String,
+    /// Where it comes from, if from the Hub.
+    pub(crate) hub: Option<Source>,
 }
 
 /// What is to be opened, and how.
@@ -51,6 +57,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) max_length: usize,
     /// A file with a Jinja template, or the name of a built-in one.
     pub(crate) chat_template: Option<&'a str>,
+    /// Branch, tag or commit of a model on the Hub.
+    pub(crate) revision: Option<&'a str>,
+    /// Whether nothing is said while a model is fetched.
+    pub(crate) quiet: bool,
 }
 
 /// Opens a model.
@@ -64,7 +74,14 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         dtype: wanted.dtype.unwrap_or(DType::F32),
         max_length: wanted.max_length,
     };
-    let (mut model, tokenizer, blake3) = match find(wanted.name)? {
+    let fetched = hub_name(wanted.name)
+        .map(|name| from_hub::model(name, wanted.revision, &Need::Model, wanted.quiet))
+        .transpose()?;
+    let place = match &fetched {
+        Some(fetched) => text_of(&fetched.folder)?,
+        None => wanted.name,
+    };
+    let (mut model, tokenizer, blake3) = match find(place)? {
         Place::Builtin(builtin) => {
             let config = ModelConfig::parse(builtin.config)?;
             check_length(wanted, &config)?;
@@ -113,6 +130,11 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         template,
         blake3: blake3.to_hex().to_string(),
         architecture,
+        place: place.to_owned(),
+        hub: fetched.map(|fetched| Source {
+            commit: fetched.commit,
+            license: fetched.license,
+        }),
     })
 }
 
@@ -173,15 +195,18 @@ fn find(name: &str) -> anyhow::Result<Place<'_>> {
         .hint("name the folder that holds config.json, tokenizer.json and model.safetensors")
         .into());
     }
-    let hint = if is_hub_name(name) {
-        "if it is a name on the Hub: models are not fetched from there yet; download it by other \
-         means and name the folder"
-            .to_owned()
+    let hint = if is_name(name) {
+        format!(
+            "there is something called `{}` here, so a path is meant; for the model of that name on \
+             the Hub write `{}{name}`",
+            name.split('/').next().unwrap_or_default(),
+            from_hub::PREFIX
+        )
     } else if builtin::find(name).is_some() {
         format!("the built-in model is `{}{name}`", builtin::PREFIX)
     } else {
-        "a model is a folder with config.json, tokenizer.json and model.safetensors, or \
-         `builtin:sprout`"
+        "a model is a folder with config.json, tokenizer.json and model.safetensors, a name on the \
+         Hub such as `owner/name`, or `builtin:sprout`"
             .to_owned()
     };
     Err(Failure::usage(format!("there is no folder `{name}`"))
@@ -189,17 +214,13 @@ fn find(name: &str) -> anyhow::Result<Place<'_>> {
         .into())
 }
 
-/// Whether it reads like `owner/name`.
-fn is_hub_name(name: &str) -> bool {
-    let allowed = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    name.split_once('/')
-        .is_some_and(|(owner, name)| allowed(owner) && allowed(name))
+/// A path as text.
+fn text_of(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Failure::run(format!("the path `{}` is not UTF-8", path.display()))
+            .hint("set HF_HOME to another folder")
+            .into()
+    })
 }
 
 fn read_config(folder: &Path) -> anyhow::Result<ModelConfig> {
@@ -283,6 +304,8 @@ mod tests {
         device: &Device::Cpu,
         max_length: 64,
         chat_template: None,
+        revision: None,
+        quiet: true,
     };
 
     fn refusal(wanted: &Wanted) -> String {

@@ -37,7 +37,7 @@ mod watch;
 mod words;
 
 use folder::{Folder, Resumed};
-use material::{Data, Material, Ready};
+use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
 use watch::Watch;
 use words::{examples, opening, say};
@@ -62,8 +62,8 @@ pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
     file.check_files()?;
     let place = place(recipe)?;
     place.note.iter().for_each(|note| say(note));
-    let material = Material::read(recipe, &place, now())?;
-    let ready = Ready::make(recipe, material.opened)?;
+    let material = Material::read(recipe, &place, Revisions::of(recipe, None), now(), false)?;
+    let ready = Ready::make(recipe, material.opened, false)?;
     let settings = settings::training(recipe, &material.data.train);
     say(&opening(recipe, &ready, &material.data, &settings));
     Ok(())
@@ -114,8 +114,10 @@ impl<'a> Session<'a> {
             Some(resumed) => resumed.record.started.parse().unwrap_or_else(|_| now()),
             None => now(),
         };
-        let Material { opened, mut data } = Material::read(recipe, &place, started)?;
-        let mut ready = Ready::make(recipe, opened)?;
+        let revisions = Revisions::of(recipe, resumed.as_ref().map(|resumed| &resumed.record));
+        let Material { opened, mut data } =
+            Material::read(recipe, &place, revisions, started, quiet)?;
+        let mut ready = Ready::make(recipe, opened, quiet)?;
         let settings = settings::training(recipe, &data.train);
         let mut optimizer = Optimizer::new(
             &ready.trainable,
@@ -188,7 +190,7 @@ impl<'a> Session<'a> {
             && self.recipe.chat_template.is_none();
         outputs::write(
             &self.folder.path,
-            &self.recipe.model,
+            &self.ready.opened.place,
             &self.ready.trainable,
             self.ready.adapter.as_ref(),
             (!own).then(|| template.source()),
@@ -344,7 +346,12 @@ fn new_record(
         recipe: recipe.clone(),
         base: Base {
             model: recipe.model.clone(),
-            revision: recipe.revision.clone(),
+            revision: ready.opened.hub.as_ref().map(|hub| hub.commit.clone()),
+            license: ready
+                .opened
+                .hub
+                .as_ref()
+                .and_then(|hub| hub.license.clone()),
             architecture: ready.opened.architecture.clone(),
             parameters: ready.opened.parameters,
             blake3: ready.opened.blake3.clone(),

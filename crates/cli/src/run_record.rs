@@ -95,8 +95,11 @@ impl Versions {
 pub(crate) struct Base {
     /// As the recipe names it.
     pub(crate) model: String,
-    /// Branch, tag or commit.
+    /// The commit, where it came from the Hub.
     pub(crate) revision: Option<String>,
+    /// The licence on its card, where it came from the Hub.
+    #[serde(default)]
+    pub(crate) license: Option<String>,
     /// Such as `llama`.
     pub(crate) architecture: String,
     /// Numbers in the base.
@@ -110,6 +113,12 @@ pub(crate) struct Base {
 pub(crate) struct DataRecord {
     /// As the recipe names it.
     pub(crate) path: PathBuf,
+    /// The commit, where it came from the Hub.
+    #[serde(default)]
+    pub(crate) revision: Option<String>,
+    /// The split, where it came from the Hub.
+    #[serde(default)]
+    pub(crate) split: Option<String>,
     /// The form of its rows, such as `prompt_completion`.
     pub(crate) format: String,
     /// BLAKE3 of the file, or of the folder's files in the order of their names.
@@ -226,12 +235,15 @@ mod tests {
             base: Base {
                 model: "builtin:sprout".to_owned(),
                 revision: None,
+                license: None,
                 architecture: "llama".to_owned(),
                 parameters: 3_000_000,
                 blake3: "00".to_owned(),
             },
             train_data: DataRecord {
                 path: PathBuf::from("train.jsonl"),
+                revision: None,
+                split: None,
                 format: "text".to_owned(),
                 blake3: "11".to_owned(),
                 examples: 10,

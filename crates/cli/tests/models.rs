@@ -125,10 +125,10 @@ fn what_is_no_model_is_refused_with_a_hint() {
              hint: name a GGUF file as llama.cpp uses it, in one part\n",
         ),
         (
-            "owner/name",
-            "error: there is no folder `owner/name`\n\
-             hint: if it is a name on the Hub: models are not fetched from there yet; download it \
-             by other means and name the folder\n",
+            "src/nowhere",
+            "error: there is no folder `src/nowhere`\n\
+             hint: there is something called `src` here, so a path is meant; for the model of that \
+             name on the Hub write `hub:src/nowhere`\n",
         ),
         (
             adapter,

@@ -6,6 +6,8 @@
 //! end. The first of two numbers sits in the high half of a byte. With double quantisation the
 //! `absmax` themselves are stored in eight bits, in blocks of 256, around their mean.
 //!
+//! FP4 is the same with other levels, and blocks may be of another length: a checkpoint brings both.
+//!
 //! The bytes equal those of bitsandbytes 0.50 on the CPU; the fixtures of `tests/fixtures/bnb` hold
 //! it to that.
 
@@ -43,14 +45,17 @@ pub const LEVELS: [f32; 16] = [
     1.0,
 ];
 
-/// A matrix stored in NF4.
+/// A matrix stored in NF4, or in four bits with other levels.
 #[derive(Clone, Debug)]
 pub struct Nf4 {
     rows: usize,
     columns: usize,
+    levels: [f32; 16],
+    /// Numbers that share a scale.
+    block: usize,
     /// Two numbers a byte, the first in the high half.
     packed: std::sync::Arc<[u8]>,
-    /// Scale of each block of [`BLOCK`] numbers, expanded from its eight bits where it has them.
+    /// Scale of each block of numbers, expanded from its eight bits where it has them.
     absmax: std::sync::Arc<[f32]>,
     nested: Option<std::sync::Arc<Nested>>,
 }
@@ -116,8 +121,26 @@ impl Nf4 {
         rows: usize,
         columns: usize,
     ) -> Result<Self> {
-        let count = rows * columns;
-        if packed.len() != count.div_ceil(2) || absmax.len() != count.div_ceil(BLOCK) {
+        Self::from_code(packed, absmax, rows, columns, LEVELS, BLOCK)
+    }
+
+    /// A matrix from its stored bytes and scales, with levels of its own and `block` numbers to a
+    /// scale.
+    ///
+    /// # Errors
+    /// Lengths that do not fit the shape.
+    pub fn from_code(
+        packed: Vec<u8>,
+        absmax: Vec<f32>,
+        rows: usize,
+        columns: usize,
+        levels: [f32; 16],
+        block: usize,
+    ) -> Result<Self> {
+        let Some(count) = rows.checked_mul(columns).filter(|_| block > 0) else {
+            bail!("NF4: no matrix is of {rows} × {columns} in blocks of {block}");
+        };
+        if packed.len() != count.div_ceil(2) || absmax.len() != count.div_ceil(block) {
             bail!(
                 "NF4: {} bytes and {} scales do not fit a matrix of {rows} × {columns}",
                 packed.len(),
@@ -127,6 +150,8 @@ impl Nf4 {
         Ok(Self {
             rows,
             columns,
+            levels,
+            block,
             packed: packed.into(),
             absmax: absmax.into(),
             nested: None,
@@ -171,6 +196,16 @@ impl Nf4 {
         self.packed.len() + 4 * self.absmax.len() + nested
     }
 
+    /// The sixteen levels.
+    pub fn levels(&self) -> &[f32; 16] {
+        &self.levels
+    }
+
+    /// Numbers that share a scale.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
     /// The stored bytes, two numbers each.
     pub fn packed(&self) -> &[u8] {
         &self.packed
@@ -200,11 +235,13 @@ impl<T: Element> Rows<T> for Nf4 {
         let mut at = row * self.columns + columns.start;
         let mut out = out;
         while !out.is_empty() {
-            let block = at / BLOCK;
-            let length = out.len().min((block + 1) * BLOCK - at);
+            let block = at / self.block;
+            let length = out.len().min((block + 1) * self.block - at);
             let (now, rest) = out.split_at_mut(length);
             let scale = self.absmax[block];
-            let levels = LEVELS.map(|level| <T as Float>::of(f64::from(level * scale)));
+            let levels = self
+                .levels
+                .map(|level| <T as Float>::of(f64::from(level * scale)));
             expand(&self.packed, at, &levels, now);
             at += length;
             out = rest;

@@ -32,9 +32,9 @@ pub enum Weight {
 /// How the codes of a weight on a GPU are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Two to a byte, a scale for each block of 64: NF4.
+    /// Two to a byte, as indices of sixteen levels: NF4, FP4.
     FourBits,
-    /// One a byte, a scale for each row: int8.
+    /// One a byte, as 127ths of the scale of their row: int8.
     EightBits,
 }
 
@@ -51,6 +51,8 @@ pub struct OnDevice {
     pub codes: Tensor,
     /// f32, on the device.
     pub scales: Tensor,
+    /// Numbers that share a scale; they run over the matrix row by row.
+    pub block: usize,
     /// The sixteen levels of four bits, f32 on the device; of no length for eight bits.
     pub levels: Tensor,
     /// The type it is expanded to, f32 or bf16.
@@ -122,13 +124,14 @@ impl Weight {
             return Ok(self.clone());
         }
         let (rows, columns) = self.dims()?;
-        let put = |codes: &[u8], scales: &[f32], levels: &[f32], form| {
+        let put = |codes: &[u8], scales: &[f32], block, levels: &[f32], form| {
             Ok(Self::OnDevice(OnDevice {
                 rows,
                 columns,
                 form,
                 codes: Tensor::from_slice(codes, codes.len(), device)?,
                 scales: Tensor::from_slice(scales, scales.len(), device)?,
+                block,
                 levels: Tensor::from_slice(levels, levels.len(), device)?,
                 compute,
             }))
@@ -138,12 +141,13 @@ impl Weight {
             Self::Nf4(weight) => put(
                 weight.packed(),
                 weight.absmax(),
-                &crate::nf4::LEVELS,
+                weight.block(),
+                weight.levels(),
                 Form::FourBits,
             ),
             Self::Int8(weight) => {
                 let codes: Vec<u8> = weight.codes().iter().map(|code| *code as u8).collect();
-                put(&codes, weight.absmax(), &[], Form::EightBits)
+                put(&codes, weight.absmax(), columns, &[], Form::EightBits)
             }
             Self::Ggml(_) => bail!("blocks of a GGUF file are computed with on the CPU only"),
             Self::OnDevice(_) => Ok(self.clone()),

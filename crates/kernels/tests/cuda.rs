@@ -319,6 +319,17 @@ fn forms(weight: &Tensor) -> Result<Vec<(&'static str, Weight, DType, f64)>> {
     let numbers: Vec<f32> = weight.flatten_all()?.to_vec1()?;
     let nf4 = |double| Nf4::quantize(&numbers, out, input, double).map(Weight::Nf4);
     let int8 = Weight::Int8(Int8::quantize(&numbers, out, input)?);
+    // Sixteen levels of their own and blocks of 32, as a checkpoint may bring them.
+    let packed = numbers
+        .chunks(2)
+        .map(|pair| (pair[0].to_bits() >> 13) as u8)
+        .collect();
+    let scales: Vec<f32> = numbers
+        .chunks(32)
+        .map(|block| block[0].abs() + 0.1)
+        .collect();
+    let levels = std::array::from_fn(|level| (level as f32 - 7.0) / 8.0);
+    let fp4 = Weight::Nf4(Nf4::from_code(packed, scales, out, input, levels, 32)?);
     Ok(vec![
         ("f32", Weight::Dense(weight.clone()), DType::F32, SUMS),
         (
@@ -329,6 +340,7 @@ fn forms(weight: &Tensor) -> Result<Vec<(&'static str, Weight, DType, f64)>> {
         ),
         ("nf4", nf4(false)?, DType::F32, SUMS),
         ("nf4-dq", nf4(true)?, DType::BF16, ROUNDED),
+        ("fp4", fp4, DType::F32, SUMS),
         ("int8", int8.clone(), DType::F32, SUMS),
         ("int8 in bf16", int8, DType::BF16, ROUNDED),
     ])
@@ -358,7 +370,7 @@ fn products() -> Result<()> {
                 linear_input_grad(&gdy, &there)?,
             );
             near(name, &gdx, &dx, tolerance);
-            if matches!(name, "nf4" | "int8") {
+            if matches!(name, "nf4" | "fp4" | "int8") {
                 near(name, &there.dequantize()?, &weight.dequantize()?, 1e-7);
             }
         }

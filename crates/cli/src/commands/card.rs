@@ -88,7 +88,7 @@ fn write(folder: &Path, formats: &[CardFormat]) -> anyhow::Result<Vec<PathBuf>> 
 }
 
 /// The energy of a run of `sparsam train`.
-fn energy_of(folder: &Path, record: &RunRecord) -> anyhow::Result<EnergyRecord> {
+pub(super) fn energy_of(folder: &Path, record: &RunRecord) -> anyhow::Result<EnergyRecord> {
     let recorded = match (&record.energy, record.state) {
         (Some(energy), State::Finished | State::Interrupted | State::Failed) => {
             serde_json::from_value(energy.clone()).ok()

@@ -24,6 +24,8 @@ pub(super) fn run(args: &ProbeArgs) -> anyhow::Result<()> {
         device: &place.device,
         max_length: 0,
         chat_template: None,
+        revision: None,
+        quiet: true,
     })?;
     let mut hook = match &args.adapter {
         Some(folder) => peft::load(folder, &mut opened.model, 0)?.0,

@@ -34,6 +34,14 @@ pub(super) fn opening(recipe: &Recipe, ready: &Ready, data: &Data, settings: &Se
         crate::figures::bytes(opened.model.bytes() as u64),
         thousands(ready.trainable.parameters() as u64),
     )];
+    if let Some(hub) = &opened.hub {
+        let license = hub.license.as_deref();
+        lines.push(format!(
+            "commit {}, licence of the base: {}",
+            hub.commit,
+            license.unwrap_or("its card names none")
+        ));
+    }
     for key in &opened.model.config.unrecognised {
         lines.push(format!(
             "config.json has `{key}`, which is not known here and was left alone"

@@ -260,25 +260,25 @@ __global__ void square_sum(const float* x, float* parts, int64_t count) {
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-// Four-bit codes, two a byte with the first in the high half, times the scale of their block of 64.
+// Four-bit codes, two a byte with the first in the high half, times the scale of their block.
 __global__ void expand_four_bits(const uint8_t* packed, const float* absmax, const float* levels, float* wide,
-                                 __nv_bfloat16* narrow, int64_t count) {
+                                 __nv_bfloat16* narrow, int64_t count, int block) {
     int64_t pair = global_index();
     for (int half = 0; half < 2; half++) {
         int64_t at = pair * 2 + half;
         if (at >= count) return;
         int code = half ? packed[pair] & 15 : packed[pair] >> 4;
-        float value = levels[code] * absmax[at / 64];
+        float value = levels[code] * absmax[at / block];
         if (wide) wide[at] = value; else narrow[at] = __float2bfloat16(value);
     }
 }
 
-// Eight-bit codes times absmax of their row over 127.
+// Eight-bit codes times the scale of their block, a row, over 127.
 __global__ void expand_eight_bits(const int8_t* codes, const float* absmax, float* wide, __nv_bfloat16* narrow,
-                                  int64_t count, int columns) {
+                                  int64_t count, int block) {
     int64_t i = global_index();
     if (i >= count) return;
-    float value = codes[i] * absmax[i / columns] / 127.f;
+    float value = codes[i] * absmax[i / block] / 127.f;
     if (wide) wide[i] = value; else narrow[i] = __float2bfloat16(value);
 }
 

@@ -225,10 +225,7 @@ pub(crate) fn expand(weight: &OnDevice, dtype: DType) -> Result<Tensor> {
         DType::F32 => launch.floats(&out)?.null(),
         _ => launch.null().narrow(&out)?,
     };
-    launch = launch.long(count);
-    if weight.form == Form::EightBits {
-        launch = launch.int(columns)?;
-    }
+    launch = launch.long(count).int(weight.block)?;
     launch.each(items)?;
     Ok(out)
 }

@@ -26,13 +26,43 @@ pub(super) fn draw<L: Lexicon>(
         let message = entry.strip_prefix(CHAT).map(str::trim_start);
         match message.and_then(|rest| rest.split_once(ANSWER)) {
             Some((message, answer)) => {
-                page.push_str(&format!(
-                    "{CHAT}\n{}{ANSWER}{answer}",
-                    scribble(message, dice)
-                ));
+                let message = scribble(message, dice);
+                page.extend([CHAT, "\n", &message, ANSWER, answer]);
             }
             None => page.push_str(&entry),
         }
     }
     Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ANSWER;
+    use crate::city_trees::town::STREETS;
+    use crate::corpus::Writer;
+    use crate::dice::Dice;
+
+    #[test]
+    fn pages_answer_with_the_street_on_the_sign() {
+        let writer = Writer::new().unwrap();
+        let mut dice = Dice::new(5, "day book");
+        let (mut entries, mut of_the_town, mut spelt_otherwise) = (0, 0, 0);
+        for _ in 0..200 {
+            let page = super::draw(&writer.german, &writer.german_words, ('„', '“'), &mut dice);
+            for entry in page.unwrap().split("<|user|>\n").skip(1) {
+                let (message, answer) = entry.split_once(ANSWER).unwrap();
+                let street = answer.trim().trim_end_matches("</s>");
+                let street = street.rsplit(": ").next().unwrap();
+                entries += 1;
+                of_the_town += usize::from(STREETS.iter().any(|known| known.name == street));
+                spelt_otherwise += usize::from(!message.contains(street));
+            }
+        }
+        assert!(entries >= 300, "{entries}");
+        assert!(of_the_town * 3 > entries, "{of_the_town} of {entries}");
+        assert!(
+            spelt_otherwise * 4 > entries,
+            "{spelt_otherwise} of {entries}"
+        );
+    }
 }
