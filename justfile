@@ -70,3 +70,7 @@ cuda-ptx *arguments="":
 # Every kernel on this machine's GPU against the processor's
 test-cuda:
     SPARSAM_CUDA=required tests/cuda/build.sh test -p sparsam-kernels --test cuda
+
+# The GPU's kernels on this machine's processor, emulated, against references in f64 (needs a C++ compiler)
+cuda-emulate:
+    tests/cuda/emulate.sh

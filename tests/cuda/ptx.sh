@@ -6,11 +6,13 @@ command -v nvcc >/dev/null 2>&1 || PATH="$(tests/cuda/toolkit.sh)/bin:$PATH"
 folder=crates/kernels/src/cuda
 made=$(mktemp --suffix .ptx)
 trap 'rm -f "$made"' EXIT
-nvcc -arch=compute_80 -O3 --ptx "$folder/kernels.cu" -o "$made"
-if [ "${1:-}" = --check ]; then
-  # Comments name the compiler's build.
-  diff <(grep -v '^//' "$folder/kernels.ptx") <(grep -v '^//' "$made") >/dev/null ||
-    { echo "kernels.ptx is not what kernels.cu gives: run \`just cuda-ptx\`" >&2; exit 1; }
-else
-  cp "$made" "$folder/kernels.ptx"
-fi
+for source in "$folder"/*.cu; do
+  nvcc -arch=compute_80 -O3 --ptx "$source" -o "$made"
+  if [ "${1:-}" = --check ]; then
+    # Comments name the compiler's build.
+    diff <(grep -v '^//' "${source%.cu}.ptx") <(grep -v '^//' "$made") >/dev/null ||
+      { echo "${source%.cu}.ptx is not what $(basename "$source") gives: run \`just cuda-ptx\`" >&2; exit 1; }
+  else
+    cp "$made" "${source%.cu}.ptx"
+  fi
+done

@@ -6,15 +6,15 @@
 //! the gated product are cheap to compute and large to keep, so the backward pass computes them again
 //! from what is kept. A family is a configuration of this one block.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
-use sparsam_kernels::Documents;
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
 use sparsam_kernels::host::{fetch, tensor, view};
 use sparsam_kernels::linear::add_in_place;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
 use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
+use sparsam_kernels::{Documents, Weight};
 
 use crate::projection::{Group, Hook, HookKept};
 
@@ -268,7 +268,7 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
-        let p = self.project(x, pass, hook, keep)?;
+        let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
         let (attended, log_sums) = attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?;
         let (y, f) = self.finish(x, &attended, hook, keep)?;
         let kept = keep.then(|| {
@@ -383,6 +383,17 @@ impl Block {
             qk,
             hook,
         })
+    }
+
+    /// Queries, keys and values in bf16 where the products that made them were.
+    fn narrowed(&self, mut projected: Projected) -> Result<Projected> {
+        let mut weights = self.qkv.projections.iter().map(|p| &p.weight);
+        if self.shape.takes_bf16(projected.q.device()) && weights.all(Weight::multiplies_in_bf16) {
+            for tensor in [&mut projected.q, &mut projected.k, &mut projected.v] {
+                *tensor = tensor.to_dtype(DType::BF16)?;
+            }
+        }
+        Ok(projected)
     }
 
     /// The way from attention's output to the block's, through the gated unit.

@@ -22,7 +22,7 @@ mod block;
 mod cached;
 mod forward;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use crate::by_element;
 use crate::documents::Documents;
@@ -48,6 +48,12 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
+    /// Whether q, k and v may be bf16 there: on a GPU, whose tensor cores multiply them then, for heads of up to 128
+    /// numbers in eights.
+    pub fn takes_bf16(&self, device: &Device) -> bool {
+        device.is_cuda() && self.head_dim <= 128 && self.head_dim.is_multiple_of(8)
+    }
+
     /// Width of a row of `q`.
     fn width(&self) -> usize {
         self.heads * self.head_dim
@@ -122,7 +128,8 @@ impl AttentionShape {
     }
 }
 
-/// `(output [tokens, heads · head_dim], log-sum-exp of the scaled scores [heads, tokens])`.
+/// `(output [tokens, heads · head_dim], log-sum-exp of the scaled scores [heads, tokens])`, in f32 also where q, k
+/// and v are bf16 (see [`AttentionShape::takes_bf16`]).
 ///
 /// # Errors
 /// Shapes that do not fit, or tensors that are not contiguous on the CPU.
@@ -147,7 +154,7 @@ pub fn attention(
 
 /// Adjoint of [`attention`]: the gradients of q, k and v.
 ///
-/// `output` and `log_sums` are what [`attention`] returned.
+/// `output` and `log_sums` are what [`attention`] returned; `dout` and the gradients are f32 beside inputs of bf16.
 ///
 /// # Errors
 /// As [`attention`].

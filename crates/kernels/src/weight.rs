@@ -105,6 +105,15 @@ impl Weight {
         host::tensor(values, (rows, columns))
     }
 
+    /// Whether its products are in bf16, on a GPU.
+    pub fn multiplies_in_bf16(&self) -> bool {
+        match self {
+            Self::Dense(tensor) => tensor.dtype() == DType::BF16 && tensor.device().is_cuda(),
+            Self::OnDevice(weight) => weight.compute == DType::BF16,
+            _ => false,
+        }
+    }
+
     /// The same weight in the memory of `device`. A quantised one stays so and is expanded to `compute`, f32 or
     /// bf16, for each product there.
     ///

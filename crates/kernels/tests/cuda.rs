@@ -265,6 +265,55 @@ fn attention_of_documents() -> Result<()> {
     Ok(())
 }
 
+/// On the tensor cores: the inputs are the same, what lies between them and the outputs is rounded to bf16.
+#[test]
+fn attention_in_bf16() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 3, 8), (4, 1, 40), (2, 1, 128), (2, 2, 96)]
+    {
+        for window in [None, Some(1), Some(37), Some(100)] {
+            let mut lengths = gpu.lengths(4, 300);
+            lengths.extend([64, 1, 65]);
+            let documents = Documents::from_lengths(&lengths);
+            let tokens = documents.tokens();
+            let scale = 1.0 / (head_dim as f64).sqrt();
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                window,
+            };
+            assert!(shape.takes_bf16(&gpu.device) && !shape.takes_bf16(&Device::Cpu));
+            let mut input = |heads: usize| -> Result<(Tensor, Tensor)> {
+                let (here, _) = gpu.pair(&[tokens, heads * head_dim])?;
+                let narrow = here.to_dtype(DType::BF16)?;
+                Ok((narrow.to_dtype(DType::F32)?, narrow.to_device(&gpu.device)?))
+            };
+            let (q, gq) = input(heads)?;
+            let (k, gk) = input(kv_heads)?;
+            let (v, gv) = input(kv_heads)?;
+            let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
+            gpu.poison()?;
+            let what = format!("{shape:?} {lengths:?}");
+            let (y, sums) = attention(&q, &k, &v, &documents, &shape)?;
+            let (gy, gsums) = attention(&gq, &gk, &gv, &documents, &shape)?;
+            near(&format!("attention {what}"), &gy, &y, ROUNDED);
+            near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
+            let here = attention_backward(&d, &q, &k, &v, &y, &sums, &documents, &shape)?;
+            let there = attention_backward(&gd, &gq, &gk, &gv, &gy, &gsums, &documents, &shape)?;
+            if window != Some(1) {
+                near(&format!("dq {what}"), &there.0, &here.0, ROUNDED);
+                near(&format!("dk {what}"), &there.1, &here.1, ROUNDED);
+            }
+            near(&format!("dv {what}"), &there.2, &here.2, ROUNDED);
+        }
+    }
+    Ok(())
+}
+
 /// The forms a weight has, with the error its products may have.
 fn forms(weight: &Tensor) -> Result<Vec<(&'static str, Weight, DType, f64)>> {
     let (out, input) = weight.dims2()?;

@@ -11,8 +11,25 @@ use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKer
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice};
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, bail};
 
-/// `kernels.cu` for compute capability 8.0 and later.
-const PTX: &str = include_str!("kernels.ptx");
+/// Kernels that are compiled and loaded together.
+#[derive(Clone, Copy)]
+pub(super) struct Module {
+    name: &'static str,
+    /// For compute capability 8.0 and later.
+    ptx: &'static str,
+}
+
+/// `kernels.cu`
+const KERNELS: Module = Module {
+    name: "sparsam",
+    ptx: include_str!("kernels.ptx"),
+};
+
+/// `attention.cu`
+pub(super) const ATTENTION: Module = Module {
+    name: "sparsam_attention",
+    ptx: include_str!("attention.ptx"),
+};
 
 /// The GPU a tensor is on.
 pub(super) fn device(tensor: &Tensor) -> Result<&CudaDevice> {
@@ -77,6 +94,7 @@ enum Argument {
 pub(super) struct Launch<'a> {
     device: &'a CudaDevice,
     kernel: &'a str,
+    module: Module,
     arguments: Vec<Argument>,
     tensors: PhantomData<&'a Tensor>,
 }
@@ -86,9 +104,16 @@ impl<'a> Launch<'a> {
         Self {
             device,
             kernel,
+            module: KERNELS,
             arguments: Vec::with_capacity(16),
             tensors: PhantomData,
         }
+    }
+
+    /// A kernel of another module than `kernels.cu`.
+    pub(super) fn of_module(mut self, module: Module) -> Self {
+        self.module = module;
+        self
     }
 
     /// A tensor that must be of `dtype`.
@@ -177,9 +202,9 @@ impl<'a> Launch<'a> {
         if grid.0 == 0 || grid.1 == 0 {
             return Ok(());
         }
-        let kernel = self
-            .device
-            .get_or_load_custom_func(self.kernel, "sparsam", PTX)?;
+        let kernel =
+            self.device
+                .get_or_load_custom_func(self.kernel, self.module.name, self.module.ptx)?;
         if shared > 48 << 10 {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             kernel
