@@ -223,6 +223,27 @@ fn a_model_by_name_answers_as_the_one_built_in_and_a_run_says_where_it_is_from()
 }
 
 #[test]
+fn a_run_that_is_continued_keeps_the_commit_it_began_with() {
+    let desk = Desk::new();
+    let train =
+        |more: &[&str]| desk.done(&[&["train", "recipe.yaml", "save_steps=1"], more].concat());
+    train(&[]);
+    let whole = desk.read("run/run.json");
+    let interrupted = whole.replace("\"state\": \"finished\"", "\"state\": \"interrupted\"");
+    assert_ne!(whole, interrupted);
+    desk.write("run/run.json", &interrupted);
+    let commit = desk.hub.state().repositories["models/org/sprout"].commit();
+    // The branch moves to a model that could not even be loaded.
+    desk.hub.put("models/org/sprout", &[("config.json", b"{}")]);
+    desk.hub.asked();
+    train(&["--resume"]);
+    assert!(desk.hub.asked().is_empty());
+    let record: Value = serde_json::from_str(&desk.read("run/run.json")).unwrap();
+    assert_eq!(record["base"]["revision"], commit.as_str());
+    assert_eq!(record["state"], "finished");
+}
+
+#[test]
 fn an_adapter_by_name_is_used_and_trained_on() {
     let desk = Desk::new();
     desk.done(&["train", "recipe.yaml"]);
