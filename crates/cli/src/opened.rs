@@ -19,6 +19,7 @@ use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_hub::{Need, is_name};
 
+use crate::device;
 use crate::error::{Failure, io_reason};
 use crate::from_hub::{self, Source, hub_name};
 
@@ -111,9 +112,8 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         }
     };
     // Four and eight bits are expanded to bf16 on a GPU, where that is the fast type, unless f32 is asked for.
-    model
-        .to_device(wanted.device, wanted.dtype.unwrap_or(DType::BF16))
-        .with_context(|| format!("`{}` cannot be put on the GPU", wanted.name))?;
+    let compute = wanted.dtype.unwrap_or(DType::BF16);
+    device::put(&mut model, wanted.name, wanted.device, compute)?;
     let architecture = model.config.family.clone();
     let template = match wanted.chat_template {
         Some(name) => template(name, &tokenizer)?,

@@ -134,18 +134,29 @@ impl<'a> Session<'a> {
         tracker.leave(LOAD);
         if !quiet {
             place.note.iter().for_each(|note| say(note));
+            let before = resumed.as_ref().map(|r| r.record.platform.last_device());
+            if let Some(before) = before.filter(|&before| before != place.name()) {
+                say(&format!(
+                    "the run so far was computed on `{before}` and goes on on `{}`, where the same steps \
+                     differ by rounding",
+                    place.name()
+                ));
+            }
             say(&opening(recipe, &ready, &data, &settings));
             if options.country.is_none() && options.intensity.is_none() {
                 say(words::NO_COUNTRY);
             }
         }
         let record = match resumed {
-            Some(Resumed { record, .. }) => RunRecord {
-                state: State::Running,
-                ended: None,
-                recipe: recipe.clone(),
-                ..record
-            },
+            Some(Resumed { mut record, .. }) => {
+                record.platform.goes_on(&place.name());
+                RunRecord {
+                    state: State::Running,
+                    ended: None,
+                    recipe: recipe.clone(),
+                    ..record
+                }
+            }
             None => new_record(recipe, &ready, &data, &place, started),
         };
         record.write(&folder.path)?;
@@ -376,6 +387,7 @@ fn new_record(
 fn same_recipe(now: &Recipe, then: &Recipe) -> Result<(), Failure> {
     const FREE: &[&str] = &[
         "threads",
+        "device",
         "country",
         "energy",
         "description",

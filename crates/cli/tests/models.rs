@@ -104,6 +104,25 @@ fn a_conversation_that_fills_the_model_says_so() {
     assert!(text(&output.stderr).contains("the conversation has filled its"));
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_gpu_is_refused_by_a_program_without_support_for_one() {
+    let with = |device: &'static str| [&GENERATE[..], &["--prompt=Hello", device]].concat();
+    refused(
+        &with("--device=cuda:0"),
+        "error: `cuda:0` cannot be used: this program was built without support for GPUs\n\
+         hint: README.md says how to build for NVIDIA GPUs; `device: cpu` or `--device cpu` computes on the \
+         processor\n",
+    );
+    assert_eq!(
+        answer(&with("--device=auto"), ""),
+        answer(&with("--device=cpu"), "")
+    );
+    let output = sparsam(&with("--device=gpu"), "");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("expected `auto`, `cpu`, or `cuda:0`"));
+}
+
 #[test]
 fn what_is_no_model_is_refused_with_a_hint() {
     let folder = tempfile::tempdir().unwrap();

@@ -225,6 +225,8 @@ fn every_number_has_its_limits() {
         "early_stopping.patience=0",
         "early_stopping.min_delta=-1",
         "threads=0",
+        "device=gpu",
+        "device=cuda:x",
         "country=1",
         "energy.cpu_watts=0",
         "energy.ram_watts=0",

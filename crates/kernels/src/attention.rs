@@ -50,8 +50,14 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// Whether q, k and v may be bf16 there: on a GPU, whose tensor cores multiply them then, for heads of up to 128
     /// numbers in eights.
+    ///
+    /// These kernels agree with references in f64 where they are emulated (`just cuda-emulate`), and have not been run
+    /// on a GPU yet. Until they have, they are used only with `SPARSAM_BF16_ATTENTION=1`.
     pub fn takes_bf16(&self, device: &Device) -> bool {
-        device.is_cuda() && self.head_dim <= 128 && self.head_dim.is_multiple_of(8)
+        device.is_cuda()
+            && self.head_dim <= 128
+            && self.head_dim.is_multiple_of(8)
+            && std::env::var("SPARSAM_BF16_ATTENTION").is_ok_and(|value| value == "1")
     }
 
     /// Width of a row of `q`.

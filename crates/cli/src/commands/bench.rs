@@ -39,7 +39,8 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     };
     let place = device::open(args.device)?;
     let mut model = Model::from_folder(&args.model, options)?;
-    model.to_device(&place.device, args.dtype)?;
+    let name = args.model.display().to_string();
+    device::put(&mut model, &name, &place.device, args.dtype)?;
     let mut trainable = match args.method {
         BenchMethod::Full => Trainable::full(&mut model)?,
         BenchMethod::Lora => lora(&mut model, &args.lora_init)?,
