@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn steps_are_round_and_bars_few() {
-        for (shortest, longest, wanted) in [(1, 1, 1), (1, 9, 1), (1, 10, 2), (0, 2048, 500)] {
+        for (shortest, longest, wanted) in [(1, 1, 1), (1, 10, 1), (1, 11, 2), (0, 2048, 500)] {
             assert_eq!(step(shortest, longest), wanted, "{shortest} to {longest}");
         }
     }
