@@ -76,52 +76,16 @@ fn a_matrix_is_stored_under_the_names_types_and_shapes_of_bitsandbytes() {
     }
 }
 
-/// Bytes are equal; where a mean over all scales enters, whose last bit depends on the order of the
-/// sum, numbers are equal to a part in a million and codes to one step. Codes of int8 may differ on an
-/// exact half.
+/// Bytes are equal; codes of int8 may differ on an exact half.
 fn assert_same(ours: &Stored, theirs: &Stored) {
     let name = &ours.name;
-    if name.ends_with(".absmax") && ours.dtype == Dtype::U8 {
+    if ours.dtype == Dtype::I8 {
         let pairs = ours.bytes.iter().zip(&theirs.bytes);
-        let apart: Vec<u8> = pairs.map(|(one, other)| one.abs_diff(*other)).collect();
-        assert!(apart.iter().all(|step| *step <= 1), "{name}");
-        assert!(
-            apart
-                .iter()
-                .map(|step| usize::from(*step == 1))
-                .sum::<usize>()
-                <= 1,
-            "{name}"
-        );
-        return;
-    }
-    if name.ends_with("nested_absmax") {
-        for (one, other) in floats(ours).iter().zip(floats(theirs)) {
-            assert!((one - other).abs() <= 1e-6 * other.abs(), "{name}");
-        }
-    } else if name.contains("quant_state") {
-        let mut one: Value = serde_json::from_slice(&ours.bytes).expect("JSON");
-        let mut other: Value = serde_json::from_slice(&theirs.bytes).expect("JSON");
-        let offset = |state: &mut Value| state["nested_offset"].take().as_f64().unwrap_or(0.0);
-        let (ours, theirs) = (offset(&mut one), offset(&mut other));
-        assert!((ours - theirs).abs() <= 1e-6 * theirs.abs(), "{name}");
-        assert_eq!(one.to_string(), other.to_string(), "{name}");
-    } else if ours.dtype == Dtype::I8 {
-        let pairs = ours.bytes.iter().zip(&theirs.bytes);
-        assert!(
-            pairs.filter(|(one, other)| one != other).count() <= 1,
-            "{name}"
-        );
+        let apart = pairs.filter(|(one, other)| one != other).count();
+        assert!(apart <= 1, "{name}: {apart} codes");
     } else {
         assert_eq!(ours.bytes, theirs.bytes, "{name}");
     }
-}
-
-fn floats(stored: &Stored) -> Vec<f32> {
-    let bytes = stored.bytes.chunks_exact(4);
-    bytes
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect()
 }
 
 fn quantize(from: &Path, to: Quantize, folder: &Path) -> Outcome {
@@ -210,20 +174,9 @@ fn a_trained_model_gives_the_checkpoint_of_bitsandbytes() {
         let theirs = shared.join("data/bnb4").join(name);
         let expected = read(&theirs.join("model.safetensors"));
         assert!(ours.keys().eq(expected.keys()), "{name}: names");
-        let mut different = Vec::new();
         for (ours, theirs) in ours.values().zip(expected.values()) {
-            assert_same(ours, theirs);
-            if ours != theirs {
-                different.push(&ours.name);
-            }
+            assert_eq!(ours, theirs, "{name}: {}", ours.name);
         }
-        let by_the_mean = |name: &str| name.contains("absmax") || name.contains("quant_state");
-        let others = different.iter().filter(|name| !by_the_mean(name));
-        assert_eq!(others.count(), 0, "{name}: {different:?}");
-        assert!(
-            to == Quantize::Nf4Double || different.is_empty(),
-            "{name}: {different:?}"
-        );
         let read_config = |folder: &Path| -> Value {
             let text = fs::read_to_string(folder.join("config.json")).expect("read");
             serde_json::from_str(&text).expect("JSON")

@@ -340,12 +340,84 @@ impl Nested {
     }
 }
 
-/// Mean in the order of PyTorch's vectorised sum being immaterial at f32 output: summed in f64.
+/// Mean as PyTorch computes it, to the bit, since bitsandbytes' codes follow its last bit: f32, in the
+/// order of `vectorized_inner_sum` of ATen's `SumKernel.cpp` with AVX2 and one thread. With several
+/// threads PyTorch cuts sums of 32,768 numbers and more into one piece for each, and no order is right.
 fn mean(values: &[f32]) -> f32 {
+    /// Numbers of an AVX2 register.
+    const LANES: usize = 8;
     if values.is_empty() {
         return 0.0;
     }
-    (values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64) as f32
+    let sum = if values.len() < LANES {
+        cascade::<1>(values)[0]
+    } else {
+        let whole = values.len() / LANES * LANES;
+        let rest: f32 = values[whole..].iter().fold(0.0, |sum, value| sum + value);
+        let lanes = cascade::<LANES>(&values[..whole]);
+        lanes.iter().fold(rest, |sum, lane| sum + lane)
+    };
+    sum / values.len() as f32
+}
+
+/// The sum of every lane of rows of `LANES` numbers: four rows side by side, each in a cascade of levels
+/// (`row_sum` and `multi_row_sum`).
+fn cascade<const LANES: usize>(values: &[f32]) -> [f32; LANES] {
+    const SIDE_BY_SIDE: usize = 4;
+    const LEVELS: usize = 4;
+    let rows = values.len() / LANES;
+    let row = |row: usize| &values[row * LANES..][..LANES];
+    let steps = rows / SIDE_BY_SIDE;
+    let log = if steps <= 2 {
+        1
+    } else {
+        usize::BITS - (steps - 1).leading_zeros()
+    };
+    let power = (log as usize / LEVELS).max(4);
+    let mut sums = [[[0f32; LANES]; SIDE_BY_SIDE]; LEVELS];
+    let add = |into: &mut [f32; LANES], from: &[f32]| {
+        for (into, from) in into.iter_mut().zip(from) {
+            *into += from;
+        }
+    };
+    let mut done = 0;
+    while done < steps {
+        let whole = done + (1 << power) <= steps;
+        let end = if whole { done + (1 << power) } else { steps };
+        for step in done..end {
+            for (column, sum) in sums[0].iter_mut().enumerate() {
+                add(sum, row(step * SIDE_BY_SIDE + column));
+            }
+        }
+        done = end;
+        if !whole {
+            break;
+        }
+        // What a level has gathered goes up a level when it is full.
+        for level in 1..LEVELS {
+            let below = std::mem::replace(&mut sums[level - 1], [[0.0; LANES]; SIDE_BY_SIDE]);
+            for (sum, below) in sums[level].iter_mut().zip(&below) {
+                add(sum, below);
+            }
+            if done & (((1 << power) - 1) << (level * power)) != 0 {
+                break;
+            }
+        }
+    }
+    let [mut first, higher @ ..] = sums;
+    for level in &higher {
+        for (sum, level) in first.iter_mut().zip(level) {
+            add(sum, level);
+        }
+    }
+    for left in steps * SIDE_BY_SIDE..rows {
+        add(&mut first[0], row(left));
+    }
+    let [mut total, others @ ..] = first;
+    for other in &others {
+        add(&mut total, other);
+    }
+    total
 }
 
 /// Index of the entry nearest to `value` in a rising map; halfway between two it is the lower.
@@ -437,6 +509,20 @@ mod tests {
         for (value, code) in [(-1.0, 0), (0.0, 7), (1.0, 15), (0.04, 8), (0.0397, 7)] {
             assert_eq!(nearest(value), code);
         }
+    }
+
+    #[test]
+    fn the_mean_counts_every_number_once() {
+        // Its bits are held by the offsets of `tests/fixtures/bnb`; here, that every number counts once.
+        for count in (1..70).chain([255, 511, 512, 513, 1000, 4096, 20_000, 300_001]) {
+            assert_eq!(mean(&vec![1.0; count]), 1.0, "{count}");
+            for at in [0, count / 3, count / 2, count - 1] {
+                let mut one = vec![0.0; count];
+                one[at] = 1.0;
+                assert_eq!(mean(&one), 1.0 / count as f32, "{at} of {count}");
+            }
+        }
+        assert_eq!(mean(&[]), 0.0);
     }
 
     #[test]

@@ -101,13 +101,14 @@ impl Compiled {
     }
 }
 
+/// So large a window reaches past everything, and adding a position to it does not overflow.
+const ALL: usize = 1 << 29;
+
 /// The shape as every kernel takes it, at the end of its arguments.
 fn shaped<'a>(launch: Launch<'a>, tokens: usize, shape: &AttentionShape) -> Result<Launch<'a>> {
     if shape.softcap.is_some() {
         bail!("attention with capped scores is not computed on a GPU");
     }
-    // So large a window reaches past everything, and adding a position to it does not overflow.
-    const ALL: usize = 1 << 29;
     Ok(launch
         .int(tokens)?
         .int(shape.heads)?
