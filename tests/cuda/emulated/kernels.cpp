@@ -156,9 +156,9 @@ static void expansion_checks() {
     std::vector<__nv_bfloat16> narrow(count);
     Doubles wanted;
     for (int i = 0; i < count; i++) wanted.push_back((double)levels[i % 2 ? packed[i / 2] & 15 : packed[i / 2] >> 4] * absmax[i / 64]);
-    emulated::launch({1}, {256}, 0, [&] { expand_four_bits(packed.data(), absmax.data(), levels.data(), wide.data(), nullptr, count); });
+    emulated::launch({1}, {256}, 0, [&] { expand_four_bits(packed.data(), absmax.data(), levels.data(), wide.data(), nullptr, count, 64); });
     near("four bits", wide, wanted, 1e-7);
-    emulated::launch({1}, {256}, 0, [&] { expand_four_bits(packed.data(), absmax.data(), levels.data(), nullptr, narrow.data(), count); });
+    emulated::launch({1}, {256}, 0, [&] { expand_four_bits(packed.data(), absmax.data(), levels.data(), nullptr, narrow.data(), count, 64); });
     for (int i = 0; i < count; i++) wide[i] = __bfloat162float(narrow[i]);
     near("four bits in bf16", wide, wanted, 4e-3);
 }
