@@ -17,12 +17,12 @@ lint:
 bench:
     cargo bench -p sparsam-kernels
 
-# The built-in model from nothing: corpus, seed model, training (about half an hour on two cores), assets
-grow-sprout:
-    cargo run --release -p sparsam-datasets -- corpus --seed 1 --megabytes 20 -o target/grown/corpus
+# The built-in model from nothing: corpus, seed model, training (minutes on a GPU, see configs/sprout.yaml), assets
+grow-sprout program="target/cuda/release/sparsam":
+    cargo run --release -p sparsam-datasets -- corpus --seed 1 --megabytes 100 -o target/grown/corpus
     cargo run --release -p sparsam-datasets -- sprout-seed --corpus target/grown/corpus --seed 1 -o target/grown/seed
-    cargo run --release -- train configs/sprout.yaml
-    cargo run --release -- pack-builtin target/grown/sprout -o crates/base/assets/sprout
+    {{program}} train configs/sprout.yaml
+    {{program}} pack-builtin target/grown/sprout -o crates/base/assets/sprout
 
 # sparsam beside PEFT on PyTorch, in turn (needs Python with tests/peers/requirements.txt; `python=venv/bin/python`)
 peers python="python3" *arguments="":
@@ -37,6 +37,40 @@ interop model adapter prompt="Once upon a time" python="python3":
     {{python}} tests/interop/check_adapter.py --base {{model}} --adapter {{adapter}} --logits target/interop/logits.safetensors
     {{python}} tests/interop/check_card.py {{adapter}}/README.md
 
+# The cache and a published card as Python's huggingface_hub finds them, before a Hub on loopback
+interop-hub python="python3":
+    cargo build --release -p sparsam
+    cargo build --release -p sparsam-hub --example loopback
+    {{python}} tests/interop/check_hub.py --sparsam target/release/sparsam --loopback target/release/examples/loopback
+
 # Write the fixtures of tests/fixtures again (needs Python with the packages of tests/peers/requirements.txt)
 fixtures:
     python3 tests/fixtures/make.py
+
+# nvcc from NVIDIA's packages, where no CUDA toolkit is installed; prints its folder
+cuda-toolkit:
+    tests/cuda/toolkit.sh
+
+# The program for NVIDIA GPUs: target/cuda/release/sparsam (needs nvcc, or fetches one; no GPU)
+cuda-build:
+    tests/cuda/build.sh build --release -p sparsam
+
+# That program started without a driver: it falls back to the processor
+cuda-fallback program="target/cuda/release/sparsam":
+    tests/cuda/fallback.sh {{program}}
+
+# Type-check the GPU's side without CUDA
+cuda-check:
+    tests/cuda/check.sh
+
+# The kernels' PTX from their source; `just cuda-ptx --check` only compares
+cuda-ptx *arguments="":
+    tests/cuda/ptx.sh {{arguments}}
+
+# Every kernel on this machine's GPU against the processor's
+test-cuda:
+    SPARSAM_CUDA=required tests/cuda/build.sh test -p sparsam-kernels --test cuda
+
+# The GPU's kernels on this machine's processor, emulated, against references in f64 (needs a C++ compiler)
+cuda-emulate:
+    tests/cuda/emulate.sh

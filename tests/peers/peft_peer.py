@@ -19,7 +19,7 @@ import resource
 import statistics
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -43,6 +43,14 @@ SHAPES = {
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 RANK, ALPHA, LEARNING_RATE, WARM_UP = 16, 32, 2e-4, 2
+
+
+def installed(name):
+    """The version of a package, or None: bitsandbytes is needed by the NF4 arms only."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def arguments():
@@ -185,7 +193,7 @@ def main():
         tokens_per_second=a.batch * a.seq / statistics.median(counted), peak_rss_mib=peak_rss_mib(), losses=losses,
         step_seconds=seconds, rss_after_imports_mib=imported,
         peak_device_mib=torch.cuda.max_memory_allocated() / 2**20 if a.device.startswith("cuda") else None,
-        versions={name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
+        versions={name: installed(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         cpu_capability=torch.backends.cpu.get_cpu_capability())))
 
 

@@ -13,7 +13,7 @@ use sparsam_base::model::{EMBEDDING, HEAD, Model};
 use sparsam_base::projection::Hook as _;
 use sparsam_kernels::Weight;
 use sparsam_kernels::cross_entropy::IGNORE;
-use sparsam_kernels::host::view;
+use sparsam_kernels::host::{fetch, view};
 
 use crate::error::{Error, Result};
 use crate::pass::{Input, differentiate};
@@ -124,7 +124,8 @@ fn waits(name: &str, trainable: &Trainable, gradients: &BTreeMap<String, f64>) -
 }
 
 fn norm(tensor: &Tensor) -> Result<f64> {
-    let values = view::<f32>(tensor)?;
+    let values = fetch(tensor)?;
+    let values = view::<f32>(&values)?;
     let squares = values.iter().map(|value| f64::from(*value).powi(2));
     Ok(squares.sum::<f64>().sqrt())
 }
@@ -133,7 +134,6 @@ fn norm(tensor: &Tensor) -> Result<f64> {
 enum Parameter<'a> {
     Matrix(&'a Weight),
     Vector(&'a Tensor),
-    Embedding(Weight),
 }
 
 impl Parameter<'_> {
@@ -141,7 +141,6 @@ impl Parameter<'_> {
         match self {
             Self::Matrix(weight) => weight.bytes(),
             Self::Vector(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-            Self::Embedding(weight) => weight.bytes(),
         }
     }
 
@@ -154,12 +153,20 @@ impl Parameter<'_> {
         };
         let weight = match self {
             Self::Vector(tensor) => {
-                take(&view::<f32>(tensor)?);
+                take(&view::<f32>(&fetch(tensor)?)?);
                 return Ok(hasher.finalize());
             }
             Self::Matrix(weight) => weight,
-            Self::Embedding(weight) => weight,
         };
+        let there = match weight {
+            Weight::Dense(tensor) => !tensor.device().is_cpu(),
+            Weight::OnDevice(_) => true,
+            _ => false,
+        };
+        if there {
+            take(&view::<f32>(&fetch(&weight.dequantize()?)?)?);
+            return Ok(hasher.finalize());
+        }
         weight.with_rows::<f32, _>(|rows| {
             let mut row = vec![0f32; rows.columns()];
             for index in 0..rows.rows() {
@@ -175,17 +182,13 @@ impl Parameter<'_> {
 /// All parameters of a model by name. A tied head is the embedding and not listed beside it, unless the
 /// embedding is trained and may have parted from it.
 fn parameters<'a>(model: &'a Model, trainable: &Trainable) -> Vec<(String, Parameter<'a>)> {
-    let mut list = vec![(
-        EMBEDDING.to_owned(),
-        Parameter::Embedding(Weight::Dense(model.embedding.clone())),
-    )];
+    let mut list = vec![(EMBEDDING.to_owned(), Parameter::Matrix(&model.embedding))];
     if !model.config.tie_word_embeddings || trainable.accumulator(EMBEDDING).is_some() {
         list.push((HEAD.to_owned(), Parameter::Matrix(&model.head)));
     }
     let mut norms = vec![&model.norm];
     for block in &model.blocks {
-        norms.extend([&block.input_norm, &block.post_norm]);
-        norms.extend(block.qk_norm.iter().flat_map(|(q, k)| [q, k]));
+        norms.extend(block.norms());
         for projection in [&block.qkv, &block.o, &block.gate_up, &block.down]
             .into_iter()
             .flat_map(|group| &group.projections)

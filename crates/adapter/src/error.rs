@@ -66,6 +66,14 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A format cannot hold what is to be written in it.
+    #[error("{what}")]
+    Format {
+        /// Which, and what.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// Training cannot go on.
     #[error("{what}")]
     Training {
@@ -149,9 +157,11 @@ impl Error {
             Self::Weight { .. } => {
                 Some("the adapter may have been trained on another base model".to_owned())
             }
-            Self::Training { hint, .. } | Self::Setting { hint, .. } | Self::Name { hint, .. } => {
-                Some(hint.clone())
-            }
+            Self::Format { hint, .. } if hint.is_empty() => None,
+            Self::Format { hint, .. }
+            | Self::Training { hint, .. }
+            | Self::Setting { hint, .. }
+            | Self::Name { hint, .. } => Some(hint.clone()),
             Self::Base(error) => error.hint(),
             Self::Config { .. } | Self::Tensor(_) => None,
         }

@@ -6,13 +6,14 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use safetensors::tensor::{Dtype, View};
 use safetensors::{SafeTensorError, serialize_to_file};
-use sparsam_kernels::host::view;
+use sparsam_base::error::Error as BaseError;
+use sparsam_kernels::host::{fetch, view};
 use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
@@ -25,7 +26,7 @@ pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         // Free of cost for what is trained, which is f32 and contiguous.
-        let tensor = tensor.to_dtype(DType::F32)?.contiguous()?;
+        let tensor = fetch(&tensor.to_dtype(DType::F32)?)?;
         // Fails here, and not while the file is written, for a tensor that cannot be read.
         drop(view::<f32>(&tensor)?);
         views.push((name.as_str(), Stored { tensor }));
@@ -56,6 +57,28 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = beside(path)?;
     file.write_all(bytes)?;
     place(file.into_temp_path(), path)
+}
+
+/// Writes a file piece by piece.
+///
+/// # Errors
+/// What `write` fails with, or a file that cannot be written.
+pub fn write_through(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
+) -> Result<()> {
+    let file = beside(path).map_err(Error::write(path))?;
+    let mut out = BufWriter::new(file.as_file());
+    write(&mut out).map_err(|error| match error {
+        // The writers of the base know no path.
+        Error::Base(BaseError::Tensor(candle_core::Error::Io(source))) => {
+            Error::write(path)(source)
+        }
+        other => other,
+    })?;
+    out.flush().map_err(Error::write(path))?;
+    drop(out);
+    place(file.into_temp_path(), path).map_err(Error::write(path))
 }
 
 fn beside(path: &Path) -> io::Result<NamedTempFile> {

@@ -3,16 +3,21 @@
 //! [`trainable`] is what a run trains and how it plugs into the base; [`pass`] takes a batch through
 //! the model and back; [`optimizer`] and [`schedule`] make the update; [`train`] is the loop over
 //! them, with [`checkpoint`] to go on from and [`evaluate`] to see how good it is; [`lora`],
-//! [`targets`] and [`peft`] are the adapter as PEFT knows it. This crate knows nothing of energy.
+//! [`targets`] and [`peft`] are the adapter as PEFT knows it; [`parts`] and [`merge`] bring it into its
+//! base, [`export`] into the formats of other programs; [`mod@verify`] examines
+//! it. This crate knows nothing of energy.
 
 pub mod audit;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+pub mod export;
 pub mod files;
 pub mod lora;
+pub mod merge;
 pub mod optimizer;
+pub mod parts;
 pub mod pass;
 pub mod peft;
 pub mod random;
@@ -20,3 +25,4 @@ pub mod schedule;
 pub mod targets;
 pub mod train;
 pub mod trainable;
+pub mod verify;

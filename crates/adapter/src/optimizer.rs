@@ -119,7 +119,13 @@ impl Optimizer {
                 }
             }
         }
-        (self.steps, self.moments) = (steps, moments);
+        self.steps = steps;
+        for (name, (first, second)) in moments {
+            if let Some(place) = self.moments.get_mut(&name) {
+                let device = place.0.device();
+                *place = (first.to_device(device)?, second.to_device(device)?);
+            }
+        }
         Ok(())
     }
 }

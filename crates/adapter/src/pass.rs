@@ -4,14 +4,12 @@
 //! down as anything is trained. With checkpointing a block keeps only its input and is computed again
 //! when its turn comes; the results are the same bits.
 
-use candle_core::Tensor;
-use sparsam_base::block::Pass;
 use sparsam_base::model::{EMBEDDING, HEAD, Model};
 use sparsam_base::projection::Hook;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::{Loss, Want, linear_cross_entropy};
-use sparsam_kernels::host::{update, view};
-use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
+use sparsam_kernels::embedding::add_rows;
+use sparsam_kernels::norm::rms_norm_backward;
 
 use crate::error::{Error, Result};
 use crate::trainable::Trainable;
@@ -34,13 +32,12 @@ pub struct Input<'a> {
 pub fn evaluate(model: &Model, trainable: &mut Trainable, input: Input) -> Result<Loss> {
     trainable.set_training(None);
     let x = model.hidden(input.ids, input.documents, trainable)?;
-    let (x, _) = rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps)?;
-    Ok(linear_cross_entropy(
-        &x,
-        &model.head,
-        input.targets,
-        Want::default(),
-    )?)
+    let (x, _) = model.head_input(&x)?;
+    let want = Want {
+        softcap: model.config.final_softcap,
+        ..Want::default()
+    };
+    Ok(linear_cross_entropy(&x, &model.head, input.targets, want)?)
 }
 
 /// Adds the gradients of `grad_scale · Σ loss` to everything that is trained, and returns the loss.
@@ -55,11 +52,7 @@ pub fn differentiate(
     checkpointing: bool,
 ) -> Result<Loss> {
     let positions = input.documents.positions();
-    let pass = Pass {
-        documents: input.documents,
-        positions: &positions,
-        table: &model.table,
-    };
+    let pass = model.pass(input.documents, &positions);
     let lowest = trainable.lowest_block();
     let mut x = model.embed(input.ids)?;
     let mut inputs = Vec::new();
@@ -73,11 +66,12 @@ pub fn differentiate(
         kept.extend(k);
         x = y;
     }
-    let (normed, roots) = rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps)?;
+    let (normed, roots) = model.head_input(&x)?;
     let head_grad = trainable.accumulator(HEAD);
     let want = Want {
         grad_scale: Some(grad_scale),
         weight_grad: head_grad.as_ref(),
+        softcap: model.config.final_softcap,
     };
     let mut loss = linear_cross_entropy(&normed, &model.head, input.targets, want)?;
     drop(normed);
@@ -93,6 +87,7 @@ pub fn differentiate(
             "this is a defect of the program",
         ));
     };
+    let dnormed = model.head_input_backward(dnormed)?;
     let norm_grad = trainable.accumulator(&model.norm.name);
     let mut dx = rms_norm_backward(
         &dnormed,
@@ -117,21 +112,11 @@ pub fn differentiate(
         dx = block.backward(&dx, kept, &pass, trainable)?;
     }
     if let Some(into) = trainable.accumulator(EMBEDDING) {
+        let multiplier = model.config.embedding_multiplier;
+        if multiplier != 1.0 {
+            dx = dx.affine(multiplier, 0.0)?;
+        }
         add_rows(&dx, input.ids, &into)?;
     }
     Ok(loss)
-}
-
-/// `into[ids[i]] += rows[i]`, in order.
-fn add_rows(rows: &Tensor, ids: &[u32], into: &Tensor) -> candle_core::Result<()> {
-    let (_, width) = rows.dims2()?;
-    let rows = view::<f32>(rows)?;
-    update(into, |into: &mut [f32]| {
-        for (row, id) in rows.chunks_exact(width).zip(ids) {
-            for (into, row) in into[*id as usize * width..][..width].iter_mut().zip(row) {
-                *into += row;
-            }
-        }
-        Ok(())
-    })
 }

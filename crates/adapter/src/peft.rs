@@ -227,11 +227,7 @@ pub fn load(folder: &Path, model: &mut Model, seed: u64) -> Result<(Trainable, A
     let config = read_config(folder)?;
     let mut trainable = Trainable::lora(model, &config.lora, seed)?;
     let path = folder.join(WEIGHTS_FILE);
-    let files =
-        SafetensorsFiles::open(std::slice::from_ref(&path)).map_err(|error| match error {
-            BaseError::Read { path, source } => Error::read(&path)(source),
-            other => other.into(),
-        })?;
+    let files = open_weights(&path)?;
     let mut missing: BTreeSet<String> = trainable.registry().keys().cloned().collect();
     for stored in files.names() {
         let name = registry_name(&path, stored)?;
@@ -247,8 +243,16 @@ pub fn load(folder: &Path, model: &mut Model, seed: u64) -> Result<(Trainable, A
     }
 }
 
+/// Opens an adapter's file of tensors.
+pub(crate) fn open_weights(path: &Path) -> Result<SafetensorsFiles> {
+    SafetensorsFiles::open(&[path.to_owned()]).map_err(|error| match error {
+        BaseError::Read { path, source } => Error::read(&path)(source),
+        other => other.into(),
+    })
+}
+
 /// Name in the registry of a tensor stored under `stored`.
-fn registry_name(path: &Path, stored: &str) -> Result<String> {
+pub(crate) fn registry_name(path: &Path, stored: &str) -> Result<String> {
     let wrong = |what: &str, hint: &str| Error::Name {
         path: path.to_owned(),
         name: stored.to_owned(),

@@ -19,7 +19,7 @@ use sparsam_base::projection::{Group, Hook, HookKept};
 use sparsam_kernels::Weight;
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
-use sparsam_kernels::host::{update, view};
+use sparsam_kernels::host::{clear, copy_into};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
 use sparsam_kernels::lora::{
     BranchGrads, Kept, LowRank, Projection as Product, lora_linear, lora_linear_backward,
@@ -69,13 +69,7 @@ impl Trained {
         let Some(narrow) = &self.narrow else {
             return Ok(());
         };
-        let value = view::<f32>(&self.value)?;
-        update(narrow, |narrow: &mut [half::bf16]| {
-            for (narrow, value) in narrow.iter_mut().zip(value.iter()) {
-                *narrow = half::bf16::from_f32(*value);
-            }
-            Ok(())
-        })
+        copy_into(&self.value, narrow)
     }
 }
 
@@ -100,11 +94,7 @@ impl Branch {
             return Ok(());
         }
         let norms = row_norms(weight, &low_rank.a, &low_rank.b, low_rank.scale)?;
-        let norms = view::<f32>(&norms)?;
-        update(&dora.norms, |into: &mut [f32]| {
-            into.copy_from_slice(&norms);
-            Ok(())
-        })?;
+        copy_into(&norms, &dora.norms)?;
         self.changed.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -151,6 +141,13 @@ impl Trainable {
     /// Settings that are impossible or match no module.
     pub fn lora(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<Self> {
         config.check()?;
+        if config.use_dora && !model.device().is_cpu() {
+            return Err(Error::config(
+                "use_dora",
+                "needs `device: cpu`: DoRA is not computed on a GPU",
+            ));
+        }
+        let device = model.device().clone();
         let mut trainable = Self::none(model);
         trainable.dropout = config.lora_dropout;
         trainable.key.seed = seed;
@@ -184,6 +181,7 @@ impl Trainable {
                         } else {
                             None
                         };
+                        let (a, b) = (a.to_device(&device)?, b.to_device(&device)?);
                         trainable.add_branch(&projection.name, a, b, shape.scale, magnitude)?;
                         trainable.lowest = trainable.lowest.min(layer);
                     }
@@ -219,19 +217,21 @@ impl Trainable {
     pub fn full(model: &mut Model) -> Result<Self> {
         let mut trainable = Self::none(model);
         trainable.lowest = 0;
+        let quantized = || {
+            Error::config(
+                "quantize",
+                "leaves weights that full fine-tuning cannot train",
+            )
+        };
         let mut norms = vec![&model.norm];
         for block in &model.blocks {
-            norms.extend([&block.input_norm, &block.post_norm]);
-            norms.extend(block.qk_norm.iter().flat_map(|(q, k)| [q, k]));
+            norms.extend(block.norms());
             for projection in [&block.qkv, &block.o, &block.gate_up, &block.down]
                 .into_iter()
                 .flat_map(|g| &g.projections)
             {
                 let Weight::Dense(weight) = &projection.weight else {
-                    return Err(Error::config(
-                        "quantize",
-                        "leaves weights that full fine-tuning cannot train",
-                    ));
+                    return Err(quantized());
                 };
                 trainable.add_parameter(format!("{}.weight", projection.name), weight)?;
                 if let Some(bias) = &projection.bias {
@@ -242,8 +242,12 @@ impl Trainable {
         for norm in norms {
             trainable.add_parameter(norm.name.clone(), &norm.weight)?;
         }
-        trainable.add_parameter(EMBEDDING.to_owned(), &model.embedding)?;
-        if let (false, Weight::Dense(head)) = (trainable.tied, &model.head) {
+        let (Weight::Dense(embedding), Weight::Dense(head)) = (&model.embedding, &model.head)
+        else {
+            return Err(quantized());
+        };
+        trainable.add_parameter(EMBEDDING.to_owned(), embedding)?;
+        if !trainable.tied {
             trainable.add_parameter(HEAD.to_owned(), head)?;
         }
         Ok(trainable)
@@ -290,10 +294,7 @@ impl Trainable {
     /// An operation on tensors failed.
     pub fn clear_gradients(&self) -> candle_core::Result<()> {
         for trained in self.registry.values() {
-            update(&trained.grad, |grad: &mut [f32]| {
-                grad.fill(0.0);
-                Ok(())
-            })?;
+            clear(&trained.grad)?;
         }
         Ok(())
     }
@@ -318,11 +319,7 @@ impl Trainable {
             return Err(Error::weight(name, what));
         }
         let value = value.to_dtype(DType::F32)?.contiguous()?;
-        let from = view::<f32>(&value)?;
-        update(&trained.value, |to: &mut [f32]| {
-            to.copy_from_slice(&from);
-            Ok(())
-        })?;
+        copy_into(&value, &trained.value)?;
         Ok(trained.refresh()?)
     }
 
@@ -383,20 +380,14 @@ impl Trainable {
     fn save_module(&mut self, model: &mut Model, module: &str) -> Result<()> {
         match module {
             "lm_head" => {
-                let Weight::Dense(head) = &model.head else {
-                    return Err(Error::config(
-                        "modules_to_save",
-                        "names a head that is quantised",
-                    ));
-                };
-                let head = head.to_dtype(DType::F32)?.copy()?;
+                let head = model.head.dequantize()?.copy()?;
                 self.add_parameter(HEAD.to_owned(), &head)?;
                 model.head = Weight::Dense(head);
             }
             "embed_tokens" => {
-                let embedding = model.embedding.to_dtype(DType::F32)?.copy()?;
+                let embedding = model.embedding.dequantize()?.copy()?;
                 self.add_parameter(EMBEDDING.to_owned(), &embedding)?;
-                model.embedding = embedding;
+                model.embedding = Weight::Dense(embedding);
             }
             other => {
                 let what =

@@ -4,13 +4,14 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Texts, fixtures, model, numbers};
+use common::{F32, Texts, fixtures, model, numbers};
 use serde_json::Value;
 use sparsam_adapter::optimizer::Optimizer;
 use sparsam_adapter::pass::{differentiate, evaluate};
 use sparsam_adapter::peft;
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::files::safetensors::SafetensorsFiles;
+use sparsam_base::model::{LoadOptions, Model};
 use sparsam_base::weights::Weights;
 use sparsam_kernels::adamw::AdamW;
 
@@ -26,7 +27,11 @@ fn check_gradients(family: &str, checkpointing: bool) {
         ids.iter().map(|id| *id as u32).collect::<Vec<_>>()
     };
     let texts = Texts::new(&[text(0), text(1)]);
-    let mut model = model(&folder);
+    let options = LoadOptions {
+        max_length: 64,
+        ..F32
+    };
+    let mut model = Model::from_folder(&folder, options).expect("a model");
     let mut trainable = Trainable::full(&mut model).expect("trainable");
     let scale = 1.0 / texts.count();
     differentiate(&model, &mut trainable, texts.input(), scale, checkpointing).expect("gradients");
@@ -56,12 +61,19 @@ fn check_gradients(family: &str, checkpointing: bool) {
 #[test]
 fn gradients_equal_those_of_pytorch() {
     for family in [
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "granite",
         "llama",
         "llama-linear",
         "llama-tied-bias",
         "llama3",
         "mistral",
         "mistral-head-dim",
+        "olmo2",
+        "phi3",
+        "phi3-long",
         "qwen2",
         "qwen3",
         "smollm3",
@@ -72,7 +84,7 @@ fn gradients_equal_those_of_pytorch() {
 
 #[test]
 fn checkpointing_gives_the_same_bits() {
-    for family in ["llama-tied-bias", "qwen3"] {
+    for family in ["llama-tied-bias", "qwen3", "gemma2", "olmo2", "phi3"] {
         check_gradients(family, true);
     }
 }

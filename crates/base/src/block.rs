@@ -1,18 +1,20 @@
-//! The decoder block: attention and a gated unit, each behind a norm and beside the residual stream.
+//! The decoder block: attention and a gated unit, each behind a norm and beside the residual stream, or
+//! with a norm after it, or both.
 //!
 //! [`Block::forward`] and [`Block::backward`] stand beside each other and do the same steps in opposite
-//! order; [`Block::forward_cached`] does the forward steps for the next tokens of a generation. Norm outputs and the gated product are cheap to compute and large to keep, so the backward
-//! pass computes them again from what is kept. A family is a configuration of this one block.
+//! order; [`Block::forward_cached`] does the forward steps for the next tokens of a generation. Norm outputs and
+//! the gated product are cheap to compute and large to keep, so the backward pass computes them again
+//! from what is kept. A family is a configuration of this one block.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
-use sparsam_kernels::Documents;
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
-use sparsam_kernels::host::{tensor, view};
+use sparsam_kernels::host::{fetch, tensor, view};
 use sparsam_kernels::linear::add_in_place;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
-use sparsam_kernels::rope::{RopeTable, rope, rope_backward};
+use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
+use sparsam_kernels::{Documents, Weight};
 
 use crate::projection::{Group, Hook, HookKept};
 
@@ -21,7 +23,7 @@ use crate::projection::{Group, Hook, HookKept};
 pub struct Norm {
     /// Name of the parameter, `model.layers.3.input_layernorm.weight`.
     pub name: String,
-    /// `[width]`
+    /// The factors, `[width]`: what is stored plus the family's offset.
     pub weight: Tensor,
 }
 
@@ -29,23 +31,33 @@ pub struct Norm {
 #[derive(Clone, Debug)]
 pub struct Block {
     /// Before attention.
-    pub input_norm: Norm,
-    /// q, k, v.
+    pub input_norm: Option<Norm>,
+    /// q, k, v; or one projection whose outputs are theirs side by side.
     pub qkv: Group,
-    /// Norms of q and k, head by head (Qwen3).
+    /// Norms of q and k, as many numbers at a time as they have weights: a head, or all heads.
     pub qk_norm: Option<(Norm, Norm)>,
     /// o.
     pub o: Group,
+    /// After attention, before its output joins the residual stream.
+    pub attention_norm: Option<Norm>,
     /// Before the gated unit.
-    pub post_norm: Norm,
-    /// gate, up.
+    pub post_norm: Option<Norm>,
+    /// gate, up; or one projection whose outputs are theirs side by side.
     pub gate_up: Group,
+    /// What the gate passes through.
+    pub activation: Activation,
     /// down.
     pub down: Group,
-    /// Heads, scale and window.
+    /// After the gated unit, before its output joins the residual stream.
+    pub unit_norm: Option<Norm>,
+    /// Factor on what joins the residual stream.
+    pub residual_scale: f64,
+    /// Heads, scale, window and cap.
     pub shape: AttentionShape,
     /// Whether positions are turned in this block.
     pub rope: bool,
+    /// Whether they are turned by the frequencies of local layers.
+    pub local: bool,
     /// Added to the mean square in every norm.
     pub epsilon: f64,
 }
@@ -55,26 +67,36 @@ pub struct Pass<'a> {
     /// Where the documents begin and end.
     pub documents: &'a Documents,
     /// Position of each token in its document.
-    pub positions: &'a [u32],
+    pub positions: &'a Positions,
     /// Sines and cosines.
     pub table: &'a RopeTable,
+    /// Those of local layers, where they are others.
+    pub local_table: Option<&'a RopeTable>,
 }
 
 /// What the backward pass of a block needs of its forward pass.
 pub struct Kept {
     x: Tensor,
-    input_roots: Tensor,
+    input_roots: Option<Tensor>,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     qk: Option<QkKept>,
     attended: Tensor,
     log_sums: Tensor,
+    attention_out: Option<Normed>,
     middle: Tensor,
-    post_roots: Tensor,
+    post_roots: Option<Tensor>,
     gate: Tensor,
     up: Tensor,
+    unit_out: Option<Normed>,
     hooks: [HookKept; 4],
+}
+
+/// What went into a norm, with the inverse roots.
+struct Normed {
+    x: Tensor,
+    roots: Tensor,
 }
 
 /// q and k before their norms, with the inverse roots.
@@ -87,7 +109,7 @@ struct QkKept {
 
 /// What stands between a block's input and its attention.
 struct Projected {
-    input_roots: Tensor,
+    input_roots: Option<Tensor>,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -97,14 +119,17 @@ struct Projected {
 
 /// What stands between a block's attention and its output.
 struct Finished {
+    attention_out: Option<Normed>,
     middle: Tensor,
-    post_roots: Tensor,
+    post_roots: Option<Tensor>,
     gate: Tensor,
     up: Tensor,
+    unit_out: Option<Normed>,
     hooks: [HookKept; 3],
 }
 
-/// Keys and values of one sequence in one block, for generation.
+/// Keys and values of one sequence in one block, for generation; in the host's memory, also where the model is
+/// on a GPU.
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     /// `[length, kv_heads · head_dim]`
@@ -113,18 +138,32 @@ pub struct Cache {
     values: Vec<f32>,
 }
 
-fn three(mut tensors: Vec<Tensor>) -> Result<(Tensor, Tensor, Tensor)> {
-    match (tensors.pop(), tensors.pop(), tensors.pop()) {
-        (Some(third), Some(second), Some(first)) => Ok((first, second, third)),
-        _ => candle_core::bail!("a group of three projections gave fewer outputs"),
-    }
+/// Outputs of a group: as many as `widths`, or one that holds them side by side.
+fn parts<const N: usize>(outputs: Vec<Tensor>, widths: [usize; N]) -> Result<[Tensor; N]> {
+    let outputs = match outputs.as_slice() {
+        [together] if N > 1 => {
+            let mut start = 0;
+            let cut = |width: usize| {
+                let part = together.narrow(1, start, width)?.contiguous();
+                start += width;
+                part
+            };
+            widths.into_iter().map(cut).collect::<Result<Vec<_>>>()?
+        }
+        _ => outputs,
+    };
+    let found = outputs.len();
+    outputs
+        .try_into()
+        .or_else(|_| candle_core::bail!("a group gave {found} outputs where {N} were expected"))
 }
 
-fn two(mut tensors: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
-    match (tensors.pop(), tensors.pop()) {
-        (Some(second), Some(first)) => Ok((first, second)),
-        _ => candle_core::bail!("a group of two projections gave fewer outputs"),
+/// Gradients of a group's outputs, put side by side where the group has one output.
+fn together(group: &Group, gradients: &[Tensor]) -> Result<Vec<Tensor>> {
+    if group.projections.len() == 1 && gradients.len() > 1 {
+        return Ok(vec![Tensor::cat(gradients, 1)?]);
     }
+    Ok(gradients.to_vec())
 }
 
 fn one(mut tensors: Vec<Tensor>) -> Result<Tensor> {
@@ -135,6 +174,89 @@ fn one(mut tensors: Vec<Tensor>) -> Result<Tensor> {
 }
 
 impl Block {
+    /// All its norms.
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let around = [
+            &self.input_norm,
+            &self.attention_norm,
+            &self.post_norm,
+            &self.unit_norm,
+        ];
+        let of_heads = self.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+        around.into_iter().flatten().chain(of_heads)
+    }
+
+    /// All its groups of projections.
+    pub fn groups(&self) -> [&Group; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    /// `x` through a norm, where there is one, and the inverse roots.
+    fn norm(&self, norm: Option<&Norm>, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        match norm {
+            Some(norm) => {
+                let (y, roots) = rms_norm(x, &norm.weight, self.epsilon)?;
+                Ok((y, Some(roots)))
+            }
+            None => Ok((x.clone(), None)),
+        }
+    }
+
+    /// Gradient of a norm's input from that of its output, with what reaches the input past it.
+    fn norm_backward(
+        norm: Option<&Norm>,
+        dy: Tensor,
+        x: &Tensor,
+        roots: Option<&Tensor>,
+        past: Option<&Tensor>,
+        hook: &dyn Hook,
+    ) -> Result<Tensor> {
+        let (Some(norm), Some(roots)) = (norm, roots) else {
+            if let Some(past) = past {
+                add_in_place(&dy, past)?;
+            }
+            return Ok(dy);
+        };
+        let into = hook.accumulator(&norm.name);
+        rms_norm_backward(&dy, x, &norm.weight, roots, past, into.as_ref())
+    }
+
+    /// What an output adds to the residual stream: normed, scaled.
+    fn outgoing(&self, norm: Option<&Norm>, x: Tensor) -> Result<(Tensor, Option<Normed>)> {
+        let (y, roots) = self.norm(norm, &x)?;
+        let y = self.scaled(y)?;
+        Ok((y, roots.map(|roots| Normed { x, roots })))
+    }
+
+    /// Gradient of an output, from that of the residual stream it joined.
+    fn outgoing_backward(
+        &self,
+        norm: Option<&Norm>,
+        dy: &Tensor,
+        kept: Option<&Normed>,
+        hook: &dyn Hook,
+    ) -> Result<Tensor> {
+        let dy = self.scaled(dy.clone())?;
+        match kept {
+            Some(kept) => Self::norm_backward(norm, dy, &kept.x, Some(&kept.roots), None, hook),
+            None => Ok(dy),
+        }
+    }
+
+    fn scaled(&self, x: Tensor) -> Result<Tensor> {
+        if self.residual_scale == 1.0 {
+            return Ok(x);
+        }
+        x.affine(self.residual_scale, 0.0)
+    }
+
+    fn table<'a>(&self, pass: &Pass<'a>) -> &'a RopeTable {
+        match pass.local_table {
+            Some(table) if self.local => table,
+            _ => pass.table,
+        }
+    }
+
     /// The block's output for `x` `[tokens, hidden]`; and, if `keep`, what its backward pass needs.
     ///
     /// # Errors
@@ -146,7 +268,7 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
-        let p = self.project(x, pass, hook, keep)?;
+        let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
         let (attended, log_sums) = attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?;
         let (y, f) = self.finish(x, &attended, hook, keep)?;
         let kept = keep.then(|| {
@@ -160,10 +282,12 @@ impl Block {
                 qk: p.qk,
                 attended,
                 log_sums,
+                attention_out: f.attention_out,
                 middle: f.middle,
                 post_roots: f.post_roots,
                 gate: f.gate,
                 up: f.up,
+                unit_out: f.unit_out,
                 hooks: [p.hook, o_kept, gate_up_kept, down_kept],
             }
         });
@@ -194,7 +318,8 @@ impl Block {
         let p = self.project(x, pass, hook, false)?;
         let fresh = caches.iter().all(|cache| cache.keys.is_empty());
         {
-            let (k, v) = (view::<f32>(&p.k)?, view::<f32>(&p.v)?);
+            let (k, v) = (fetch(&p.k)?, fetch(&p.v)?);
+            let (k, v) = (view::<f32>(&k)?, view::<f32>(&v)?);
             let width = self.shape.kv_heads * self.shape.head_dim;
             for (cache, range) in caches.iter_mut().zip(pass.documents.ranges()) {
                 let range = range.start * width..range.end * width;
@@ -205,7 +330,8 @@ impl Block {
         let attended = if fresh {
             attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?.0
         } else {
-            let q = view::<f32>(&p.q)?;
+            let q = fetch(&p.q)?;
+            let q = view::<f32>(&q)?;
             let width = self.shape.heads * self.shape.head_dim;
             let ranges: Vec<_> = pass.documents.ranges().collect();
             let rows = caches.par_iter().zip(ranges).map(|(cache, range)| {
@@ -213,7 +339,7 @@ impl Block {
                 attention_cached(q, &cache.keys, &cache.values, &self.shape)
             });
             let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
-            tensor(rows.concat(), p.q.dims())?
+            tensor(rows.concat(), p.q.dims())?.to_device(x.device())?
         };
         Ok(self.finish(x, &attended, hook, false)?.0)
     }
@@ -226,14 +352,16 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<Projected> {
-        let (normed, input_roots) = rms_norm(x, &self.input_norm.weight, self.epsilon)?;
+        let (normed, input_roots) = self.norm(self.input_norm.as_ref(), x)?;
         let (outputs, hook) = hook.forward(&self.qkv, &normed, keep)?;
         drop(normed);
-        let (mut q, mut k, v) = three(outputs)?;
+        let width = self.shape.heads * self.shape.head_dim;
+        let kv_width = self.shape.kv_heads * self.shape.head_dim;
+        let [mut q, mut k, v] = parts(outputs, [width, kv_width, kv_width])?;
         let mut qk = None;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
-            let (q_normed, q_roots) = self.head_norm(&q, self.shape.heads, q_norm)?;
-            let (k_normed, k_roots) = self.head_norm(&k, self.shape.kv_heads, k_norm)?;
+            let (q_normed, q_roots) = self.head_norm(&q, q_norm)?;
+            let (k_normed, k_roots) = self.head_norm(&k, k_norm)?;
             qk = Some(QkKept {
                 q,
                 k,
@@ -243,8 +371,9 @@ impl Block {
             (q, k) = (q_normed, k_normed);
         }
         if self.rope {
-            rope(&q, self.shape.heads, pass.positions, pass.table)?;
-            rope(&k, self.shape.kv_heads, pass.positions, pass.table)?;
+            let table = self.table(pass);
+            rope(&q, self.shape.heads, pass.positions, table)?;
+            rope(&k, self.shape.kv_heads, pass.positions, table)?;
         }
         Ok(Projected {
             input_roots,
@@ -256,6 +385,17 @@ impl Block {
         })
     }
 
+    /// Queries, keys and values in bf16 where the products that made them were.
+    fn narrowed(&self, mut projected: Projected) -> Result<Projected> {
+        let mut weights = self.qkv.projections.iter().map(|p| &p.weight);
+        if self.shape.takes_bf16(projected.q.device()) && weights.all(Weight::multiplies_in_bf16) {
+            for tensor in [&mut projected.q, &mut projected.k, &mut projected.v] {
+                *tensor = tensor.to_dtype(DType::BF16)?;
+            }
+        }
+        Ok(projected)
+    }
+
     /// The way from attention's output to the block's, through the gated unit.
     fn finish(
         &self,
@@ -265,22 +405,28 @@ impl Block {
         keep: bool,
     ) -> Result<(Tensor, Finished)> {
         let (outputs, o_kept) = hook.forward(&self.o, attended, keep)?;
-        let middle = one(outputs)?;
+        let (middle, attention_out) = self.outgoing(self.attention_norm.as_ref(), one(outputs)?)?;
         add_in_place(&middle, x)?;
 
-        let (normed, post_roots) = rms_norm(&middle, &self.post_norm.weight, self.epsilon)?;
+        let (normed, post_roots) = self.norm(self.post_norm.as_ref(), &middle)?;
         let (outputs, gate_up_kept) = hook.forward(&self.gate_up, &normed, keep)?;
         drop(normed);
-        let (gate, up) = two(outputs)?;
-        let product = gated(Activation::Silu, &gate, &up)?;
+        let wide = match outputs.as_slice() {
+            [both] => both.dim(1)? / 2,
+            _ => 0,
+        };
+        let [gate, up] = parts(outputs, [wide, wide])?;
+        let product = gated(self.activation, &gate, &up)?;
         let (outputs, down_kept) = hook.forward(&self.down, &product, keep)?;
-        let y = one(outputs)?;
+        let (y, unit_out) = self.outgoing(self.unit_norm.as_ref(), one(outputs)?)?;
         add_in_place(&y, &middle)?;
         let finished = Finished {
+            attention_out,
             middle,
             post_roots,
             gate,
             up,
+            unit_out,
             hooks: [o_kept, gate_up_kept, down_kept],
         };
         Ok((y, finished))
@@ -298,30 +444,24 @@ impl Block {
         hook: &mut dyn Hook,
     ) -> Result<Tensor> {
         let [qkv_kept, o_kept, gate_up_kept, down_kept] = kept.hooks;
-        let product = gated(Activation::Silu, &kept.gate, &kept.up)?;
-        let dproduct = hook.backward(&self.down, &product, std::slice::from_ref(dy), down_kept)?;
+        let product = gated(self.activation, &kept.gate, &kept.up)?;
+        let norm = self.unit_norm.as_ref();
+        let dunit = self.outgoing_backward(norm, dy, kept.unit_out.as_ref(), hook)?;
+        let dproduct = hook.backward(&self.down, &product, &[dunit], down_kept)?;
         drop(product);
-        let (dgate, dup) = gated_backward(Activation::Silu, &dproduct, &kept.gate, &kept.up)?;
+        let (dgate, dup) = gated_backward(self.activation, &dproduct, &kept.gate, &kept.up)?;
         drop(dproduct);
-        let (normed, _) = rms_norm(&kept.middle, &self.post_norm.weight, self.epsilon)?;
-        let dnormed = hook.backward(&self.gate_up, &normed, &[dgate, dup], gate_up_kept)?;
-        drop(normed);
-        let dmiddle = rms_norm_backward(
-            &dnormed,
-            &kept.middle,
-            &self.post_norm.weight,
-            &kept.post_roots,
-            Some(dy),
-            hook.accumulator(&self.post_norm.name).as_ref(),
-        )?;
-        drop(dnormed);
+        let norm = self.post_norm.as_ref();
+        let (normed, _) = self.norm(norm, &kept.middle)?;
+        let dgate_up = together(&self.gate_up, &[dgate, dup])?;
+        let dnormed = hook.backward(&self.gate_up, &normed, &dgate_up, gate_up_kept)?;
+        drop((normed, dgate_up));
+        let roots = kept.post_roots.as_ref();
+        let dmiddle = Self::norm_backward(norm, dnormed, &kept.middle, roots, Some(dy), hook)?;
 
-        let dattended = hook.backward(
-            &self.o,
-            &kept.attended,
-            std::slice::from_ref(&dmiddle),
-            o_kept,
-        )?;
+        let norm = self.attention_norm.as_ref();
+        let dout = self.outgoing_backward(norm, &dmiddle, kept.attention_out.as_ref(), hook)?;
+        let dattended = hook.backward(&self.o, &kept.attended, &[dout], o_kept)?;
         let (mut dq, mut dk, dv) = attention_backward(
             &dattended,
             &kept.q,
@@ -333,44 +473,38 @@ impl Block {
             &self.shape,
         )?;
         if self.rope {
-            rope_backward(&dq, self.shape.heads, pass.positions, pass.table)?;
-            rope_backward(&dk, self.shape.kv_heads, pass.positions, pass.table)?;
+            let table = self.table(pass);
+            rope_backward(&dq, self.shape.heads, pass.positions, table)?;
+            rope_backward(&dk, self.shape.kv_heads, pass.positions, table)?;
         }
         if let (Some((q_norm, k_norm)), Some(qk)) = (&self.qk_norm, &kept.qk) {
-            dq = self.head_norm_backward(&dq, &qk.q, &qk.q_roots, q_norm, hook)?;
-            dk = self.head_norm_backward(&dk, &qk.k, &qk.k_roots, k_norm, hook)?;
+            dq = Self::head_norm_backward(&dq, &qk.q, &qk.q_roots, q_norm, hook)?;
+            dk = Self::head_norm_backward(&dk, &qk.k, &qk.k_roots, k_norm, hook)?;
         }
-        let (normed, _) = rms_norm(&kept.x, &self.input_norm.weight, self.epsilon)?;
-        let dnormed = hook.backward(&self.qkv, &normed, &[dq, dk, dv], qkv_kept)?;
-        rms_norm_backward(
-            &dnormed,
-            &kept.x,
-            &self.input_norm.weight,
-            &kept.input_roots,
-            Some(&dmiddle),
-            hook.accumulator(&self.input_norm.name).as_ref(),
-        )
+        let norm = self.input_norm.as_ref();
+        let (normed, _) = self.norm(norm, &kept.x)?;
+        let dqkv = together(&self.qkv, &[dq, dk, dv])?;
+        let dnormed = hook.backward(&self.qkv, &normed, &dqkv, qkv_kept)?;
+        let roots = kept.input_roots.as_ref();
+        Self::norm_backward(norm, dnormed, &kept.x, roots, Some(&dmiddle), hook)
     }
 
-    fn head_norm(&self, x: &Tensor, heads: usize, norm: &Norm) -> Result<(Tensor, Tensor)> {
+    fn head_norm(&self, x: &Tensor, norm: &Norm) -> Result<(Tensor, Tensor)> {
         let (tokens, width) = x.dims2()?;
-        let (y, roots) = rms_norm(
-            &x.reshape((tokens * heads, width / heads))?,
-            &norm.weight,
-            self.epsilon,
-        )?;
+        let at_a_time = norm.weight.dims1()?;
+        let rows = (tokens * width / at_a_time.max(1), at_a_time);
+        let (y, roots) = rms_norm(&x.reshape(rows)?, &norm.weight, self.epsilon)?;
         Ok((y.reshape((tokens, width))?, roots))
     }
 
     fn head_norm_backward(
-        &self,
         dy: &Tensor,
         x: &Tensor,
         roots: &Tensor,
         norm: &Norm,
         hook: &dyn Hook,
     ) -> Result<Tensor> {
-        let rows = (roots.dims1()?, self.shape.head_dim);
+        let rows = (roots.dims1()?, norm.weight.dims1()?);
         let shape = dy.dims2()?;
         let into = hook.accumulator(&norm.name);
         let (dy, x) = (dy.reshape(rows)?, x.reshape(rows)?);

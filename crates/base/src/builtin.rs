@@ -18,6 +18,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafetensorsFiles;
+use crate::files::staged::Staged;
 use crate::model::{HEAD, LoadOptions, Model};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::weights::Weights;
@@ -111,15 +112,7 @@ impl Builtin {
     /// # Errors
     /// A folder that is there and not empty, or that cannot be written.
     pub fn unpack(&self, folder: &Path) -> Result<()> {
-        let occupied = match fs::read_dir(folder) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(error) => error.kind() == std::io::ErrorKind::NotADirectory,
-        };
-        let Some(name) = folder.file_name().filter(|_| !occupied) else {
-            return Err(Error::Occupied {
-                path: folder.to_owned(),
-            });
-        };
+        let staged = Staged::begin(folder)?;
         let packed = self.tensors()?;
         let mut tensors = BTreeMap::new();
         for name in packed.names() {
@@ -131,38 +124,18 @@ impl Builtin {
                 .map(|(name, tensor)| Ok(Stored::f32(name, tensor)?))
                 .collect::<Result<Vec<_>>>()?,
         )?;
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(".partial");
-        let partial = folder.with_file_name(partial);
-        let result = self.write_files(&partial, &weights).and_then(|()| {
-            if folder.exists() {
-                fs::remove_dir(folder).map_err(Error::write(folder))?;
-            }
-            fs::rename(&partial, folder).map_err(Error::write(folder))
-        });
-        if result.is_err() {
-            // The first error says more than one about what was left of its attempt.
-            let _ = fs::remove_dir_all(&partial);
-        }
-        result
-    }
-
-    fn write_files(&self, folder: &Path, weights: &[u8]) -> Result<()> {
-        fs::create_dir_all(folder).map_err(Error::write(folder))?;
         let files: [(&str, &[u8]); 6] = [
             ("config.json", self.config.as_bytes()),
             (TOKENIZER_FILE, self.tokenizer),
             ("tokenizer_config.json", self.tokenizer_config.as_bytes()),
             ("generation_config.json", self.generation_config.as_bytes()),
             ("README.md", self.card.as_bytes()),
-            (WEIGHTS_FILE, weights),
+            (WEIGHTS_FILE, &weights),
         ];
         for (name, bytes) in files {
-            let path = folder.join(name);
-            fs::write(&path, bytes).map_err(Error::write(&path))?;
+            staged.write(name, bytes)?;
         }
-        Ok(())
+        staged.commit()
     }
 }
 

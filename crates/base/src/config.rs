@@ -1,18 +1,20 @@
 //! What a model's `config.json` says, checked once and then trusted.
 //!
-//! A family is a set of answers to the questions the one decoder block asks: are there biases, are q
-//! and k normalised, which layers see a window, which turn their positions. A key that would change
+//! A family is a set of answers to the questions the one decoder block asks: are there biases, where do
+//! the norms stand, are q and k normalised, which layers see a window, which turn their positions. A key that would change
 //! the computation in a way the block cannot follow is an error that names it; a key that is not known
 //! at all is kept in [`ModelConfig::unrecognised`], so that it can be said.
 
 use serde_json::{Map, Value};
+use sparsam_kernels::activation::Activation;
+use sparsam_kernels::rope::RopeTable;
 
 use crate::error::{Error, Result};
 
 /// The shape of a decoder-only model and the variations of its block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// `model_type`: `llama`, `mistral`, `qwen2`, `qwen3` or `smollm3`.
+    /// `model_type`, one of [`FAMILIES`].
     pub family: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -30,7 +32,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f64,
-    /// The longest text the positions reach.
+    /// The longest text the positions reach; with [`RopeScaling::Long`], the length first trained on.
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
@@ -42,12 +44,49 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Norms on q and k, head by head.
     pub qk_norm: bool,
+    /// Whether those norms run over all heads at once (OLMo 2).
+    pub qk_norm_wide: bool,
+    /// Where a block's norms stand.
+    pub norms: Norms,
+    /// Added to the stored weights of all norms (1 in Gemma).
+    pub norm_offset: f64,
+    /// Whether q, k and v are one projection, and gate and up another (Phi-3).
+    pub fused: bool,
+    /// What the gate of the unit passes through.
+    pub activation: Activation,
+    /// Factor on the scores of attention.
+    pub attention_scale: f64,
+    /// Scores of attention are bent below this.
+    pub attention_softcap: Option<f64>,
+    /// Logits are bent below this.
+    pub final_softcap: Option<f64>,
+    /// Factor on the embeddings.
+    pub embedding_multiplier: f64,
+    /// Factor on what joins the residual stream.
+    pub residual_multiplier: f64,
+    /// Logits are divided by this.
+    pub logits_divisor: f64,
+    /// Numbers of a head that are turned, from the first on.
+    pub rotary_dim: usize,
     /// Frequencies of the rotary embedding.
     pub rope: Rope,
+    /// Those of local layers, where they are others (Gemma 3).
+    pub local_rope: Option<Rope>,
     /// What differs from layer to layer.
     pub layers: Vec<LayerConfig>,
     /// Keys of `config.json` that are not known to this program.
     pub unrecognised: Vec<String>,
+}
+
+/// Where the norms of a block stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// Before attention and before the gated unit.
+    Before,
+    /// After them, before their output joins the residual stream (OLMo 2).
+    After,
+    /// Both (Gemma 2 and 3).
+    Both,
 }
 
 /// What differs from layer to layer.
@@ -57,6 +96,8 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Whether positions are turned in this layer.
     pub rope: bool,
+    /// Whether they are turned by the frequencies of local layers.
+    pub local: bool,
 }
 
 /// How rotary frequencies are made.
@@ -86,18 +127,34 @@ pub enum RopeScaling {
         /// Length first trained on.
         original: f64,
     },
+    /// Each by a divisor of its own, `[rotary_dim / 2]` (`rope_freqs.weight` of a GGUF file).
+    Divisors(Vec<f64>),
+    /// Each by a divisor of its own, for texts up to the length first trained on, with a factor on
+    /// sines and cosines (Phi-3). Longer texts would be turned by other divisors.
+    Long {
+        /// Divisors, `[rotary_dim / 2]`.
+        short: Vec<f64>,
+        /// The factor.
+        attention: f64,
+        /// Length first trained on.
+        original: usize,
+    },
 }
 
 /// Keys that carry nothing the computation depends on.
 const HARMLESS: &[&str] = &[
+    "_sliding_window_pattern",
     "_attn_implementation_autoset",
     "_name_or_path",
     "architectures",
     "attention_dropout",
     "auto_map",
     "bos_token_id",
+    "cache_implementation",
     "dtype",
+    "embd_pdrop",
     "eos_token_id",
+    "hidden_act",
     "id2label",
     "initializer_range",
     "is_decoder",
@@ -105,9 +162,11 @@ const HARMLESS: &[&str] = &[
     "layer_norm_eps",
     "max_window_layers",
     "model_type",
+    "original_max_position_embeddings",
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
+    "resid_pdrop",
     "return_dict",
     "tokenizer_class",
     "torch_dtype",
@@ -133,13 +192,26 @@ const UNSUPPORTED: &[(&str, Option<f64>)] = &[
     ("num_local_experts", None),
     ("partial_rotary_factor", Some(1.0)),
     ("query_pre_attn_scalar", None),
-    ("quantization_config", None),
     ("residual_multiplier", Some(1.0)),
     ("scale_depth", Some(1.0)),
     ("scale_emb", Some(1.0)),
+    ("use_bidirectional_attention", None),
 ];
 
-const FAMILIES: &[&str] = &["llama", "mistral", "qwen2", "qwen3", "smollm3"];
+/// Families that the block can be configured to.
+pub const FAMILIES: &[&str] = &[
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+];
 
 impl ModelConfig {
     /// Reads and checks the text of a `config.json`.
@@ -152,29 +224,59 @@ impl ModelConfig {
         Reader { value }.read()
     }
 
-    /// Inverse frequencies of the rotary embedding, `[head_dim / 2]`.
+    /// Inverse frequencies of the rotary embedding, `[rotary_dim / 2]`.
     pub fn inverse_frequencies(&self) -> Vec<f64> {
-        let half = self.head_dim / 2;
-        (0..half)
+        self.rope.inverse_frequencies(self.rotary_dim)
+    }
+}
+
+impl Rope {
+    /// Inverse frequencies, `[rotary_dim / 2]`.
+    pub fn inverse_frequencies(&self, rotary_dim: usize) -> Vec<f64> {
+        (0..rotary_dim / 2)
             .map(|i| {
                 // In f32, as the models were trained with them.
-                let exponent = (2 * i) as f32 / self.head_dim as f32;
-                let frequency = f64::from(1.0 / (self.rope.theta as f32).powf(exponent));
-                self.rope.scaling.apply(frequency)
+                let exponent = (2 * i) as f32 / rotary_dim as f32;
+                let frequency = f64::from(1.0 / (self.theta as f32).powf(exponent));
+                self.scaling.apply(i, frequency)
             })
             .collect()
     }
 
-    /// `head_dim^-1/2`
-    pub fn attention_scale(&self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
+    /// Sines and cosines of positions below `positions`.
+    ///
+    /// # Errors
+    /// More positions than the frequencies are made for.
+    pub fn table(&self, rotary_dim: usize, positions: usize) -> Result<RopeTable> {
+        let factor = match self.scaling {
+            RopeScaling::Long {
+                attention,
+                original,
+                ..
+            } => {
+                if positions > original {
+                    let what = format!(
+                        "is `longrope`, of which this version computes texts of up to {original} \
+                         tokens, not {positions}"
+                    );
+                    return Err(Error::config("rope_scaling.rope_type", what));
+                }
+                attention
+            }
+            _ => 1.0,
+        };
+        let frequencies = self.inverse_frequencies(rotary_dim);
+        Ok(RopeTable::new(&frequencies, positions, factor))
     }
 }
 
 impl RopeScaling {
-    fn apply(&self, frequency: f64) -> f64 {
+    /// Stretches the frequency number `i`.
+    fn apply(&self, i: usize, frequency: f64) -> f64 {
         match *self {
             Self::None => frequency,
+            Self::Divisors(ref divisors) => frequency / divisors[i],
+            Self::Long { ref short, .. } => frequency / short[i],
             Self::Linear(factor) => frequency / factor,
             Self::Llama3 {
                 factor,
@@ -212,6 +314,38 @@ impl Reader {
                 ),
             ));
         }
+        self.quantization()?;
+        let gemma = family.starts_with("gemma");
+        let of_family = |family_has: bool, key: &str, this: &mut Self| {
+            if family_has {
+                this.number(key)
+            } else {
+                Ok(None)
+            }
+        };
+        let capped = matches!(family.as_str(), "gemma2" | "gemma3_text");
+        let granite = family == "granite";
+        let attention_softcap = of_family(capped, "attn_logit_softcapping", &mut self)?;
+        let final_softcap = of_family(capped, "final_logit_softcapping", &mut self)?;
+        let query_scalar = of_family(capped, "query_pre_attn_scalar", &mut self)?;
+        let attention_multiplier = of_family(granite, "attention_multiplier", &mut self)?;
+        let embedding_multiplier = of_family(granite, "embedding_multiplier", &mut self)?;
+        let residual_multiplier = of_family(granite, "residual_multiplier", &mut self)?;
+        let logits_divisor = of_family(granite, "logits_scaling", &mut self)?;
+        let rotary_share = of_family(family == "phi3", "partial_rotary_factor", &mut self)?;
+        for (key, value) in [
+            ("attn_logit_softcapping", attention_softcap),
+            ("final_logit_softcapping", final_softcap),
+            ("query_pre_attn_scalar", query_scalar),
+            ("logits_scaling", logits_divisor),
+        ] {
+            if let Some(value) = value.filter(|value| *value <= 0.0) {
+                return Err(Error::config(
+                    key,
+                    format!("is {value}, expected a number above 0"),
+                ));
+            }
+        }
         for (key, neutral) in UNSUPPORTED {
             match self.take(key) {
                 None | Some(Value::Null | Value::Bool(false)) => {}
@@ -224,15 +358,7 @@ impl Reader {
                 }
             }
         }
-        if let Some(Value::String(act)) = self.take("hidden_act")
-            && act != "silu"
-            && act != "swish"
-        {
-            return Err(Error::config(
-                "hidden_act",
-                format!("is `{act}`, expected `silu`"),
-            ));
-        }
+        let activation = self.activation(&family)?;
         let hidden_size = self.count("hidden_size")?;
         let num_attention_heads = self.count("num_attention_heads")?;
         let num_key_value_heads = self
@@ -267,7 +393,19 @@ impl Reader {
             "mistral" => (false, false),
             _ => (attention_bias, attention_bias),
         };
-        let rope = self.rope(&family)?;
+        let rotary_dim = (head_dim as f64 * rotary_share.unwrap_or(1.0)) as usize;
+        if !rotary_dim.is_multiple_of(2) || rotary_dim == 0 || rotary_dim > head_dim {
+            let what = format!("leaves {rotary_dim} of {head_dim} numbers to turn");
+            return Err(Error::config("partial_rotary_factor", what));
+        }
+        let max_position_embeddings = self
+            .optional_count("max_position_embeddings")?
+            .unwrap_or(2048);
+        let (rope, local_rope) = self.ropes(&family, rotary_dim, max_position_embeddings)?;
+        let max_position_embeddings = match rope.scaling {
+            RopeScaling::Long { original, .. } => max_position_embeddings.min(original),
+            _ => max_position_embeddings,
+        };
         let layers = self.layers(&family, num_hidden_layers)?;
         let config = ModelConfig {
             hidden_size,
@@ -278,15 +416,42 @@ impl Reader {
             head_dim,
             vocab_size: self.count("vocab_size")?,
             rms_norm_eps: self.number("rms_norm_eps")?.unwrap_or(1e-6),
-            max_position_embeddings: self
-                .optional_count("max_position_embeddings")?
-                .unwrap_or(2048),
-            tie_word_embeddings: self.flag("tie_word_embeddings", family == "smollm3")?,
+            max_position_embeddings,
+            tie_word_embeddings: self.flag("tie_word_embeddings", gemma || family == "smollm3")?,
             qkv_bias,
             o_bias,
             mlp_bias: self.flag("mlp_bias", false)?,
-            qk_norm: family == "qwen3",
+            qk_norm: matches!(family.as_str(), "qwen3" | "olmo2" | "gemma3_text"),
+            qk_norm_wide: family == "olmo2",
+            norms: match family.as_str() {
+                "olmo2" => Norms::After,
+                "gemma2" | "gemma3_text" => Norms::Both,
+                _ => Norms::Before,
+            },
+            norm_offset: if gemma { 1.0 } else { 0.0 },
+            fused: family == "phi3",
+            activation,
+            attention_scale: match (query_scalar, attention_multiplier) {
+                (Some(scalar), _) => scalar.powf(-0.5),
+                (None, Some(multiplier)) => multiplier,
+                // Both families have 256 where nothing is said.
+                (None, None) if capped => 1.0 / 16.0,
+                (None, None) if granite => 1.0,
+                (None, None) => 1.0 / (head_dim as f64).sqrt(),
+            },
+            attention_softcap,
+            final_softcap,
+            embedding_multiplier: match embedding_multiplier {
+                Some(multiplier) => multiplier,
+                // In f32, as it is computed.
+                None if gemma => f64::from((hidden_size as f32).sqrt()),
+                None => 1.0,
+            },
+            residual_multiplier: residual_multiplier.unwrap_or(1.0),
+            logits_divisor: logits_divisor.unwrap_or(1.0),
+            rotary_dim,
             rope,
+            local_rope,
             layers,
             unrecognised: self
                 .value
@@ -299,13 +464,142 @@ impl Reader {
         Ok(config)
     }
 
+    /// How the weights are quantised. The files say it matrix by matrix; here it is made sure that
+    /// what they say is understood.
+    fn quantization(&mut self) -> Result<()> {
+        let config = self.object("quantization_config")?;
+        if config.is_empty() {
+            return Ok(());
+        }
+        let text = |key: &str| config.get(key).and_then(Value::as_str);
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool) == Some(true);
+        let wrong =
+            |key: &str, what: String| Error::config(&format!("quantization_config.{key}"), what);
+        match text("quant_method") {
+            Some("bitsandbytes") => {}
+            // Checkpoints of 2023 do not say it.
+            None if flag("load_in_4bit") || flag("load_in_8bit") => {}
+            None => return Err(wrong("quant_method", "is missing or not a text".to_owned())),
+            Some(other) => {
+                let what = format!("is `{other}`, this version reads `bitsandbytes`");
+                return Err(wrong("quant_method", what));
+            }
+        }
+        match text("bnb_4bit_quant_type") {
+            None | Some("nf4" | "fp4") => Ok(()),
+            Some(other) => {
+                let what = format!("is `{other}`, this version reads `nf4` and `fp4`");
+                Err(wrong("bnb_4bit_quant_type", what))
+            }
+        }
+    }
+
+    /// What the gate passes through. Gemma says it under a key of its own, beside which the usual one
+    /// means nothing.
+    fn activation(&mut self, family: &str) -> Result<Activation> {
+        let key = if family.starts_with("gemma") && self.value.contains_key("hidden_activation") {
+            "hidden_activation"
+        } else {
+            "hidden_act"
+        };
+        match self.take(key) {
+            None | Some(Value::Null) if family.starts_with("gemma") => Ok(Activation::GeluTanh),
+            None | Some(Value::Null) => Ok(Activation::Silu),
+            Some(Value::String(name)) => match name.as_str() {
+                "silu" | "swish" => Ok(Activation::Silu),
+                "gelu" => Ok(Activation::Gelu),
+                "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
+                _ => {
+                    let what =
+                        format!("is `{name}`, expected `silu`, `gelu` or `gelu_pytorch_tanh`");
+                    Err(Error::config(key, what))
+                }
+            },
+            Some(value) => Err(Error::config(key, format!("is {value}, expected a name"))),
+        }
+    }
+
+    /// The frequencies of all layers, and of the local ones where they are others. transformers 5 has
+    /// both under `rope_parameters`, by the kind of the layer.
+    fn ropes(
+        &mut self,
+        family: &str,
+        rotary_dim: usize,
+        longest: usize,
+    ) -> Result<(Rope, Option<Rope>)> {
+        let mut local = None;
+        if family == "gemma3_text" {
+            let mut theta = self.number("rope_local_base_freq")?.unwrap_or(10_000.0);
+            let mut by_kind = self.object("rope_parameters")?;
+            if let Some(Value::Object(sliding)) = by_kind.remove("sliding_attention") {
+                theta = sliding
+                    .get("rope_theta")
+                    .and_then(Value::as_f64)
+                    .unwrap_or(theta);
+            }
+            let all = match by_kind.remove("full_attention") {
+                Some(Value::Object(all)) => all,
+                _ => by_kind,
+            };
+            if !all.is_empty() {
+                self.value.insert("rope_parameters".to_owned(), all.into());
+            }
+            local = Some(Rope {
+                theta,
+                scaling: RopeScaling::None,
+            });
+        }
+        Ok((self.rope(family, rotary_dim, longest)?, local))
+    }
+
+    /// The divisors of Phi-3's long texts, and the factor that goes with them.
+    fn long(
+        &mut self,
+        scaling: &Map<String, Value>,
+        half: usize,
+        longest: usize,
+    ) -> Result<RopeScaling> {
+        let list = |key: &str| {
+            let list = scaling.get(key).and_then(Value::as_array);
+            let list: Option<Vec<f64>> =
+                list.and_then(|list| list.iter().map(Value::as_f64).collect());
+            list.filter(|list| list.len() == half && list.iter().all(|divisor| *divisor > 0.0))
+                .ok_or_else(|| {
+                    let what = format!("is not a list of {half} numbers above 0");
+                    Error::config(&format!("rope_scaling.{key}"), what)
+                })
+        };
+        let (short, _) = (list("short_factor")?, list("long_factor")?);
+        let key = "original_max_position_embeddings";
+        let inside = scaling.get(key).and_then(Value::as_u64);
+        let original = match self
+            .optional_count(key)?
+            .or(inside.map(|count| count as usize))
+        {
+            Some(original) if original > 1 => original,
+            _ => return Err(Error::config(key, "is missing or below 2")),
+        };
+        let stretched = longest as f64 / original as f64;
+        let usual = if stretched > 1.0 {
+            (1.0 + stretched.ln() / (original as f64).ln()).sqrt()
+        } else {
+            1.0
+        };
+        let given = scaling.get("attention_factor").and_then(Value::as_f64);
+        Ok(RopeScaling::Long {
+            short,
+            attention: given.unwrap_or(usual),
+            original,
+        })
+    }
+
     /// The frequencies, from `rope_theta` and `rope_scaling` or from transformers 5's
     /// `rope_parameters`.
-    fn rope(&mut self, family: &str) -> Result<Rope> {
-        let default = if family == "smollm3" {
-            2_000_000.0
-        } else {
-            10_000.0
+    fn rope(&mut self, family: &str, rotary_dim: usize, longest: usize) -> Result<Rope> {
+        let default = match family {
+            "smollm3" => 2_000_000.0,
+            "gemma3_text" => 1_000_000.0,
+            _ => 10_000.0,
         };
         let parameters = self.object("rope_parameters")?;
         let mut scaling = self.object("rope_scaling")?;
@@ -331,6 +625,9 @@ impl Reader {
                 high: need("high_freq_factor")?,
                 original: need("original_max_position_embeddings")?,
             },
+            Some("longrope" | "su") if family == "phi3" => {
+                self.long(&scaling, rotary_dim / 2, longest)?
+            }
             Some(other) => {
                 let what =
                     format!("is `{other}`, this version knows `default`, `linear` and `llama3`");
@@ -342,7 +639,13 @@ impl Reader {
 
     fn layers(&mut self, family: &str, count: usize) -> Result<Vec<LayerConfig>> {
         let window = self.optional_count("sliding_window")?;
-        let uses = self.flag("use_sliding_window", family == "mistral")?;
+        let everywhere = matches!(family, "mistral" | "phi3");
+        let uses = self.flag("use_sliding_window", everywhere)?;
+        let pattern = match family {
+            "gemma2" => Some(2),
+            "gemma3_text" => Some(self.optional_count("sliding_window_pattern")?.unwrap_or(6)),
+            _ => None,
+        };
         let first_windowed = self
             .value
             .get("max_window_layers")
@@ -362,7 +665,10 @@ impl Reader {
                             format!("holds {other}, which is not known"),
                         ));
                     }
-                    None => uses && (family == "mistral" || layer as u64 >= first_windowed),
+                    None => match pattern {
+                        Some(pattern) => (layer + 1) % pattern != 0,
+                        None => uses && (everywhere || layer as u64 >= first_windowed),
+                    },
                 };
                 let rope = match (&no_rope, interval, family) {
                     // The list says 1 where positions are turned.
@@ -374,6 +680,7 @@ impl Reader {
                 Ok(LayerConfig {
                     window: window.filter(|_| windowed),
                     rope,
+                    local: windowed && family == "gemma3_text",
                 })
             })
             .collect()
@@ -471,7 +778,8 @@ mod tests {
             config.layers,
             [LayerConfig {
                 window: None,
-                rope: true
+                rope: true,
+                local: false
             }; 2]
         );
         assert!(config.unrecognised.is_empty());
@@ -488,7 +796,7 @@ mod tests {
                 r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#,
                 "rope_scaling.rope_type",
             ),
-            (r#", "hidden_act": "gelu""#, "hidden_act"),
+            (r#", "hidden_act": "relu2""#, "hidden_act"),
             (r#", "num_key_value_heads": 3"#, "num_key_value_heads"),
             (r#", "num_key_value_heads": 0"#, "num_key_value_heads"),
             (r#", "layer_types": ["full_attention"]"#, "layer_types"),

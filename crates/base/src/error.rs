@@ -38,6 +38,16 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A file is sound, but not one that can be used here.
+    #[error("`{}` {what}", path.display())]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        what: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// A key of `config.json` cannot be honoured.
     #[error("config key `{key}` {what}")]
     Config {
@@ -53,6 +63,12 @@ pub enum Error {
         name: String,
         /// What is wrong with it.
         what: String,
+    },
+    /// A tensor that is to be quantised is so already.
+    #[error("the model cannot be quantised: its tensor `{name}` is so already")]
+    Quantized {
+        /// The tensor.
+        name: String,
     },
     /// A text cannot be continued.
     #[error("{what}")]
@@ -103,12 +119,13 @@ impl Error {
                 "a model folder holds config.json, tokenizer.json and model.safetensors".to_owned(),
             ),
             Self::Read { .. } | Self::Tensor(_) => None,
+            Self::Quantized { .. } => Some("leave `quantize` out".to_owned()),
             Self::Write { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull => Some("free some space".to_owned()),
                 _ => Some("choose a folder that you may write to".to_owned()),
             },
             Self::Occupied { .. } => Some("name a folder that does not exist yet".to_owned()),
-            Self::Generation { hint, .. } => Some((*hint).to_owned()),
+            Self::Generation { hint, .. } | Self::Unfit { hint, .. } => Some((*hint).to_owned()),
             Self::File { .. } => {
                 Some("the file may be cut short, download or copy it again".to_owned())
             }

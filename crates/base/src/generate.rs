@@ -11,10 +11,10 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use candle_transformers::generation::LogitsProcessor;
 use sparsam_kernels::Documents;
-use sparsam_kernels::linear::linear;
-use sparsam_kernels::norm::rms_norm;
+use sparsam_kernels::host::fetch;
+use sparsam_kernels::rope::Positions;
 
-use crate::block::{Cache, Pass};
+use crate::block::Cache;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::projection::Hook;
@@ -153,11 +153,8 @@ fn step(
         positions.extend((sequence.position..end).map(|position| position as u32));
         sequence.position = end;
     }
-    let pass = Pass {
-        documents: &documents,
-        positions: &positions,
-        table: &model.table,
-    };
+    let positions = Positions::new(positions);
+    let pass = model.pass(&documents, &positions);
     let mut x = model.embed(&ids)?;
     for (index, block) in model.blocks.iter().enumerate() {
         let mut caches: Vec<&mut Cache> = sequences
@@ -173,8 +170,7 @@ fn step(
     if last.len() < ids.len() {
         x = x.index_select(&Tensor::new(last, x.device())?, 0)?;
     }
-    let (x, _) = rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps)?;
-    Ok(linear(&x, &model.head)?)
+    Ok(fetch(&model.head_output(&model.head_input(&x)?.0)?)?)
 }
 
 fn choose(processor: &mut LogitsProcessor, logits: &Tensor) -> Result<u32> {

@@ -1,10 +1,10 @@
 //! Frozen, quantised base models.
 //!
-//! A model folder becomes a [`model::Model`]: [`config`] says what it is, [`weights`] and [`files`]
+//! A model folder or a GGUF file becomes a [`model::Model`]: [`config`] says what it is, [`weights`] and [`files`]
 //! bring its tensors, [`block`] is the one decoder block all families are configurations of, and
 //! [`projection`] is the border at which an adapter may plug in. [`generate`] lets a model continue
 //! texts, [`tokenizer`] and [`chat_template`] stand between texts and tokens, and [`builtin`] holds the
-//! models that come inside the program. This crate never learns what LoRA is.
+//! models that come inside the program, [`mod@quantize`] writes checkpoints as bitsandbytes does. This crate never learns what LoRA is.
 
 pub mod block;
 pub mod builtin;
@@ -15,5 +15,6 @@ pub mod files;
 pub mod generate;
 pub mod model;
 pub mod projection;
+pub mod quantize;
 pub mod tokenizer;
 pub mod weights;

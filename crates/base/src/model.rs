@@ -1,20 +1,22 @@
-//! A base model: embedding, blocks, last norm and head, loaded from a folder.
+//! A base model: embedding, blocks, last norm and head, loaded from its files.
 //!
 //! The model is a list of parts; which pass runs over them (training, evaluation, generation) is its
 //! user's business. Names are those of Hugging Face's checkpoints.
 
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use sparsam_kernels::Weight;
 use sparsam_kernels::attention::AttentionShape;
 use sparsam_kernels::int8::Int8;
+use sparsam_kernels::linear::linear;
 use sparsam_kernels::nf4::Nf4;
-use sparsam_kernels::rope::RopeTable;
+use sparsam_kernels::norm::rms_norm;
+use sparsam_kernels::rope::{Positions, RopeTable};
 use sparsam_kernels::{Documents, host};
 
 use crate::block::{Block, Norm, Pass};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Norms};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafetensorsFiles;
 use crate::projection::{Group, Hook, Projection};
@@ -50,7 +52,7 @@ pub struct Model {
     /// Its shape.
     pub config: ModelConfig,
     /// `[vocabulary, hidden]`
-    pub embedding: Tensor,
+    pub embedding: Weight,
     /// In order.
     pub blocks: Vec<Block>,
     /// Before the head.
@@ -59,6 +61,8 @@ pub struct Model {
     pub head: Weight,
     /// Sines and cosines of all positions.
     pub table: RopeTable,
+    /// Those of local layers, where they are others.
+    pub local_table: Option<RopeTable>,
 }
 
 /// Name of the embedding's parameter.
@@ -86,8 +90,12 @@ impl Model {
     /// # Errors
     /// Tensors that are missing or do not fit the configuration.
     pub fn load(config: ModelConfig, weights: &dyn Weights, options: LoadOptions) -> Result<Self> {
-        let loader = Loader { weights, options };
-        let embedding = loader.dense(EMBEDDING, &[config.vocab_size, config.hidden_size])?;
+        let loader = Loader {
+            weights,
+            options,
+            norm_offset: config.norm_offset,
+        };
+        let embedding = loader.table(EMBEDDING, config.vocab_size, config.hidden_size)?;
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| loader.block(&config, layer))
             .collect::<Result<_>>()?;
@@ -95,16 +103,17 @@ impl Model {
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
-            loader.dense(HEAD, &[config.vocab_size, config.hidden_size])?
+            loader.table(HEAD, config.vocab_size, config.hidden_size)?
         };
-        let table = RopeTable::new(&config.inverse_frequencies(), options.max_length, 1.0);
+        let (table, local_table) = tables(&config, options.max_length)?;
         Ok(Self {
             config,
             embedding,
             blocks,
             norm,
-            head: Weight::Dense(head),
+            head,
             table,
+            local_table,
         })
     }
 
@@ -120,8 +129,78 @@ impl Model {
                 format!("has {vocabulary} rows, token {id} is beyond them"),
             ));
         }
-        let ids = Tensor::new(ids, self.embedding.device())?;
-        Ok(self.embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+        let x = self.rows_of(ids)?;
+        let multiplier = self.config.embedding_multiplier;
+        Ok(if multiplier == 1.0 {
+            x
+        } else {
+            x.affine(multiplier, 0.0)?
+        })
+    }
+
+    /// Rows of the embedding as they are stored.
+    fn rows_of(&self, ids: &[u32]) -> Result<Tensor> {
+        if let Weight::Dense(embedding) = &self.embedding {
+            let ids = Tensor::new(ids, embedding.device())?;
+            return Ok(embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?);
+        }
+        let width = self.config.hidden_size;
+        let mut values = vec![0f32; ids.len() * width];
+        self.embedding.with_rows::<f32, _>(|rows| {
+            for (id, out) in ids.iter().zip(values.chunks_exact_mut(width)) {
+                rows.fill(*id as usize, 0..width, out);
+            }
+            Ok(())
+        })?;
+        Ok(host::tensor(values, (ids.len(), width))?)
+    }
+
+    /// What the blocks share in a pass over documents whose tokens have these positions.
+    pub fn pass<'a>(&'a self, documents: &'a Documents, positions: &'a Positions) -> Pass<'a> {
+        Pass {
+            documents,
+            positions,
+            table: &self.table,
+            local_table: self.local_table.as_ref(),
+        }
+    }
+
+    /// What the head reads, of the last hidden states `[tokens, hidden]`; and the inverse roots of the
+    /// last norm.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn head_input(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (x, roots) = rms_norm(x, &self.norm.weight, self.config.rms_norm_eps)?;
+        let divisor = self.config.logits_divisor;
+        if divisor == 1.0 {
+            return Ok((x, roots));
+        }
+        Ok((x.affine(1.0 / divisor, 0.0)?, roots))
+    }
+
+    /// Gradient of the last norm's output, from that of what the head reads.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn head_input_backward(&self, dy: Tensor) -> Result<Tensor> {
+        let divisor = self.config.logits_divisor;
+        if divisor == 1.0 {
+            return Ok(dy);
+        }
+        Ok(dy.affine(1.0 / divisor, 0.0)?)
+    }
+
+    /// Logits of what the head reads, `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn head_output(&self, x: &Tensor) -> Result<Tensor> {
+        let logits = linear(x, &self.head)?;
+        Ok(match self.config.final_softcap {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        })
     }
 
     /// Last hidden states of a batch, before the last norm: `[tokens, hidden]`.
@@ -135,11 +214,7 @@ impl Model {
         hook: &mut dyn Hook,
     ) -> Result<Tensor> {
         let positions = documents.positions();
-        let pass = Pass {
-            documents,
-            positions: &positions,
-            table: &self.table,
-        };
+        let pass = self.pass(documents, &positions);
         let mut x = self.embed(ids)?;
         for block in &self.blocks {
             x = block.forward(&x, &pass, hook, false)?.0;
@@ -158,9 +233,19 @@ impl Model {
         hook: &mut dyn Hook,
     ) -> Result<Tensor> {
         let x = self.hidden(ids, documents, hook)?;
-        let (x, _) =
-            sparsam_kernels::norm::rms_norm(&x, &self.norm.weight, self.config.rms_norm_eps)?;
-        Ok(sparsam_kernels::linear::linear(&x, &self.head)?)
+        self.head_output(&self.head_input(&x)?.0)
+    }
+
+    /// A parameter's value as its file has it: norms without the family's offset.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn as_stored(&self, name: &str, value: &Tensor) -> Result<Tensor> {
+        let offset = self.config.norm_offset;
+        if offset == 0.0 || !name.ends_with("norm.weight") {
+            return Ok(value.clone());
+        }
+        Ok((value - offset)?)
     }
 
     /// Numbers in all parameters, however they are stored; a tied head counts once.
@@ -174,12 +259,7 @@ impl Model {
         };
         let norm = |norm: &Norm| norm.weight.elem_count();
         let block = |b: &Block| {
-            let groups = [&b.qkv, &b.o, &b.gate_up, &b.down];
-            let qk = b.qk_norm.as_ref().map_or(0, |(q, k)| norm(q) + norm(k));
-            groups.map(projections).iter().sum::<usize>()
-                + norm(&b.input_norm)
-                + norm(&b.post_norm)
-                + qk
+            b.groups().map(projections).iter().sum::<usize>() + b.norms().map(norm).sum::<usize>()
         };
         let head = if self.config.tie_word_embeddings {
             0
@@ -187,17 +267,72 @@ impl Model {
             matrix(&self.head)
         };
         let blocks = self.blocks.iter().map(block).sum::<usize>();
-        (self.embedding.elem_count() + blocks + norm(&self.norm) + head) as u64
+        (matrix(&self.embedding) + blocks + norm(&self.norm) + head) as u64
     }
 
     /// Makes room for documents of `max_length` tokens, where the length was not known at loading.
-    pub fn set_max_length(&mut self, max_length: usize) {
-        self.table = RopeTable::new(&self.config.inverse_frequencies(), max_length, 1.0);
+    ///
+    /// # Errors
+    /// A length that the model's positions cannot reach.
+    pub fn set_max_length(&mut self, max_length: usize) -> Result<()> {
+        (self.table, self.local_table) = tables(&self.config, max_length)?;
+        Ok(())
+    }
+
+    /// Puts all weights into the memory of `device`. Quantised ones stay so and are expanded to `compute` (f32 or
+    /// bf16) for each product there.
+    ///
+    /// # Errors
+    /// Too little memory, or a form of weight that is not computed with there.
+    pub fn to_device(&mut self, device: &Device, compute: DType) -> Result<()> {
+        if device.is_cpu() {
+            return Ok(());
+        }
+        self.embedding = self.embedding.to_device(device, compute)?;
+        self.head = if self.config.tie_word_embeddings {
+            self.embedding.clone()
+        } else {
+            self.head.to_device(device, compute)?
+        };
+        let mut norms = vec![&mut self.norm];
+        for block in &mut self.blocks {
+            let around = [
+                &mut block.input_norm,
+                &mut block.attention_norm,
+                &mut block.post_norm,
+                &mut block.unit_norm,
+            ];
+            norms.extend(around.into_iter().flatten());
+            if let Some((q, k)) = &mut block.qk_norm {
+                norms.extend([q, k]);
+            }
+            for group in [
+                &mut block.qkv,
+                &mut block.o,
+                &mut block.gate_up,
+                &mut block.down,
+            ] {
+                for projection in &mut group.projections {
+                    projection.weight = projection.weight.to_device(device, compute)?;
+                    if let Some(bias) = &mut projection.bias {
+                        *bias = bias.to_device(device)?;
+                    }
+                }
+            }
+        }
+        for norm in norms {
+            norm.weight = norm.weight.to_device(device)?;
+        }
+        Ok(())
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        self.norm.weight.device()
     }
 
     /// Memory of all weights as stored, in bytes; a tied head counts once.
     pub fn bytes(&self) -> usize {
-        let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let head = if self.config.tie_word_embeddings {
             0
         } else {
@@ -211,13 +346,21 @@ impl Model {
             .flat_map(|group| &group.projections)
             .map(|p| p.weight.bytes())
             .sum::<usize>();
-        dense(&self.embedding) + head + projections
+        self.embedding.bytes() + head + projections
     }
+}
+
+/// Sines and cosines of all layers, and of the local ones.
+fn tables(config: &ModelConfig, positions: usize) -> Result<(RopeTable, Option<RopeTable>)> {
+    let table = |rope: &crate::config::Rope| rope.table(config.rotary_dim, positions);
+    let local = config.local_rope.as_ref().map(table).transpose()?;
+    Ok((table(&config.rope)?, local))
 }
 
 struct Loader<'a> {
     weights: &'a dyn Weights,
     options: LoadOptions,
+    norm_offset: f64,
 }
 
 impl Loader<'_> {
@@ -245,21 +388,57 @@ impl Loader<'_> {
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<Norm> {
-        let weight = self.tensor(name, &[width])?.to_dtype(DType::F32)?;
+        let mut weight = self.tensor(name, &[width])?.to_dtype(DType::F32)?;
+        if self.norm_offset != 0.0 {
+            weight = (weight + self.norm_offset)?;
+        }
         Ok(Norm {
             name: name.to_owned(),
             weight,
         })
     }
 
+    /// A matrix as its file keeps it, if it decides that.
+    fn kept(&self, name: &str, out: usize, input: usize) -> Result<Option<Weight>> {
+        let weight = self.weights.kept(name)?;
+        if let Some(weight) = &weight {
+            let dims = weight.dims()?;
+            if dims != (out, input) {
+                let what = format!(
+                    "has shape {dims:?}, the configuration says {:?}",
+                    (out, input)
+                );
+                return Err(Error::weight(name, what));
+            }
+        }
+        Ok(weight)
+    }
+
+    /// The embedding or the head, which are not quantised here.
+    fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
+        match self.kept(name, rows, columns)? {
+            Some(weight) => Ok(weight),
+            None => Ok(Weight::Dense(self.dense(name, &[rows, columns])?)),
+        }
+    }
+
     fn projection(&self, name: String, out: usize, input: usize, bias: bool) -> Result<Projection> {
         let parameter = format!("{name}.weight");
-        let weight = if self.options.quantize == Quantize::None {
+        let asked = self.options.quantize;
+        let kept = self.kept(&parameter, out, input)?;
+        let weight = if let (Some(kept), true) = (&kept, asked == Quantize::None) {
+            kept.clone()
+        } else if asked == Quantize::None {
             Weight::Dense(self.dense(&parameter, &[out, input])?)
         } else {
-            let tensor = self
-                .tensor(&parameter, &[out, input])?
-                .to_dtype(DType::F32)?;
+            let tensor = match kept {
+                Some(Weight::Dense(tensor)) => tensor,
+                Some(_) => {
+                    return Err(Error::Quantized { name: parameter });
+                }
+                None => self.tensor(&parameter, &[out, input])?,
+            };
+            let tensor = tensor.to_dtype(DType::F32)?;
             let values = host::view::<f32>(&tensor)?;
             let quantized = match self.options.quantize {
                 Quantize::Int8 => Int8::quantize(&values, out, input).map(Weight::Int8),
@@ -293,38 +472,76 @@ impl Loader<'_> {
         };
         let (qkv_bias, mlp_bias, wide) =
             (config.qkv_bias, config.mlp_bias, config.intermediate_size);
+        let norm = |name: &str, width: usize| {
+            let name = format!("{name}.weight");
+            self.norm(&path(&name), width).map(Some)
+        };
         let qk_norm = if config.qk_norm {
-            let norm = |name| self.norm(&path(name), config.head_dim);
-            Some((
-                norm("self_attn.q_norm.weight")?,
-                norm("self_attn.k_norm.weight")?,
-            ))
+            let (q, k) = if config.qk_norm_wide {
+                (q_width, kv_width)
+            } else {
+                (config.head_dim, config.head_dim)
+            };
+            let (q, k) = (norm("self_attn.q_norm", q)?, norm("self_attn.k_norm", k)?);
+            q.zip(k)
         } else {
             None
         };
+        let (mut input_norm, mut attention_norm, mut unit_norm) = (None, None, None);
+        if config.norms != Norms::After {
+            input_norm = norm("input_layernorm", hidden)?;
+        }
+        // The name of the norm that stands before the unit where there is none after attention.
+        let post_norm = match config.norms {
+            Norms::Before => norm("post_attention_layernorm", hidden)?,
+            Norms::Both => norm("pre_feedforward_layernorm", hidden)?,
+            Norms::After => None,
+        };
+        if config.norms != Norms::Before {
+            attention_norm = norm("post_attention_layernorm", hidden)?;
+            unit_norm = norm("post_feedforward_layernorm", hidden)?;
+        }
+        let (qkv, gate_up) = if config.fused {
+            let width = q_width + 2 * kv_width;
+            (
+                group(&[("self_attn.qkv_proj", width, hidden, qkv_bias)])?,
+                group(&[("mlp.gate_up_proj", 2 * wide, hidden, mlp_bias)])?,
+            )
+        } else {
+            (
+                group(&[
+                    ("self_attn.q_proj", q_width, hidden, qkv_bias),
+                    ("self_attn.k_proj", kv_width, hidden, qkv_bias),
+                    ("self_attn.v_proj", kv_width, hidden, qkv_bias),
+                ])?,
+                group(&[
+                    ("mlp.gate_proj", wide, hidden, mlp_bias),
+                    ("mlp.up_proj", wide, hidden, mlp_bias),
+                ])?,
+            )
+        };
         Ok(Block {
-            input_norm: self.norm(&path("input_layernorm.weight"), hidden)?,
-            qkv: group(&[
-                ("self_attn.q_proj", q_width, hidden, qkv_bias),
-                ("self_attn.k_proj", kv_width, hidden, qkv_bias),
-                ("self_attn.v_proj", kv_width, hidden, qkv_bias),
-            ])?,
+            input_norm,
+            qkv,
             qk_norm,
             o: group(&[("self_attn.o_proj", hidden, q_width, config.o_bias)])?,
-            post_norm: self.norm(&path("post_attention_layernorm.weight"), hidden)?,
-            gate_up: group(&[
-                ("mlp.gate_proj", wide, hidden, mlp_bias),
-                ("mlp.up_proj", wide, hidden, mlp_bias),
-            ])?,
+            attention_norm,
+            post_norm,
+            gate_up,
+            activation: config.activation,
             down: group(&[("mlp.down_proj", hidden, wide, mlp_bias)])?,
+            unit_norm,
+            residual_scale: config.residual_multiplier,
             shape: AttentionShape {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
-                scale: config.attention_scale(),
+                scale: config.attention_scale,
                 window: config.layers[layer].window,
+                softcap: config.attention_softcap,
             },
             rope: config.layers[layer].rope,
+            local: config.layers[layer].local,
             epsilon: config.rms_norm_eps,
         })
     }

@@ -55,6 +55,16 @@ pub enum TokenizerError {
         /// The token.
         token: String,
     },
+    /// A key of a GGUF file describes a tokenizer that cannot be built.
+    #[error("`{file}` cannot be used: `{key}` {what}")]
+    Key {
+        /// The file.
+        file: String,
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The tokenizer can produce ids for which the model has no embedding.
     #[error(
         "the tokenizer does not fit the model: token `{token}` has id {id}, the embedding has {rows} rows ({count} tokens are past its end)"
@@ -85,6 +95,9 @@ impl TokenizerError {
             Self::Broken { .. } => {
                 Some("the file may be cut short or be a Git LFS pointer; fetch it again".into())
             }
+            Self::Key { .. } => Some(
+                "use the model's folder in Hugging Face's layout, or a GGUF file made by another version of llama.cpp's converter".into(),
+            ),
             Self::UnknownSpecial { .. } => {
                 Some("`tokenizer.json` and the files beside it must come from the same model".into())
             }

@@ -4,6 +4,7 @@
 //! time, so that loading needs the stored model plus one tensor and never two models.
 
 use candle_core::Tensor;
+use sparsam_kernels::Weight;
 
 use crate::error::Result;
 
@@ -16,4 +17,12 @@ pub trait Weights {
     /// # Errors
     /// No such tensor, or it cannot be read.
     fn tensor(&self, name: &str) -> Result<Tensor>;
+    /// The matrix in the form in which it is to be kept, where the files themselves decide that:
+    /// quantised ones do. Otherwise the one who loads does.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    fn kept(&self, _name: &str) -> Result<Option<Weight>> {
+        Ok(None)
+    }
 }

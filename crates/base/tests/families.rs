@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
+use sparsam_base::block::Block;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::projection::Frozen;
@@ -56,9 +57,12 @@ fn check(name: &str, tolerance: f64) {
     targets.push(IGNORE);
     targets[texts[0].len() - 1] = IGNORE;
     let x = model.hidden(&packed, &documents, &mut Frozen).expect(name);
-    let (x, _) = sparsam_kernels::norm::rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps)
-        .expect(name);
-    let loss = linear_cross_entropy(&x, &model.head, &targets, Want::default()).expect(name);
+    let (x, _) = model.head_input(&x).expect(name);
+    let want = Want {
+        softcap: model.config.final_softcap,
+        ..Want::default()
+    };
+    let loss = linear_cross_entropy(&x, &model.head, &targets, want).expect(name);
     let expected: Vec<f32> = expected
         .tensor("loss")
         .expect("loss")
@@ -87,12 +91,19 @@ fn largest_difference(x: &Tensor, y: &Tensor) -> f64 {
 #[test]
 fn logits_and_losses_equal_those_of_transformers() {
     for name in [
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "granite",
         "llama",
         "llama-linear",
         "llama-tied-bias",
         "llama3",
         "mistral",
         "mistral-head-dim",
+        "olmo2",
+        "phi3",
+        "phi3-long",
         "qwen2",
         "qwen3",
         "sharded",
@@ -105,4 +116,25 @@ fn logits_and_losses_equal_those_of_transformers() {
 #[test]
 fn a_model_stored_in_bf16_is_read_exactly() {
     check("bf16", 1e-4);
+}
+
+#[test]
+fn norms_are_stored_without_the_offset_they_compute_with() {
+    let folder = families().join("gemma2");
+    let options = LoadOptions {
+        quantize: Quantize::None,
+        dtype: DType::F32,
+        max_length: 64,
+    };
+    let model = Model::from_folder(&folder, options).expect("a model");
+    let files = SafetensorsFiles::in_folder(&folder).expect("weights");
+    let blocks = model.blocks.iter().flat_map(Block::norms);
+    let norms: Vec<_> = blocks.chain([&model.norm]).collect();
+    assert_eq!(norms.len(), 9);
+    for norm in norms {
+        let stored = files.tensor(&norm.name).expect("a norm");
+        let found = model.as_stored(&norm.name, &norm.weight).expect("a norm");
+        assert!(largest_difference(&found, &stored) < 1e-6, "{}", norm.name);
+        assert!(largest_difference(&norm.weight, &stored) > 0.9);
+    }
 }

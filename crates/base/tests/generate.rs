@@ -15,15 +15,21 @@ use sparsam_base::projection::Frozen;
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy};
-use sparsam_kernels::norm::rms_norm;
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 17] = [
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "granite",
     "llama",
     "llama-linear",
     "llama-tied-bias",
     "llama3",
     "mistral",
     "mistral-head-dim",
+    "olmo2",
+    "phi3",
+    "phi3-long",
     "qwen2",
     "qwen3",
     "sharded",
@@ -214,8 +220,7 @@ fn loss(model: &Model, tokenizer: &Tokenizer, text: &str) -> f64 {
         targets.push(IGNORE);
         let documents = Documents::single(ids.len());
         let x = model.hidden(&ids, &documents, &mut Frozen).expect("states");
-        let (x, _) =
-            rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps).expect("normalised");
+        let (x, _) = model.head_input(&x).expect("normalised");
         let loss = linear_cross_entropy(&x, &model.head, &targets, Want::default());
         let loss = loss.expect("a loss");
         sum += loss.sum;

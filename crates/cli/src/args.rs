@@ -4,6 +4,7 @@
 //! of `train` come from [`crate::recipe::manual`].
 
 use std::path::PathBuf;
+use std::str::FromStr as _;
 
 use candle_core::DType;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -13,13 +14,19 @@ use crate::commands::bench;
 use crate::recipe::manual;
 
 pub(crate) mod compare;
+pub(crate) mod data;
 pub(crate) mod energy;
+pub(crate) mod formats;
+pub(crate) mod hub;
 pub(crate) mod ledger;
 pub(crate) mod plan;
 pub(crate) mod report;
 
 use compare::CompareArgs;
+use data::DataArgs;
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
+use formats::{ExportArgs, MergeArgs, QuantizeArgs, VerifyArgs};
+use hub::{FetchArgs, PublishArgs};
 use ledger::LedgerArgs;
 use plan::{CalibrateArgs, PlanArgs};
 use report::ReportArgs;
@@ -49,10 +56,20 @@ pub(crate) enum Command {
     Train(TrainArgs),
     /// Print a recipe to start from, or check one
     Recipe(RecipeArgs),
+    /// Look at training data as the model will see it
+    Data(DataArgs),
     /// Let a model answer one prompt
     Generate(GenerateArgs),
     /// Talk with a model
     Chat(ChatArgs),
+    /// Merge an adapter into its base model
+    Merge(MergeArgs),
+    /// Check an adapter before it is published or served
+    Verify(VerifyArgs),
+    /// Write an adapter for llama.cpp or mlx-lm
+    Export(ExportArgs),
+    /// Write a model quantised, as bitsandbytes does
+    Quantize(QuantizeArgs),
     /// Measure any program: what it draws, what it emits
     Track(TrackArgs),
     /// Estimate a run that nobody measured
@@ -69,6 +86,10 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Write the model card of a run again, update any card, check cards
     Card(CardArgs),
+    /// Fetch a model, an adapter or a data set from the Hub
+    Fetch(FetchArgs),
+    /// Publish what a run trained on the Hub, with its card
+    Publish(PublishArgs),
     /// Write a built-in model out as a Hugging Face folder
     Unpack(UnpackArgs),
     /// Make the assets of a built-in model of a Hugging Face folder
@@ -146,9 +167,18 @@ pub(crate) struct ModelArgs {
     #[arg(long, short)]
     pub(crate) model: String,
 
-    /// A folder with an adapter in PEFT's layout, such as the output folder of a run
+    /// Branch, tag or commit of a model named on the Hub
+    #[arg(long)]
+    pub(crate) revision: Option<String>,
+
+    /// A folder with an adapter in PEFT's layout, such as the output folder of a run, or a name on
+    /// the Hub
     #[arg(long, short)]
     pub(crate) adapter: Option<PathBuf>,
+
+    /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = crate::device::Choice::from_str)]
+    pub(crate) device: crate::device::Choice,
 
     /// A message that sets the role, where the model's chat template knows one
     #[arg(long)]
@@ -264,6 +294,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "none", value_parser = bench::quantize)]
     pub(crate) quantize: Quantize,
 
+    /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = crate::device::Choice::from_str)]
+    pub(crate) device: crate::device::Choice,
+
     #[arg(long)]
     pub(crate) gradient_checkpointing: bool,
 
@@ -300,6 +334,10 @@ pub(crate) struct ProbeArgs {
 
     #[arg(long, default_value = "none", value_parser = bench::quantize)]
     pub(crate) quantize: Quantize,
+
+    /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = crate::device::Choice::from_str)]
+    pub(crate) device: crate::device::Choice,
 
     /// The text, as it stands
     #[arg(long, short)]

@@ -10,6 +10,7 @@ use sparsam_tracker::card::{self, CardInputs, Metric, ModelKind, Origin, Trainin
 use sparsam_tracker::{EnergyRecord, journal};
 
 use crate::figures::thousands;
+use crate::from_hub;
 use crate::recipe::{Method, PromptFormat, Recipe, TrainOn, TrainingType};
 use crate::run_record::{DataRecord, Quality, RunRecord, State, write_whole};
 
@@ -52,9 +53,12 @@ fn inputs(folder: &Path, run: &RunRecord) -> CardInputs {
         } else {
             ModelKind::Adapter
         },
-        base_model: (!from_scratch).then(|| Origin::local(&recipe.model)),
-        license: recipe.license.clone(),
-        datasets: vec![Origin::local(dataset_name(recipe))],
+        base_model: (!from_scratch).then(|| match &run.base.revision {
+            Some(_) => Origin::hub(from_hub::plain(&recipe.model)),
+            None => Origin::local(&recipe.model),
+        }),
+        license: recipe.license.clone().or_else(|| run.base.license.clone()),
+        datasets: vec![dataset(run)],
         languages: recipe.language.0.clone(),
         tags: recipe.tags.0.clone(),
         description: recipe.description.clone(),
@@ -78,6 +82,16 @@ fn inputs(folder: &Path, run: &RunRecord) -> CardInputs {
         compute_region: None,
         version: run.versions.sparsam.clone(),
     }
+}
+
+/// The data set: that of the Hub, or the name the recipe gives it, or that of the folder it lies in.
+fn dataset(run: &RunRecord) -> Origin {
+    let recipe = &run.recipe;
+    if run.train_data.revision.is_some() && recipe.dataset_name.is_none() {
+        let name = recipe.data.train.display().to_string();
+        return Origin::hub(from_hub::plain(&name));
+    }
+    Origin::local(dataset_name(recipe))
 }
 
 /// The name the recipe gives the data set, or that of the folder it lies in.
@@ -178,6 +192,9 @@ fn table(run: &RunRecord) -> Vec<(String, String)> {
             ("lora.target_modules".to_owned(), word(&lora.target_modules)),
         ]);
     }
+    if let Some(commit) = &run.base.revision {
+        rows.insert(1, ("revision".to_owned(), commit.clone()));
+    }
     rows.extend([
         ("max_length".to_owned(), recipe.max_length.to_string()),
         ("packing".to_owned(), recipe.packing.to_string()),
@@ -251,8 +268,19 @@ pub(crate) fn command(folder: &Path, run: &RunRecord) -> String {
 /// `--model … --adapter …` of a run's result.
 pub(crate) fn model_arguments(folder: &Path, run: &RunRecord) -> String {
     let folder = quoted(&folder.display().to_string());
+    let revision = run
+        .recipe
+        .revision
+        .as_ref()
+        .filter(|_| run.base.revision.is_some());
+    let revision = revision.map_or(String::new(), |name| {
+        format!(" --revision {}", quoted(name))
+    });
     match run.recipe.method {
-        Method::Lora => format!("--model {} --adapter {folder}", quoted(&run.recipe.model)),
+        Method::Lora => format!(
+            "--model {}{revision} --adapter {folder}",
+            quoted(&run.recipe.model)
+        ),
         Method::Full => format!("--model {folder}"),
     }
 }

@@ -8,24 +8,37 @@ pub(crate) mod bench;
 mod card;
 mod chat;
 mod compare;
+mod data;
 mod doctor;
 mod estimate;
+mod export;
+mod fetch;
 mod generate;
 mod ledger;
+mod merge;
 mod plan;
 mod probe;
+mod publish;
+mod quantize;
 mod recipe;
 mod report;
 mod track;
 mod train;
 mod unpack;
+mod verify;
 
 /// Runs the command that was asked for, and says with what exit code it is done.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Recipe(args) => recipe::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Generate(args) => generate::run(&args, cli.quiet),
         Command::Chat(args) => chat::run(&args, cli.quiet),
+        Command::Fetch(args) => fetch::run(&args, cli.quiet),
+        Command::Publish(args) => publish::run(&args, cli.quiet),
+        Command::Export(args) => export::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
+        Command::Merge(args) => merge::run(&args, cli.quiet),
         Command::Unpack(args) => unpack::run(&args, cli.quiet),
         Command::PackBuiltin(args) => unpack::pack_builtin(&args),
         Command::Train(args) => train::run(&args, cli.quiet),
@@ -39,6 +52,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => plan::run(&args, cli.quiet),
         Command::Calibrate(args) => plan::run_calibrate(&args),
         // These have exit codes of their own.
+        Command::Verify(args) => return verify::run(&args),
         Command::Track(args) => return track::run(args, cli.quiet),
         Command::Card(args) => return card::run(&args, cli.quiet),
     }?;

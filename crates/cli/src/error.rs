@@ -8,6 +8,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::device;
 use crate::terminal::{Paint, paint_stderr};
 
 /// A failure with advice, as commands make them.
@@ -77,6 +78,7 @@ fn library_hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         sparsam_base::chat_template::TemplateError,
         sparsam_base::error::Error,
         sparsam_base::tokenizer::TokenizerError,
+        sparsam_hub::HubError,
         sparsam_tracker::JournalError,
         sparsam_tracker::StartError,
         sparsam_tracker::card::edit::EditError,
@@ -129,6 +131,9 @@ fn library_exit_code(error: &(dyn std::error::Error + 'static)) -> Option<u8> {
             _ => 1,
         });
     }
+    if let Some(error) = error.downcast_ref::<sparsam_hub::HubError>() {
+        return Some(if error.is_usage() { 2 } else { 1 });
+    }
     let typed = error.is::<StartError>()
         || error.is::<estimate::EstimateError>()
         || error.is::<lifecycle::LedgerError>();
@@ -149,6 +154,12 @@ fn render(error: &anyhow::Error, paint: Paint) -> String {
     let mut hints: Vec<String> = Vec::new();
     for cause in error.chain() {
         let part = cause.to_string();
+        // Anything may fail with a GPU's code, at any step.
+        let explained = match cause.downcast_ref::<Failure>() {
+            Some(_) => None,
+            None => device::explain(&part),
+        };
+        let part = explained.map_or(part, |explanation| explanation.sentence.to_owned());
         // Many errors repeat their source in their own text.
         if !sentence.contains(&part) {
             if !sentence.is_empty() {
@@ -158,7 +169,11 @@ fn render(error: &anyhow::Error, paint: Paint) -> String {
         }
         let given = match cause.downcast_ref::<Failure>() {
             Some(failure) => failure.hints.clone(),
-            None => library_hint(cause).into_iter().collect(),
+            None => explained
+                .map(|explanation| explanation.hint.to_owned())
+                .or_else(|| library_hint(cause))
+                .into_iter()
+                .collect(),
         };
         // An error that passes on another's hint stands in the chain beside it.
         for hint in given {
@@ -295,6 +310,21 @@ mod tests {
         let hint = tracker.hint().expect("it has a hint");
         let text = render(&anyhow::Error::new(tracker), Paint::Plain);
         assert!(text.ends_with(&format!("hint: {hint}\n")), "{text}");
+    }
+
+    #[test]
+    fn a_code_of_a_gpu_is_explained_wherever_it_comes_up() {
+        let error = anyhow::anyhow!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
+            .context("`big`, 13 GiB of weights, cannot be put on `cuda:0`");
+        let text = render(&error, Paint::Plain);
+        assert!(
+            text.starts_with(
+                "error: `big`, 13 GiB of weights, cannot be put on `cuda:0`: the memory of the GPU is full\n\
+                 hint: "
+            ),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 2, "{text}");
     }
 
     #[test]

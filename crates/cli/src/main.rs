@@ -7,12 +7,15 @@
 use std::process::ExitCode;
 
 mod args;
+mod base_files;
 mod cards;
 mod columns;
 mod commands;
 mod compare;
+mod device;
 mod error;
 mod figures;
+mod from_hub;
 mod interrupt;
 mod machine;
 mod opened;

@@ -7,16 +7,21 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::Context;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use fs_err::File;
 use sparsam_base::builtin::{self, Builtin};
 use sparsam_base::chat_template::{ChatTemplate, DefaultTemplate};
 use sparsam_base::config::ModelConfig;
+use sparsam_base::error::Error;
+use sparsam_base::files::gguf::GgufFile;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::tokenizer::Tokenizer;
+use sparsam_hub::{Need, is_name};
 
+use crate::device;
 use crate::error::{Failure, io_reason};
+use crate::from_hub::{self, Source, hub_name};
 
 /// A base model with its tokenizer and template, as a recipe or an argument names it.
 pub(crate) struct Opened {
@@ -32,21 +37,31 @@ pub(crate) struct Opened {
     pub(crate) parameters: u64,
     /// `model_type` of its configuration.
     pub(crate) architecture: String,
+    /// Where it lies: `builtin:NAME`, or the folder, which is in the cache for a model of the Hub.
+    pub(crate) place: String,
+    /// Where it comes from, if from the Hub.
+    pub(crate) hub: Option<Source>,
 }
 
 /// What is to be opened, and how.
 pub(crate) struct Wanted<'a> {
-    /// `builtin:NAME` or a folder in Hugging Face's layout.
+    /// `builtin:NAME`, a folder in Hugging Face's layout, or a GGUF file.
     pub(crate) name: &'a str,
     /// How the projections are kept.
     pub(crate) quantize: Quantize,
     /// Type of the weights kept as plain numbers. `None` is f32, which is fastest where the
-    /// processor has no instructions for bf16.
+    /// processor has no instructions for bf16, and that of the file for a GGUF file.
     pub(crate) dtype: Option<DType>,
+    /// Where the weights go.
+    pub(crate) device: &'a Device,
     /// The longest document that will be seen, in tokens.
     pub(crate) max_length: usize,
     /// A file with a Jinja template, or the name of a built-in one.
     pub(crate) chat_template: Option<&'a str>,
+    /// Branch, tag or commit of a model on the Hub.
+    pub(crate) revision: Option<&'a str>,
+    /// Whether nothing is said while a model is fetched.
+    pub(crate) quiet: bool,
 }
 
 /// Opens a model.
@@ -60,10 +75,17 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         dtype: wanted.dtype.unwrap_or(DType::F32),
         max_length: wanted.max_length,
     };
-    let (model, tokenizer, blake3) = match find(wanted.name)? {
+    let fetched = hub_name(wanted.name)
+        .map(|name| from_hub::model(name, wanted.revision, &Need::Model, wanted.quiet))
+        .transpose()?;
+    let place = match &fetched {
+        Some(fetched) => text_of(&fetched.folder)?,
+        None => wanted.name,
+    };
+    let (mut model, tokenizer, blake3) = match find(place)? {
         Place::Builtin(builtin) => {
             let config = ModelConfig::parse(builtin.config)?;
-            check_length(wanted, &config)?;
+            check_length(wanted.name, wanted.max_length, &config)?;
             let tokenizer = builtin.tokenizer()?;
             tokenizer.check_fits(config.vocab_size)?;
             let model = Model::load(config, &builtin.tensors()?, options)?;
@@ -71,14 +93,27 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         }
         Place::Folder(folder) => {
             let config = read_config(folder)?;
-            check_length(wanted, &config)?;
+            check_length(wanted.name, wanted.max_length, &config)?;
             let tokenizer = Tokenizer::from_dir(folder)?;
             tokenizer.check_fits(config.vocab_size)?;
             let files = SafetensorsFiles::in_folder(folder)?;
             let model = Model::load(config, &files, options)?;
             (model, tokenizer, hash(files.paths())?)
         }
+        Place::Gguf(path) => {
+            let unusable = || format!("`{}` cannot be used", path.display());
+            let file = open_gguf(path)?;
+            check_length(wanted.name, wanted.max_length, file.config())?;
+            let tokenizer = file.tokenizer()?;
+            tokenizer.check_fits(file.config().vocab_size)?;
+            let file = file.with_dtype(wanted.dtype);
+            let model = file.load(options).with_context(unusable)?;
+            (model, tokenizer, hash(std::iter::once(path))?)
+        }
     };
+    // Four and eight bits are expanded to bf16 on a GPU, where that is the fast type, unless f32 is asked for.
+    let compute = wanted.dtype.unwrap_or(DType::BF16);
+    device::put(&mut model, wanted.name, wanted.device, compute)?;
     let architecture = model.config.family.clone();
     let template = match wanted.chat_template {
         Some(name) => template(name, &tokenizer)?,
@@ -91,26 +126,70 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         template,
         blake3: blake3.to_hex().to_string(),
         architecture,
+        place: place.to_owned(),
+        hub: fetched.map(|fetched| Source {
+            commit: fetched.commit,
+            license: fetched.license,
+        }),
     })
 }
 
-/// The configuration, tokenizer and template of a model, without its weights.
+/// Opens a GGUF file; what is wrong with it is said with its name.
+fn open_gguf(path: &Path) -> anyhow::Result<GgufFile> {
+    GgufFile::open(path).map_err(|error| match error {
+        // These name the file themselves.
+        Error::Read { .. } | Error::File { .. } | Error::Unfit { .. } => error.into(),
+        error => anyhow::Error::new(error).context(format!("`{}` cannot be used", path.display())),
+    })
+}
+
+/// What stands between texts and tokens of a model, without its weights.
+pub(crate) struct Texts {
+    /// The model's shape.
+    pub(crate) config: ModelConfig,
+    /// The tokenizer.
+    pub(crate) tokenizer: Tokenizer,
+    /// As in [`Opened`].
+    pub(crate) template: ChatTemplate,
+}
+
+/// Opens a model's tokenizer and template, by the rules of [`open`].
 ///
 /// # Errors
-/// As [`open`].
-pub(crate) fn open_text(
+/// As [`open`], as far as they are not about weights.
+pub(crate) fn open_texts(
     name: &str,
+    revision: Option<&str>,
+    max_length: usize,
     chat_template: Option<&str>,
-) -> anyhow::Result<(ModelConfig, Tokenizer, ChatTemplate)> {
-    let (config, tokenizer) = match find(name)? {
+    quiet: bool,
+) -> anyhow::Result<Texts> {
+    let fetched = hub_name(name)
+        .map(|name| from_hub::model(name, revision, &Need::Model, quiet))
+        .transpose()?;
+    let place = match &fetched {
+        Some(fetched) => text_of(&fetched.folder)?,
+        None => name,
+    };
+    let (config, tokenizer) = match find(place)? {
         Place::Builtin(builtin) => (ModelConfig::parse(builtin.config)?, builtin.tokenizer()?),
         Place::Folder(folder) => (read_config(folder)?, Tokenizer::from_dir(folder)?),
+        Place::Gguf(path) => {
+            let file = open_gguf(path)?;
+            (file.config().clone(), file.tokenizer()?)
+        }
     };
+    check_length(name, max_length, &config)?;
+    tokenizer.check_fits(config.vocab_size)?;
     let template = match chat_template {
         Some(name) => template(name, &tokenizer)?,
         None => ChatTemplate::for_model(&tokenizer, &config.family)?,
     };
-    Ok((config, tokenizer, template))
+    Ok(Texts {
+        config,
+        tokenizer,
+        template,
+    })
 }
 
 /// The built-in model of a name with its prefix.
@@ -128,23 +207,35 @@ pub(crate) fn find_builtin(name: &str) -> anyhow::Result<Builtin> {
     })
 }
 
-enum Place<'a> {
+/// Where a model lies.
+pub(crate) enum Place<'a> {
     Builtin(Builtin),
     Folder(&'a Path),
+    Gguf(&'a Path),
 }
 
-fn find(name: &str) -> anyhow::Result<Place<'_>> {
+/// Whether a model's name is that of a GGUF file.
+pub(crate) fn is_gguf(name: &str) -> bool {
+    let extension = Path::new(name).extension();
+    extension.is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Where the model of a name lies.
+///
+/// # Errors
+/// A name that means nothing here.
+pub(crate) fn find(name: &str) -> anyhow::Result<Place<'_>> {
     if name.starts_with(builtin::PREFIX) {
         return find_builtin(name).map(Place::Builtin);
     }
     let path = Path::new(name);
-    let extension = path.extension().unwrap_or_default();
-    if extension.eq_ignore_ascii_case("gguf") {
-        return Err(Failure::usage(format!(
-            "`{name}` cannot be opened: GGUF files are not supported yet"
-        ))
-        .hint("use the model's folder in Hugging Face's layout, with model.safetensors")
-        .into());
+    if is_gguf(name) && !path.is_dir() {
+        if !path.exists() {
+            return Err(Failure::usage(format!("there is no file `{name}`"))
+                .hint("name a GGUF file as llama.cpp uses it, in one part")
+                .into());
+        }
+        return Ok(Place::Gguf(path));
     }
     if path.is_dir() {
         if path.join("adapter_config.json").exists() && !path.join("config.json").exists() {
@@ -157,23 +248,24 @@ fn find(name: &str) -> anyhow::Result<Place<'_>> {
         return Ok(Place::Folder(path));
     }
     if path.exists() {
-        return Err(
-            Failure::usage(format!("`{name}` is a file, a base model is a folder"))
-                .hint(
-                    "name the folder that holds config.json, tokenizer.json and model.safetensors",
-                )
-                .into(),
-        );
+        return Err(Failure::usage(format!(
+            "`{name}` is a file, a base model is a folder or a .gguf file"
+        ))
+        .hint("name the folder that holds config.json, tokenizer.json and model.safetensors")
+        .into());
     }
-    let hint = if is_hub_name(name) {
-        "if it is a name on the Hub: models are not fetched from there yet; download it by other \
-         means and name the folder"
-            .to_owned()
+    let hint = if is_name(name) {
+        format!(
+            "there is something called `{}` here, so a path is meant; for the model of that name on \
+             the Hub write `{}{name}`",
+            name.split('/').next().unwrap_or_default(),
+            from_hub::PREFIX
+        )
     } else if builtin::find(name).is_some() {
         format!("the built-in model is `{}{name}`", builtin::PREFIX)
     } else {
-        "a model is a folder with config.json, tokenizer.json and model.safetensors, or \
-         `builtin:sprout`"
+        "a model is a folder with config.json, tokenizer.json and model.safetensors, a name on the \
+         Hub such as `owner/name`, or `builtin:sprout`"
             .to_owned()
     };
     Err(Failure::usage(format!("there is no folder `{name}`"))
@@ -181,17 +273,13 @@ fn find(name: &str) -> anyhow::Result<Place<'_>> {
         .into())
 }
 
-/// Whether it reads like `owner/name`.
-fn is_hub_name(name: &str) -> bool {
-    let allowed = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    name.split_once('/')
-        .is_some_and(|(owner, name)| allowed(owner) && allowed(name))
+/// A path as text.
+fn text_of(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Failure::run(format!("the path `{}` is not UTF-8", path.display()))
+            .hint("set HF_HOME to another folder")
+            .into()
+    })
 }
 
 fn read_config(folder: &Path) -> anyhow::Result<ModelConfig> {
@@ -201,14 +289,13 @@ fn read_config(folder: &Path) -> anyhow::Result<ModelConfig> {
     ModelConfig::parse(&text).with_context(|| format!("`{}` cannot be used", folder.display()))
 }
 
-fn check_length(wanted: &Wanted, config: &ModelConfig) -> anyhow::Result<()> {
+fn check_length(name: &str, max_length: usize, config: &ModelConfig) -> anyhow::Result<()> {
     let context = config.max_position_embeddings;
-    if wanted.max_length <= context {
+    if max_length <= context {
         return Ok(());
     }
     Err(Failure::usage(format!(
-        "`max_length` is {}, the model `{}` reads at most {context} tokens",
-        wanted.max_length, wanted.name
+        "`max_length` is {max_length}, the model `{name}` reads at most {context} tokens"
     ))
     .hint(format!("set `max_length` to {context} or less"))
     .into())
@@ -249,7 +336,7 @@ fn template(name: &str, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
 }
 
 /// BLAKE3 of files, one after the other.
-fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blake3::Hash> {
+pub(crate) fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0u8; 1 << 20];
     for path in paths {
@@ -272,8 +359,11 @@ mod tests {
         name: "builtin:sprout",
         quantize: Quantize::None,
         dtype: None,
+        device: &Device::Cpu,
         max_length: 64,
         chat_template: None,
+        revision: None,
+        quiet: true,
     };
 
     fn refusal(wanted: &Wanted) -> String {

@@ -55,10 +55,14 @@ pub(crate) struct Recipe {
     /// f32.
     pub(crate) dtype: Dtype,
 
+    /// Where it is computed: `cpu`, `cuda:0` for an NVIDIA GPU by its number, or `auto`, the first
+    /// GPU where this program was built for them and one can be used, else the processor.
+    pub(crate) device: String,
+
     /// The adapter. Used with `method: lora` only.
     pub(crate) lora: Lora,
 
-    /// Continue from an existing adapter: a folder in PEFT's layout. Its own rank, targets and
+    /// Continue from an existing adapter: a folder in PEFT's layout, or a name on the Hub. Its own rank, targets and
     /// scaling are used instead of the `lora` keys.
     #[schemars(example = &"runs/quickstart")]
     pub(crate) adapter: Option<PathBuf>,
@@ -190,7 +194,7 @@ pub(crate) struct Recipe {
     #[schemars(example = ["de", "en"])]
     pub(crate) language: Names,
 
-    /// The name of the data set on the card. The name of the folder of `data.train` by default.
+    /// The name of the data set on the card. That on the Hub, or of the folder of `data.train`, by default.
     #[schemars(example = &"city-trees")]
     pub(crate) dataset_name: Option<String>,
 
@@ -217,6 +221,7 @@ impl Default for Recipe {
             method: Method::Lora,
             quantize: Quantize::None,
             dtype: Dtype::Auto,
+            device: "auto".to_owned(),
             lora: Lora::default(),
             adapter: None,
             data: Data::default(),
@@ -304,7 +309,7 @@ pub(crate) enum Dtype {
     F32,
     /// half the memory; fast where the processor or GPU multiplies it
     Bf16,
-    /// bf16 where this machine is fast at it, f32 elsewhere
+    /// bf16 for a frozen base on a GPU, f32 elsewhere
     Auto,
 }
 
@@ -430,7 +435,8 @@ pub(crate) enum InitLoraWeights {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Data {
-    /// The training data: a .jsonl, .json, .csv or .parquet file, or a folder of .txt files.
+    /// The training data: a .jsonl, .json, .csv or .parquet file, a folder of .txt files, or the name
+    /// of a data set on the Hub.
     #[schemars(example = &"datasets/city-trees/train.jsonl")]
     pub(crate) train: PathBuf,
 
@@ -438,6 +444,24 @@ pub(crate) struct Data {
     /// run learned or memorised.
     #[schemars(example = &"datasets/city-trees/eval.jsonl")]
     pub(crate) eval: Option<PathBuf>,
+
+    /// The split of a data set on the Hub that `train` means; `train` if not given.
+    #[schemars(example = &"train")]
+    pub(crate) split: Option<String>,
+
+    /// The split of a data set on the Hub that `eval` means; `test` if not given.
+    #[schemars(example = &"test")]
+    pub(crate) eval_split: Option<String>,
+
+    /// Which of several subsets (configurations) of a data set on the Hub is meant. Its default one, if not
+    /// given.
+    #[schemars(example = &"default")]
+    pub(crate) subset: Option<String>,
+
+    /// Branch, tag or commit of data sets named on the Hub. A commit makes the run repeatable;
+    /// `refs/convert/parquet` has most data sets as Parquet.
+    #[schemars(example = &"main")]
+    pub(crate) revision: Option<String>,
 
     /// The form of a row. Found by looking at the first rows, and said, unless given here.
     pub(crate) format: DataFormat,
@@ -750,7 +774,7 @@ impl RecipeFile {
         ];
         for (key, path) in named {
             let Some(path) = path else { continue };
-            if path.exists() {
+            if path.exists() || crate::from_hub::hub_path(path).is_some() {
                 continue;
             }
             let failure = Failure::usage(format!(

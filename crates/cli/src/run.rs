@@ -20,6 +20,7 @@ use sparsam_base::chat_template::TemplateSource;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
 use crate::cards;
+use crate::device::{self, Place};
 use crate::error::Failure;
 use crate::interrupt;
 use crate::machine::Platform;
@@ -31,6 +32,7 @@ mod budget;
 mod calibrate;
 mod folder;
 mod held_out;
+pub(crate) mod inspect;
 mod material;
 mod metrics;
 mod outputs;
@@ -43,8 +45,9 @@ use budget::Meter;
 pub(crate) use calibrate::{Calibration, Work, calibrate, count};
 use folder::{Folder, Resumed};
 pub(crate) use held_out::HeldOut;
-use material::{Data, Material, Ready};
+use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
+pub(crate) use settings::quantize as quantize_of;
 use watch::Watch;
 use words::{examples, opening, say};
 
@@ -66,8 +69,10 @@ pub(crate) enum Start<'a> {
 pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
     let recipe = &file.recipe;
     file.check_files()?;
-    let material = Material::read(recipe, now())?;
-    let ready = Ready::make(recipe, material.opened)?;
+    let place = place(recipe)?;
+    place.note.iter().for_each(|note| say(note));
+    let material = Material::read(recipe, &place, Revisions::of(recipe, None), now(), false)?;
+    let ready = Ready::make(recipe, material.opened, false)?;
     let settings = settings::training(recipe, &material.data.train);
     say(&opening(recipe, &ready, &material.data, &settings));
     Ok(())
@@ -108,7 +113,9 @@ impl<'a> Session<'a> {
         let mut folder = Folder::claim(&recipe.output_dir)?;
         interrupt::listen()?;
         let name = folder.path.display().to_string();
-        let options = settings::tracker(recipe, &folder.path, name, resumed.is_some());
+        let place = place(recipe)?;
+        let options =
+            settings::tracker(recipe, &place.device, &folder.path, name, resumed.is_some());
         let seconds = recipe.energy.baseline_seconds;
         if seconds > 0.0 && !quiet {
             say(&format!("measuring the machine at rest for {seconds} s"));
@@ -127,8 +134,10 @@ impl<'a> Session<'a> {
             Some(resumed) => resumed.record.started.parse().unwrap_or_else(|_| now()),
             None => now(),
         };
-        let Material { opened, mut data } = Material::read(recipe, started)?;
-        let mut ready = Ready::make(recipe, opened)?;
+        let revisions = Revisions::of(recipe, resumed.as_ref().map(|resumed| &resumed.record));
+        let Material { opened, mut data } =
+            Material::read(recipe, &place, revisions, started, quiet)?;
+        let mut ready = Ready::make(recipe, opened, quiet)?;
         let settings = settings::training(recipe, &data.train);
         let mut optimizer = Optimizer::new(
             &ready.trainable,
@@ -142,19 +151,31 @@ impl<'a> Session<'a> {
         data.train.seek(trained.position);
         tracker.leave(LOAD);
         if !quiet {
+            place.note.iter().for_each(|note| say(note));
+            let before = resumed.as_ref().map(|r| r.record.platform.last_device());
+            if let Some(before) = before.filter(|&before| before != place.name()) {
+                say(&format!(
+                    "the run so far was computed on `{before}` and goes on on `{}`, where the same steps \
+                     differ by rounding",
+                    place.name()
+                ));
+            }
             say(&opening(recipe, &ready, &data, &settings));
             if options.country.is_none() && options.intensity.is_none() {
                 say(words::NO_COUNTRY);
             }
         }
         let record = match resumed {
-            Some(Resumed { record, .. }) => RunRecord {
-                state: State::Running,
-                ended: None,
-                recipe: recipe.clone(),
-                ..record
-            },
-            None => new_record(recipe, &ready, &data, started),
+            Some(Resumed { mut record, .. }) => {
+                record.platform.goes_on(&place.name());
+                RunRecord {
+                    state: State::Running,
+                    ended: None,
+                    recipe: recipe.clone(),
+                    ..record
+                }
+            }
+            None => new_record(recipe, &ready, &data, &place, started),
         };
         record.write(&folder.path)?;
         folder.keep();
@@ -213,8 +234,9 @@ impl<'a> Session<'a> {
             && self.recipe.chat_template.is_none();
         outputs::write(
             &self.folder.path,
-            &self.recipe.model,
+            &self.ready.opened.place,
             &self.ready.trainable,
+            &self.ready.opened.model,
             self.ready.adapter.as_ref(),
             (!own).then(|| template.source()),
         )?;
@@ -362,18 +384,34 @@ fn now() -> Timestamp {
     now.round(jiff::Unit::Second).unwrap_or(now)
 }
 
-fn new_record(recipe: &Recipe, ready: &Ready, data: &Data, started: Timestamp) -> RunRecord {
+/// Where the recipe wants it computed.
+fn place(recipe: &Recipe) -> anyhow::Result<Place> {
+    device::open(recipe.device.parse().map_err(anyhow::Error::msg)?)
+}
+
+fn new_record(
+    recipe: &Recipe,
+    ready: &Ready,
+    data: &Data,
+    place: &Place,
+    started: Timestamp,
+) -> RunRecord {
     RunRecord {
         format: FORMAT,
         state: State::Running,
         started: started.to_string(),
         ended: None,
         versions: Versions::here(),
-        platform: Platform::here(),
+        platform: Platform::here(&place.name()),
         recipe: recipe.clone(),
         base: Base {
             model: recipe.model.clone(),
-            revision: recipe.revision.clone(),
+            revision: ready.opened.hub.as_ref().map(|hub| hub.commit.clone()),
+            license: ready
+                .opened
+                .hub
+                .as_ref()
+                .and_then(|hub| hub.license.clone()),
             architecture: ready.opened.architecture.clone(),
             parameters: ready.opened.parameters,
             blake3: ready.opened.blake3.clone(),
@@ -396,6 +434,7 @@ fn new_record(recipe: &Recipe, ready: &Ready, data: &Data, started: Timestamp) -
 fn same_recipe(now: &Recipe, then: &Recipe) -> Result<(), Failure> {
     const FREE: &[&str] = &[
         "threads",
+        "device",
         "country",
         "energy",
         "description",

@@ -99,8 +99,11 @@ impl Versions {
 pub(crate) struct Base {
     /// As the recipe names it.
     pub(crate) model: String,
-    /// Branch, tag or commit.
+    /// The commit, where it came from the Hub.
     pub(crate) revision: Option<String>,
+    /// The licence on its card, where it came from the Hub.
+    #[serde(default)]
+    pub(crate) license: Option<String>,
     /// Such as `llama`.
     pub(crate) architecture: String,
     /// Numbers in the base.
@@ -114,6 +117,12 @@ pub(crate) struct Base {
 pub(crate) struct DataRecord {
     /// As the recipe names it.
     pub(crate) path: PathBuf,
+    /// The commit, where it came from the Hub.
+    #[serde(default)]
+    pub(crate) revision: Option<String>,
+    /// The split, where it came from the Hub.
+    #[serde(default)]
+    pub(crate) split: Option<String>,
     /// The form of its rows, such as `prompt_completion`.
     pub(crate) format: String,
     /// BLAKE3 of the file, or of the folder's files in the order of their names.
@@ -196,6 +205,15 @@ impl RunRecord {
         write_whole(&folder.join(FILE_NAME), text.as_bytes())
     }
 
+    /// Reads the record of the run that has left an adapter in `folder`, if there is one.
+    pub(crate) fn beside(folder: &Path) -> Result<Option<Self>, Failure> {
+        if folder.join(FILE_NAME).exists() {
+            Self::read(folder).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// Reads the record of the run in `folder`.
     pub(crate) fn read(folder: &Path) -> Result<Self, Failure> {
         let path = folder.join(FILE_NAME);
@@ -225,17 +243,20 @@ mod tests {
             started: "2026-01-01T10:00:00Z".to_owned(),
             ended: Some("2026-01-01T10:02:00Z".to_owned()),
             versions: Versions::here(),
-            platform: Platform::here(),
+            platform: Platform::here("cpu"),
             recipe: Recipe::default(),
             base: Base {
                 model: "builtin:sprout".to_owned(),
                 revision: None,
+                license: None,
                 architecture: "llama".to_owned(),
                 parameters: 3_000_000,
                 blake3: "00".to_owned(),
             },
             train_data: DataRecord {
                 path: PathBuf::from("train.jsonl"),
+                revision: None,
+                split: None,
                 format: "text".to_owned(),
                 blake3: "11".to_owned(),
                 examples: 10,

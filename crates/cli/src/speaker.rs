@@ -14,7 +14,9 @@ use sparsam_base::generate::{Sampling, generate};
 use sparsam_base::model::Quantize;
 
 use crate::args::ModelArgs;
+use crate::device;
 use crate::error::Failure;
+use crate::from_hub;
 use crate::opened::{Opened, Wanted, open};
 
 /// Beside the adapter, the template it was trained with where that is not the base's own.
@@ -52,19 +54,31 @@ impl Speaker {
     ///
     /// # Errors
     /// A model or an adapter that cannot be opened, or that do not fit each other.
-    pub(crate) fn open(args: &ModelArgs, notes: &mut dyn Write) -> anyhow::Result<Self> {
-        let template = args
-            .adapter
-            .as_ref()
-            .map(|folder| folder.join(TEMPLATE_FILE));
+    pub(crate) fn open(
+        args: &ModelArgs,
+        notes: &mut dyn Write,
+        quiet: bool,
+    ) -> anyhow::Result<Self> {
+        let adapter = args.adapter.as_deref();
+        let adapter = adapter
+            .map(|folder| from_hub::adapter(folder, quiet))
+            .transpose()?;
+        let template = adapter.as_ref().map(|folder| folder.join(TEMPLATE_FILE));
         let template = template.filter(|path| path.exists());
         // How long texts get is known when the prompt is; until then there is room for nothing.
+        let place = device::open(args.device)?;
+        if let Some(note) = &place.note {
+            writeln!(notes, "note: {note}")?;
+        }
         let mut opened = open(&Wanted {
             name: &args.model,
             quantize: Quantize::None,
             dtype: None,
+            device: &place.device,
             max_length: 0,
             chat_template: template.as_deref().and_then(Path::to_str),
+            revision: args.revision.as_deref(),
+            quiet,
         })?;
         for key in &opened.model.config.unrecognised {
             writeln!(
@@ -72,7 +86,7 @@ impl Speaker {
                 "note: `{key}` in config.json is not known here and has no effect"
             )?;
         }
-        let hook = match &args.adapter {
+        let hook = match &adapter {
             None => Trainable::none(&opened.model),
             Some(folder) => {
                 let (mut hook, config) = peft::load(folder, &mut opened.model, 0)?;
@@ -108,9 +122,12 @@ impl Speaker {
     }
 
     /// Makes room for a prompt and an answer of `tokens` together, or as many as the model reads.
-    pub(crate) fn make_room(&mut self, tokens: usize) {
+    ///
+    /// # Errors
+    /// A length that the model's positions cannot reach.
+    pub(crate) fn make_room(&mut self, tokens: usize) -> anyhow::Result<()> {
         let tokens = tokens.min(self.context());
-        self.opened.model.set_max_length(tokens);
+        Ok(self.opened.model.set_max_length(tokens)?)
     }
 
     /// The longest answer asked for, in tokens.
@@ -209,7 +226,8 @@ pub(crate) fn check_prompt(tokens: usize, context: usize) -> anyhow::Result<()> 
 /// Whether two names mean the same model: the same words, or the same folder.
 fn is_same_model(one: &str, other: &str) -> bool {
     let folder = |name: &str| -> Option<PathBuf> { std::fs::canonicalize(name).ok() };
-    one == other || folder(one).is_some_and(|one| folder(other) == Some(one))
+    from_hub::plain(one) == from_hub::plain(other)
+        || folder(one).is_some_and(|one| folder(other) == Some(one))
 }
 
 /// Where notes go: standard error, or nowhere if the user wants quiet.

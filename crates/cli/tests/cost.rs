@@ -11,15 +11,14 @@ impl Desk {
     /// A small recipe with held-out data: 60 short rows, 8 steps.
     fn new() -> Self {
         let desk = Self(tempfile::tempdir().unwrap());
-        let rows = |from: usize, to: usize| -> String {
-            (from..to)
+        let rows = |from: usize, to: usize| {
+            let rows: Vec<String> = (from..to)
                 .map(|i| {
-                    format!(
-                        "{{\"prompt\": \"Baum {i}\", \"completion\": \"Linde {}\"}}\n",
-                        i % 7
-                    )
+                    let tree = i % 7;
+                    format!("{{\"prompt\": \"Baum {i}\", \"completion\": \"Linde {tree}\"}}")
                 })
-                .collect()
+                .collect();
+            rows.join("\n")
         };
         desk.write("train.jsonl", &rows(0, 32));
         desk.write("eval.jsonl", &rows(40, 60));

@@ -11,13 +11,30 @@ use serde_json::Value;
 
 struct Desk(tempfile::TempDir);
 
+/// The arguments that measure a program which sleeps.
+fn track<'a>(folder: &'a str, stage: &'a str, seconds: &'a str) -> Vec<&'a str> {
+    let mut arguments = vec!["-q", "track", "--country", "DEU", "--cpu-watts", "50"];
+    arguments.extend([
+        "--ram-watts",
+        "2",
+        "--stage",
+        stage,
+        "-o",
+        folder,
+        "--",
+        "sleep",
+        seconds,
+    ]);
+    arguments
+}
+
 impl Desk {
     fn new() -> Self {
         let desk = Self(tempfile::tempdir().unwrap());
-        let rows: String = (0..16)
-            .map(|i| format!("{{\"prompt\": \"Baum {i}\", \"completion\": \"Linde {i}\"}}\n"))
+        let rows: Vec<String> = (0..16)
+            .map(|i| format!("{{\"prompt\": \"Baum {i}\", \"completion\": \"Linde {i}\"}}"))
             .collect();
-        desk.write("train.jsonl", &rows);
+        desk.write("train.jsonl", &rows.join("\n"));
         desk.write(
             "recipe.yaml",
             "model: builtin:sprout\nlora: {r: 2, alpha: 4}\ndata: {train: train.jsonl}\n\
@@ -57,22 +74,6 @@ impl Desk {
         let err = String::from_utf8(stderr).unwrap();
         assert_eq!(status.code(), Some(code), "{arguments:?}: {err}");
         (String::from_utf8(stdout).unwrap(), err)
-    }
-
-    fn track<'a>(&self, folder: &'a str, stage: &'a str, seconds: &'a str) -> Vec<&'a str> {
-        let mut arguments = vec!["-q", "track", "--country", "DEU", "--cpu-watts", "50"];
-        arguments.extend([
-            "--ram-watts",
-            "2",
-            "--stage",
-            stage,
-            "-o",
-            folder,
-            "--",
-            "sleep",
-            seconds,
-        ]);
-        arguments
     }
 
     fn spawn(&self, arguments: &[&str]) -> Child {
@@ -175,7 +176,7 @@ fn the_sum_equals_the_journals_and_nothing_is_there_twice() {
     run(
         train(
             "runs/failed",
-            &["learning_rate=1e30", "max_steps=40", "max_grad_norm=0"],
+            &["lora.alpha=1e30", "learning_rate=0.9", "max_grad_norm=0"],
         ),
         1,
     );
@@ -198,16 +199,16 @@ fn the_sum_equals_the_journals_and_nothing_is_there_twice() {
         &format!("{before}{{\"event\":\"start\""),
     );
     // Other programs: one after the other in one folder, one that is killed, two at once.
-    desk.ends(&desk.track("runs/data", "data", "0.2"), 0);
-    desk.ends(&desk.track("runs/data", "data", "0.2"), 0);
+    desk.ends(&track("runs/data", "data", "0.2"), 0);
+    desk.ends(&track("runs/data", "data", "0.2"), 0);
     desk.kill_at(
-        desk.spawn(&desk.track("runs/eval", "eval", "60")),
+        desk.spawn(&track("runs/eval", "eval", "60")),
         "runs/eval",
         "command",
     );
-    let mut first = desk.spawn(&desk.track("runs/first", "search", "3"));
+    let mut first = desk.spawn(&track("runs/first", "search", "3"));
     std::thread::sleep(Duration::from_millis(500));
-    desk.ends(&desk.track("runs/second", "search", "1"), 0);
+    desk.ends(&track("runs/second", "search", "1"), 0);
     first.wait().unwrap();
     // A copy of a whole folder.
     let copied = desk.path("runs/copy-of-one");

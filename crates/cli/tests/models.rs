@@ -104,6 +104,25 @@ fn a_conversation_that_fills_the_model_says_so() {
     assert!(text(&output.stderr).contains("the conversation has filled its"));
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_gpu_is_refused_by_a_program_without_support_for_one() {
+    let with = |device: &'static str| [&GENERATE[..], &["--prompt=Hello", device]].concat();
+    refused(
+        &with("--device=cuda:0"),
+        "error: `cuda:0` cannot be used: this program was built without support for GPUs\n\
+         hint: README.md says how to build for NVIDIA GPUs; `device: cpu` or `--device cpu` computes on the \
+         processor\n",
+    );
+    assert_eq!(
+        answer(&with("--device=auto"), ""),
+        answer(&with("--device=cpu"), "")
+    );
+    let output = sparsam(&with("--device=gpu"), "");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("expected `auto`, `cpu`, or `cuda:0`"));
+}
+
 #[test]
 fn what_is_no_model_is_refused_with_a_hint() {
     let folder = tempfile::tempdir().unwrap();
@@ -121,14 +140,14 @@ fn what_is_no_model_is_refused_with_a_hint() {
         ),
         (
             "tiny.gguf",
-            "error: `tiny.gguf` cannot be opened: GGUF files are not supported yet\n\
-             hint: use the model's folder in Hugging Face's layout, with model.safetensors\n",
+            "error: there is no file `tiny.gguf`\n\
+             hint: name a GGUF file as llama.cpp uses it, in one part\n",
         ),
         (
-            "owner/name",
-            "error: there is no folder `owner/name`\n\
-             hint: if it is a name on the Hub: models are not fetched from there yet; download it \
-             by other means and name the folder\n",
+            "src/nowhere",
+            "error: there is no folder `src/nowhere`\n\
+             hint: there is something called `src` here, so a path is meant; for the model of that \
+             name on the Hub write `hub:src/nowhere`\n",
         ),
         (
             adapter,

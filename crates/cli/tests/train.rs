@@ -130,6 +130,8 @@ fn a_run_leaves_an_adapter_a_card_and_records_that_agree() {
     let run = workshop.json("run/run.json");
     assert_eq!(run["state"], "finished");
     assert_eq!(run["results"]["steps"], 12);
+    #[cfg(not(feature = "cuda"))]
+    assert_eq!(run["platform"]["device"], "cpu");
     assert_eq!(run["results"]["after"]["answers"], 3);
     let (before, after) = (&run["results"]["before"], &run["results"]["after"]);
     assert!(after["loss"].as_f64() < before["loss"].as_f64());
@@ -220,7 +222,13 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     let usable = steps.any(|path| path.join("adapter_model.safetensors").is_file());
     assert!(usable);
 
-    killed.train(&["--resume"]);
+    // Where it is computed may change; here it is the same place by another name.
+    killed.train(&["--resume", "device=cpu"]);
+    let device = killed.json("run/run.json")["platform"]["device"].clone();
+    #[cfg(not(feature = "cuda"))]
+    assert_eq!(device, "cpu");
+    #[cfg(feature = "cuda")]
+    assert!(device.as_str().unwrap().ends_with("cpu"));
     let resumed = std::fs::read(killed.path("run/adapter_model.safetensors")).unwrap();
     assert!(resumed == expected, "the resumed run ended elsewhere");
     let run = killed.json("run/run.json");
@@ -329,6 +337,14 @@ fn what_is_wrong_is_said_in_one_line_with_a_hint_and_nothing_is_left() {
         &["masked.jsonl", "trained"],
     );
     workshop.refused(&["data.train=recipe.yaml"], 1, &["recipe.yaml"]);
+
+    // The device.
+    #[cfg(not(feature = "cuda"))]
+    workshop.refused(
+        &["device=cuda:1"],
+        2,
+        &["`cuda:1`", "without support for GPUs"],
+    );
 
     // The model.
     workshop.refused(&["model=nowhere"], 2, &["`nowhere`"]);

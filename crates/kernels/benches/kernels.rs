@@ -12,7 +12,7 @@ use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, 
 use sparsam_kernels::cross_entropy::{Want, linear_cross_entropy};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
-use sparsam_kernels::rope::{RopeTable, rope};
+use sparsam_kernels::rope::{Positions, RopeTable, rope};
 use sparsam_kernels::{Documents, Weight};
 
 fn numbers(rows: usize, columns: usize) -> Result<Tensor> {
@@ -29,6 +29,7 @@ fn attentions(criterion: &mut Criterion, name: &str, lengths: &[usize]) -> Resul
         head_dim: 64,
         scale: 0.125,
         window: None,
+        softcap: None,
     };
     let documents = Documents::from_lengths(lengths);
     let tokens = documents.tokens();
@@ -58,6 +59,7 @@ fn cached(criterion: &mut Criterion) -> Result<()> {
         head_dim: 64,
         scale: 0.125,
         window: None,
+        softcap: None,
     };
     let keys: Vec<f32> = numbers(1024, 192)?.flatten_all()?.to_vec1()?;
     let q: Vec<f32> = numbers(1, 576)?.flatten_all()?.to_vec1()?;
@@ -92,7 +94,7 @@ fn elementwise(criterion: &mut Criterion) -> Result<()> {
         1024,
         1.0,
     );
-    let positions: Vec<u32> = (0..1024).collect();
+    let positions = Positions::new((0..1024).collect());
     let mut group = criterion.benchmark_group("rope");
     group.throughput(Throughput::Elements(1024 * 576));
     group.bench_function("in place", |bench| {

@@ -32,6 +32,10 @@ pub enum Activation {
 /// Shapes that differ, or tensors that are not contiguous on the CPU.
 pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     same("gated", gate, up)?;
+    #[cfg(feature = "cuda")]
+    if gate.device().is_cuda() {
+        return crate::cuda::gated(activation, gate, up);
+    }
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up) = (view::<T>(gate)?, view::<T>(up)?);
@@ -60,6 +64,10 @@ pub fn gated_backward(
 ) -> Result<(Tensor, Tensor)> {
     same("gated_backward", gate, up)?;
     same("gated_backward", gate, dy)?;
+    #[cfg(feature = "cuda")]
+    if gate.device().is_cuda() {
+        return crate::cuda::gated_backward(activation, dy, gate, up);
+    }
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up, dy) = (view::<T>(gate)?, view::<T>(up)?, view::<T>(dy)?);

@@ -45,14 +45,14 @@ impl Default for AdamW {
 
 /// The factors of one step, worked out once in f64.
 #[derive(Clone, Copy)]
-struct Factors {
-    keep: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
-    step_size: f64,
-    root_correction: f64,
-    grad_scale: f64,
+pub(crate) struct Factors {
+    pub(crate) keep: f64,
+    pub(crate) beta1: f64,
+    pub(crate) beta2: f64,
+    pub(crate) eps: f64,
+    pub(crate) step_size: f64,
+    pub(crate) root_correction: f64,
+    pub(crate) grad_scale: f64,
 }
 
 /// Updates `param` and its moments in place with `grad · grad_scale`.
@@ -92,6 +92,10 @@ pub fn adamw_step(
         root_correction: (1.0 - settings.beta2.powf(exponent)).sqrt(),
         grad_scale,
     };
+    #[cfg(feature = "cuda")]
+    if param.device().is_cuda() {
+        return crate::cuda::adamw_step(param, grad, exp_avg, exp_avg_sq, &factors);
+    }
     let level = Level::detect();
     by_element!(param, T => {
         let grad = view::<T>(grad)?;
@@ -146,6 +150,13 @@ levels! {
 /// # Errors
 /// Tensors that are not contiguous on the CPU.
 pub fn grad_norm_squared(tensors: &[&Tensor]) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if tensors
+        .first()
+        .is_some_and(|tensor| tensor.device().is_cuda())
+    {
+        return crate::cuda::grad_norm_squared(tensors);
+    }
     let level = Level::detect();
     let mut total = 0.0;
     for tensor in tensors {

@@ -1,6 +1,6 @@
 //! Causal attention with grouped queries, document by document, and its adjoint.
 //!
-//! `softmax(scale · q kᵀ) v` with `q` of `[tokens, heads · head_dim]` and `k`, `v` of
+//! `softmax(scale · q kᵀ) v` (or, with a cap, `softmax(cap · tanh(scale · q kᵀ / cap)) v`) with `q` of `[tokens, heads · head_dim]` and `k`, `v` of
 //! `[tokens, kv_heads · head_dim]`. Documents are problems of their own, so one never sees another,
 //! and keys a query cannot see are skipped, not masked. A small block of queries by keys is all that
 //! ever exists of the score matrix; the forward pass keeps the output and the logarithm of each row's
@@ -22,7 +22,7 @@ mod block;
 mod cached;
 mod forward;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use crate::by_element;
 use crate::documents::Documents;
@@ -43,9 +43,23 @@ pub struct AttentionShape {
     pub scale: f64,
     /// A query sees at most this many keys, itself included.
     pub window: Option<usize>,
+    /// Scaled scores are bent so that none is greater (Gemma 2).
+    pub softcap: Option<f64>,
 }
 
 impl AttentionShape {
+    /// Whether q, k and v may be bf16 there: on a GPU, whose tensor cores multiply them then, for heads of up to 128
+    /// numbers in eights.
+    ///
+    /// These kernels agree with references in f64 where they are emulated (`just cuda-emulate`), and have not been run
+    /// on a GPU yet. Until they have, they are used only with `SPARSAM_BF16_ATTENTION=1`.
+    pub fn takes_bf16(&self, device: &Device) -> bool {
+        device.is_cuda()
+            && self.head_dim <= 128
+            && self.head_dim.is_multiple_of(8)
+            && std::env::var("SPARSAM_BF16_ATTENTION").is_ok_and(|value| value == "1")
+    }
+
     /// Width of a row of `q`.
     fn width(&self) -> usize {
         self.heads * self.head_dim
@@ -79,6 +93,12 @@ impl AttentionShape {
                 self.head_dim,
                 self.kv_heads
             );
+        }
+        if self
+            .softcap
+            .is_some_and(|cap| !(cap > 0.0 && cap.is_finite()))
+        {
+            bail!("`attention`: {:?} is no cap on scores", self.softcap);
         }
         if self.window == Some(0) {
             bail!("`attention`: a window of 0 sees nothing");
@@ -114,7 +134,8 @@ impl AttentionShape {
     }
 }
 
-/// `(output [tokens, heads · head_dim], log-sum-exp of the scaled scores [heads, tokens])`.
+/// `(output [tokens, heads · head_dim], log-sum-exp of the scaled scores [heads, tokens])`, in f32 also where q, k
+/// and v are bf16 (see [`AttentionShape::takes_bf16`]).
 ///
 /// # Errors
 /// Shapes that do not fit, or tensors that are not contiguous on the CPU.
@@ -126,6 +147,10 @@ pub fn attention(
     shape: &AttentionShape,
 ) -> Result<(Tensor, Tensor)> {
     let tokens = shape.check_inputs(q, k, v, documents)?;
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return crate::cuda::attention(q, k, v, documents, shape);
+    }
     by_element!(q, T => {
         let (q, k, v) = (view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);
         let (output, log_sums) = forward::all::<T>(&q, &k, &v, documents, shape);
@@ -135,7 +160,7 @@ pub fn attention(
 
 /// Adjoint of [`attention`]: the gradients of q, k and v.
 ///
-/// `output` and `log_sums` are what [`attention`] returned.
+/// `output` and `log_sums` are what [`attention`] returned; `dout` and the gradients are f32 beside inputs of bf16.
 ///
 /// # Errors
 /// As [`attention`].
@@ -161,6 +186,10 @@ pub fn attention_backward(
             log_sums.dims(),
             q.dims()
         );
+    }
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return crate::cuda::attention_backward(dout, q, k, v, output, log_sums, documents, shape);
     }
     by_element!(q, T => {
         let (dout, q, k, v) = (view::<T>(dout)?, view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);

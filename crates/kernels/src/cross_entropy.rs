@@ -11,7 +11,7 @@ use crate::by_element;
 use crate::cpu::Level;
 use crate::gemm::{Dense, Left, Right, Rows, Term, gemm};
 use crate::host::{matrix, tensor, update, view};
-use crate::vector::{LANES, Real, levels, reduce};
+use crate::vector::{LANES, Real, levels, reduce, soften, softened_slope};
 use crate::weight::Weight;
 
 /// Marks a token without a target.
@@ -22,7 +22,7 @@ const LOGITS: usize = 1 << 23;
 /// At least this many tokens make a chunk, however large the vocabulary.
 const FEWEST_TOKENS: usize = 48;
 
-/// What the adjoint is asked for.
+/// What the adjoint is asked for, and what is done to the logits.
 #[derive(Clone, Copy, Default)]
 pub struct Want<'a> {
     /// Factor on the gradient of the summed loss, usually 1 over the number of targets; `None`: no
@@ -30,6 +30,8 @@ pub struct Want<'a> {
     pub grad_scale: Option<f64>,
     /// Where to add the gradient of the head, `[vocabulary, hidden]`.
     pub weight_grad: Option<&'a Tensor>,
+    /// Logits are bent to `cap · tanh(z / cap)` before the loss (Gemma 2).
+    pub softcap: Option<f64>,
 }
 
 /// Loss of a batch and the gradient of its hidden states.
@@ -64,12 +66,16 @@ pub fn linear_cross_entropy(
             into.dims()
         );
     }
+    #[cfg(feature = "cuda")]
+    if hidden.device().is_cuda() {
+        return crate::cuda::linear_cross_entropy(hidden, head, targets, want);
+    }
     by_element!(hidden, T => {
         let hidden = view::<T>(hidden)?;
         let mut gradient = want.grad_scale.map(|_| vec![0 as T; tokens * width]);
         let mut loss = Loss { sum: 0.0, targets: 0, correct: 0, hidden_grad: None };
         head.with_rows::<T, _>(|rows| {
-            in_chunks(&hidden, rows, targets, want.grad_scale, |chunk| {
+            in_chunks(&hidden, rows, targets, want.grad_scale, want.softcap, |chunk| {
                 loss.targets += chunk.losses.len();
                 for (nats, correct) in &chunk.losses {
                     loss.sum += nats;
@@ -99,7 +105,8 @@ pub fn linear_cross_entropy(
     })
 }
 
-/// The loss of each token in nats, `None` for tokens without a target; for evaluation.
+/// The loss of each token in nats, `None` for tokens without a target; for evaluation of logits that
+/// are not softened.
 ///
 /// # Errors
 /// As [`linear_cross_entropy`].
@@ -109,11 +116,15 @@ pub fn linear_token_losses(
     targets: &[u32],
 ) -> Result<Vec<Option<f64>>> {
     let (tokens, ..) = check(hidden, head, targets)?;
+    #[cfg(feature = "cuda")]
+    if hidden.device().is_cuda() {
+        return crate::cuda::linear_token_losses(hidden, head, targets);
+    }
     by_element!(hidden, T => {
         let hidden = view::<T>(hidden)?;
         let mut losses = vec![None; tokens];
         head.with_rows::<T, _>(|rows| {
-            in_chunks::<T>(&hidden, rows, targets, None, |chunk| {
+            in_chunks::<T>(&hidden, rows, targets, None, None, |chunk| {
                 for (token, (nats, _)) in chunk.tokens.iter().zip(&chunk.losses) {
                     losses[*token] = Some(*nats);
                 }
@@ -161,6 +172,7 @@ fn in_chunks<T: Real>(
     head: &dyn Rows<T>,
     targets: &[u32],
     grad_scale: Option<f64>,
+    softcap: Option<f64>,
     mut work: impl FnMut(Chunk<T>) -> Result<()>,
 ) -> Result<()> {
     let level = Level::detect();
@@ -194,7 +206,20 @@ fn in_chunks<T: Real>(
             .par_chunks_mut(vocabulary)
             .zip(tokens)
             .map(|(logits, token)| {
-                softmax_loss::<T>(level, logits, targets[*token] as usize, grad_scale)
+                let target = targets[*token] as usize;
+                let Some(cap) = softcap else {
+                    return softmax_loss::<T>(level, logits, target, grad_scale);
+                };
+                soften::<T>(level, logits, cap);
+                let slopes: Vec<T> = match grad_scale {
+                    Some(_) => logits.iter().map(|z| softened_slope(*z, cap)).collect(),
+                    None => Vec::new(),
+                };
+                let loss = softmax_loss::<T>(level, logits, target, grad_scale);
+                for (gradient, slope) in logits.iter_mut().zip(slopes) {
+                    *gradient *= slope;
+                }
+                loss
             })
             .collect();
         work(Chunk {

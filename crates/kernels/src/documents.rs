@@ -5,13 +5,35 @@
 //! one are therefore the same computation.
 
 use std::ops::Range;
+use std::sync::OnceLock;
+
+use candle_core::Tensor;
+
+use crate::rope::Positions;
 
 /// Boundaries of the documents concatenated in one batch (`cu_seqlens` elsewhere).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Documents {
     /// `[0, end of the first, …, tokens]`, strictly increasing.
     bounds: Vec<usize>,
+    /// Where the tiles of a GPU's attention lie, by the size of the tiles: 16, 32 and 64.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPUs ask for it"))]
+    tiles: [OnceLock<Tensor>; 3],
 }
+
+impl Clone for Documents {
+    fn clone(&self) -> Self {
+        Self::bounded(self.bounds.clone())
+    }
+}
+
+impl PartialEq for Documents {
+    fn eq(&self, other: &Self) -> bool {
+        self.bounds == other.bounds
+    }
+}
+
+impl Eq for Documents {}
 
 impl Documents {
     /// Documents of the given lengths in tokens, in order; empty ones are left out.
@@ -22,7 +44,14 @@ impl Documents {
             end += length;
             bounds.push(end);
         }
-        Self { bounds }
+        Self::bounded(bounds)
+    }
+
+    fn bounded(bounds: Vec<usize>) -> Self {
+        Self {
+            bounds,
+            tiles: [OnceLock::new(), OnceLock::new(), OnceLock::new()],
+        }
     }
 
     /// A single document.
@@ -56,10 +85,30 @@ impl Documents {
     }
 
     /// Position of every token within its document, `[tokens]`.
-    pub fn positions(&self) -> Vec<u32> {
-        self.ranges()
-            .flat_map(|range| 0..range.len() as u32)
-            .collect()
+    pub fn positions(&self) -> Positions {
+        let positions = self.ranges().flat_map(|range| 0..range.len() as u32);
+        Positions::new(positions.collect())
+    }
+
+    /// Tiles of `size` tokens (16, 32 or 64) that do not cross documents, on a GPU: the first token of each with the
+    /// begin and the end of its document, `[tiles · 3]`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tiles(
+        &self,
+        size: usize,
+        device: &candle_core::Device,
+    ) -> candle_core::Result<&Tensor> {
+        let kept = &self.tiles[usize::from(size > 16) + usize::from(size > 32)];
+        crate::rope::copied(kept, || {
+            let mut tiles = Vec::new();
+            for range in self.ranges() {
+                for first in range.clone().step_by(size) {
+                    tiles.extend([first as u32, range.start as u32, range.end as u32]);
+                }
+            }
+            let count = tiles.len();
+            Tensor::from_vec(tiles, count, device)
+        })
     }
 }
 
@@ -72,7 +121,7 @@ mod tests {
         let documents = Documents::from_lengths(&[3, 0, 2]);
         assert_eq!(documents.len(), 2);
         assert_eq!(documents.tokens(), 5);
-        assert_eq!(documents.positions(), [0, 1, 2, 0, 1]);
+        assert_eq!(*documents.positions(), [0, 1, 2, 0, 1]);
         assert_eq!(documents.ranges().collect::<Vec<_>>(), [0..3, 3..5]);
         assert_eq!(documents.longest(), 3);
     }

@@ -50,6 +50,10 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey) -> Result<Tensor> {
     // Kept where the random word reaches the threshold: the share of words below it is p.
     let threshold = (p * 2f64.powi(32)).round() as u32;
     let scale = 1.0 / (1.0 - p);
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::dropout(x, threshold, scale, key);
+    }
     let level = Level::detect();
     by_element!(x, T => {
         let values = view::<T>(x)?;

@@ -194,6 +194,54 @@ pub fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Result<T
     Tensor::from_vec(values, shape.into(), &Device::Cpu)
 }
 
+/// A tensor in the host's memory, contiguous: itself if it is there already, otherwise a copy.
+pub fn fetch(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_device(&Device::Cpu)?.contiguous()
+}
+
+/// Copies the f32 numbers of `from` into `to`, of f32 or bf16 and on any device, in place.
+///
+/// # Errors
+/// Shapes that differ, or other types.
+pub fn copy_into(from: &Tensor, to: &Tensor) -> Result<()> {
+    if from.dims() != to.dims() {
+        bail!("`copy_into`: {:?} and {:?} differ", from.dims(), to.dims());
+    }
+    let from = from.to_device(to.device())?;
+    #[cfg(feature = "cuda")]
+    if to.device().is_cuda() {
+        return crate::cuda::copy_into(&from, to);
+    }
+    let from = view::<f32>(&from)?;
+    match to.dtype() {
+        DType::BF16 => update(to, |to: &mut [half::bf16]| {
+            for (to, from) in to.iter_mut().zip(from.iter()) {
+                *to = half::bf16::from_f32(*from);
+            }
+            Ok(())
+        }),
+        _ => update(to, |to: &mut [f32]| {
+            to.copy_from_slice(&from);
+            Ok(())
+        }),
+    }
+}
+
+/// Sets all numbers of an f32 tensor to zero, in place.
+///
+/// # Errors
+/// Another type.
+pub fn clear(tensor: &Tensor) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return crate::cuda::clear(tensor);
+    }
+    update(tensor, |values: &mut [f32]| {
+        values.fill(0.0);
+        Ok(())
+    })
+}
+
 fn contiguous(layout: &Layout) -> Result<Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(start..end),

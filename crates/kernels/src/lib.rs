@@ -7,11 +7,13 @@
 //!
 //! | concept | module |
 //! |---|---|
-//! | a weight matrix in the form it is stored | [`weight`], [`nf4`], [`int8`] |
+//! | a weight matrix in the form it is stored | [`weight`], [`nf4`], [`int8`], [`ggml`] |
 //! | products with it, forward and adjoint | [`linear`], [`lora`], [`dora`], on top of [`gemm`] |
 //! | the rest of a decoder block | [`norm`], [`rope`], [`attention`], [`activation`], [`dropout`] |
 //! | head and loss together | [`cross_entropy`] |
+//! | rows of the embedding | [`embedding`] |
 //! | the update | [`adamw`] |
+//! | all of it on an NVIDIA GPU, with the feature `cuda` | `cuda` |
 //! | what all of them stand on | [`documents`], [`host`], [`cpu`] |
 
 pub mod activation;
@@ -19,10 +21,14 @@ pub mod adamw;
 pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod documents;
 pub mod dora;
 pub mod dropout;
+pub mod embedding;
 pub mod gemm;
+pub mod ggml;
 pub mod host;
 pub mod int8;
 pub mod linear;

@@ -20,6 +20,10 @@ pub fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
     if width != input {
         bail!("`linear`: an input of width {width} meets a weight of [{out}, {input}]");
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::linear(x, weight);
+    }
     by_element!(x, T => {
         let x = view::<T>(x)?;
         let mut y = vec![0 as T; tokens * out];
@@ -43,6 +47,10 @@ pub fn linear_input_grad(dy: &Tensor, weight: &Weight) -> Result<Tensor> {
         bail!(
             "`linear_input_grad`: a gradient of width {width} meets a weight of [{out}, {input}]"
         );
+    }
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return crate::cuda::linear_input_grad(dy, weight);
     }
     by_element!(dy, T => {
         let dy = view::<T>(dy)?;
@@ -71,6 +79,10 @@ pub fn linear_weight_grad(dy: &Tensor, x: &Tensor, into: &Tensor) -> Result<()> 
             into.dims()
         );
     }
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return crate::cuda::linear_weight_grad(dy, x, into);
+    }
     by_element!(dy, T => {
         let (dy, x) = (view::<T>(dy)?, view::<T>(x)?);
         update(into, |into: &mut [T]| {
@@ -93,6 +105,10 @@ pub fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
             "`add_bias`: a bias of {:?} meets an output of width {width}",
             bias.dims()
         );
+    }
+    #[cfg(feature = "cuda")]
+    if y.device().is_cuda() {
+        return crate::cuda::add_bias(y, bias);
     }
     by_element!(y, T => {
         let bias = view::<T>(bias)?;
@@ -119,6 +135,10 @@ pub fn bias_grad(dy: &Tensor, into: &Tensor) -> Result<()> {
             into.dims()
         );
     }
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return crate::cuda::bias_grad(dy, into);
+    }
     by_element!(dy, T => {
         let dy = view::<T>(dy)?;
         update(into, |into: &mut [T]| {
@@ -139,6 +159,10 @@ pub fn bias_grad(dy: &Tensor, into: &Tensor) -> Result<()> {
 pub fn add_in_place(x: &Tensor, y: &Tensor) -> Result<()> {
     if x.dims() != y.dims() {
         bail!("`add_in_place`: {:?} and {:?} differ", x.dims(), y.dims());
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::add_in_place(x, y);
     }
     by_element!(x, T => {
         let y = host::view::<T>(y)?;

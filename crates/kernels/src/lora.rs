@@ -32,7 +32,7 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.a.dims()[0]
     }
 }
@@ -48,16 +48,16 @@ pub struct Projection<'a> {
 /// What the backward pass of a group needs of its forward pass.
 #[derive(Clone, Debug)]
 pub struct Kept {
-    branches: Vec<Option<BranchKept>>,
+    pub(crate) branches: Vec<Option<BranchKept>>,
 }
 
 #[derive(Clone, Debug)]
-struct BranchKept {
+pub(crate) struct BranchKept {
     /// `s · x Aᵀ`, `[tokens, r]`.
-    reduced: Tensor,
+    pub(crate) reduced: Tensor,
     /// With DoRA, `(W + s B A) x`: the output before it was rescaled, `[tokens, out]`. It cannot be had
     /// back from the output, which has been through bias and rotation.
-    sum: Option<Tensor>,
+    pub(crate) sum: Option<Tensor>,
 }
 
 /// Outputs of a group of projections of one input, and what their backward pass needs.
@@ -74,6 +74,10 @@ pub fn lora_linear(
     let (tokens, input) = matrix(x, "lora_linear", "the input")?;
     check_branch_input(x, branch_x)?;
     check(group, input)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::lora_linear(x, branch_x, group);
+    }
     by_element!(x, T => {
         let x = view::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
@@ -126,6 +130,10 @@ pub fn lora_linear_backward(
     check(group, input)?;
     if [dys.len(), kept.branches.len(), grads.len()] != [group.len(); 3] {
         bail!("`lora_linear_backward`: gradients and projections differ in number");
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::lora_linear_backward(dys, x, branch_x, group, kept, grads);
     }
     by_element!(x, T => {
         let x = view::<T>(x)?;

@@ -6,6 +6,8 @@
 //! end. The first of two numbers sits in the high half of a byte. With double quantisation the
 //! `absmax` themselves are stored in eight bits, in blocks of 256, around their mean.
 //!
+//! FP4 is the same with other levels, and blocks may be of another length: a checkpoint brings both.
+//!
 //! The bytes equal those of bitsandbytes 0.50 on the CPU; the fixtures of `tests/fixtures/bnb` hold
 //! it to that.
 
@@ -43,14 +45,17 @@ pub const LEVELS: [f32; 16] = [
     1.0,
 ];
 
-/// A matrix stored in NF4.
+/// A matrix stored in NF4, or in four bits with other levels.
 #[derive(Clone, Debug)]
 pub struct Nf4 {
     rows: usize,
     columns: usize,
+    levels: [f32; 16],
+    /// Numbers that share a scale.
+    block: usize,
     /// Two numbers a byte, the first in the high half.
     packed: std::sync::Arc<[u8]>,
-    /// Scale of each block of [`BLOCK`] numbers, expanded from its eight bits where it has them.
+    /// Scale of each block of numbers, expanded from its eight bits where it has them.
     absmax: std::sync::Arc<[f32]>,
     nested: Option<std::sync::Arc<Nested>>,
 }
@@ -116,8 +121,26 @@ impl Nf4 {
         rows: usize,
         columns: usize,
     ) -> Result<Self> {
-        let count = rows * columns;
-        if packed.len() != count.div_ceil(2) || absmax.len() != count.div_ceil(BLOCK) {
+        Self::from_code(packed, absmax, rows, columns, LEVELS, BLOCK)
+    }
+
+    /// A matrix from its stored bytes and scales, with levels of its own and `block` numbers to a
+    /// scale.
+    ///
+    /// # Errors
+    /// Lengths that do not fit the shape.
+    pub fn from_code(
+        packed: Vec<u8>,
+        absmax: Vec<f32>,
+        rows: usize,
+        columns: usize,
+        levels: [f32; 16],
+        block: usize,
+    ) -> Result<Self> {
+        let Some(count) = rows.checked_mul(columns).filter(|_| block > 0) else {
+            bail!("NF4: no matrix is of {rows} × {columns} in blocks of {block}");
+        };
+        if packed.len() != count.div_ceil(2) || absmax.len() != count.div_ceil(block) {
             bail!(
                 "NF4: {} bytes and {} scales do not fit a matrix of {rows} × {columns}",
                 packed.len(),
@@ -127,6 +150,8 @@ impl Nf4 {
         Ok(Self {
             rows,
             columns,
+            levels,
+            block,
             packed: packed.into(),
             absmax: absmax.into(),
             nested: None,
@@ -171,6 +196,16 @@ impl Nf4 {
         self.packed.len() + 4 * self.absmax.len() + nested
     }
 
+    /// The sixteen levels.
+    pub fn levels(&self) -> &[f32; 16] {
+        &self.levels
+    }
+
+    /// Numbers that share a scale.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
     /// The stored bytes, two numbers each.
     pub fn packed(&self) -> &[u8] {
         &self.packed
@@ -200,11 +235,13 @@ impl<T: Element> Rows<T> for Nf4 {
         let mut at = row * self.columns + columns.start;
         let mut out = out;
         while !out.is_empty() {
-            let block = at / BLOCK;
-            let length = out.len().min((block + 1) * BLOCK - at);
+            let block = at / self.block;
+            let length = out.len().min((block + 1) * self.block - at);
             let (now, rest) = out.split_at_mut(length);
             let scale = self.absmax[block];
-            let levels = LEVELS.map(|level| <T as Float>::of(f64::from(level * scale)));
+            let levels = self
+                .levels
+                .map(|level| <T as Float>::of(f64::from(level * scale)));
             expand(&self.packed, at, &levels, now);
             at += length;
             out = rest;
@@ -303,12 +340,84 @@ impl Nested {
     }
 }
 
-/// Mean in the order of PyTorch's vectorised sum being immaterial at f32 output: summed in f64.
+/// Mean as PyTorch computes it, to the bit, since bitsandbytes' codes follow its last bit: f32, in the
+/// order of `vectorized_inner_sum` of ATen's `SumKernel.cpp` with AVX2 and one thread. With several
+/// threads PyTorch cuts sums of 32,768 numbers and more into one piece for each, and no order is right.
 fn mean(values: &[f32]) -> f32 {
+    /// Numbers of an AVX2 register.
+    const LANES: usize = 8;
     if values.is_empty() {
         return 0.0;
     }
-    (values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64) as f32
+    let sum = if values.len() < LANES {
+        cascade::<1>(values)[0]
+    } else {
+        let whole = values.len() / LANES * LANES;
+        let rest: f32 = values[whole..].iter().fold(0.0, |sum, value| sum + value);
+        let lanes = cascade::<LANES>(&values[..whole]);
+        lanes.iter().fold(rest, |sum, lane| sum + lane)
+    };
+    sum / values.len() as f32
+}
+
+/// The sum of every lane of rows of `LANES` numbers: four rows side by side, each in a cascade of levels
+/// (`row_sum` and `multi_row_sum`).
+fn cascade<const LANES: usize>(values: &[f32]) -> [f32; LANES] {
+    const SIDE_BY_SIDE: usize = 4;
+    const LEVELS: usize = 4;
+    let rows = values.len() / LANES;
+    let row = |row: usize| &values[row * LANES..][..LANES];
+    let steps = rows / SIDE_BY_SIDE;
+    let log = if steps <= 2 {
+        1
+    } else {
+        usize::BITS - (steps - 1).leading_zeros()
+    };
+    let power = (log as usize / LEVELS).max(4);
+    let mut sums = [[[0f32; LANES]; SIDE_BY_SIDE]; LEVELS];
+    let add = |into: &mut [f32; LANES], from: &[f32]| {
+        for (into, from) in into.iter_mut().zip(from) {
+            *into += from;
+        }
+    };
+    let mut done = 0;
+    while done < steps {
+        let whole = done + (1 << power) <= steps;
+        let end = if whole { done + (1 << power) } else { steps };
+        for step in done..end {
+            for (column, sum) in sums[0].iter_mut().enumerate() {
+                add(sum, row(step * SIDE_BY_SIDE + column));
+            }
+        }
+        done = end;
+        if !whole {
+            break;
+        }
+        // What a level has gathered goes up a level when it is full.
+        for level in 1..LEVELS {
+            let below = std::mem::replace(&mut sums[level - 1], [[0.0; LANES]; SIDE_BY_SIDE]);
+            for (sum, below) in sums[level].iter_mut().zip(&below) {
+                add(sum, below);
+            }
+            if done & (((1 << power) - 1) << (level * power)) != 0 {
+                break;
+            }
+        }
+    }
+    let [mut first, higher @ ..] = sums;
+    for level in &higher {
+        for (sum, level) in first.iter_mut().zip(level) {
+            add(sum, level);
+        }
+    }
+    for left in steps * SIDE_BY_SIDE..rows {
+        add(&mut first[0], row(left));
+    }
+    let [mut total, others @ ..] = first;
+    for other in &others {
+        add(&mut total, other);
+    }
+    total
 }
 
 /// Index of the entry nearest to `value` in a rising map; halfway between two it is the lower.
@@ -400,6 +509,20 @@ mod tests {
         for (value, code) in [(-1.0, 0), (0.0, 7), (1.0, 15), (0.04, 8), (0.0397, 7)] {
             assert_eq!(nearest(value), code);
         }
+    }
+
+    #[test]
+    fn the_mean_counts_every_number_once() {
+        // Its bits are held by the offsets of `tests/fixtures/bnb`; here, that every number counts once.
+        for count in (1..70).chain([255, 511, 512, 513, 1000, 4096, 20_000, 300_001]) {
+            assert_eq!(mean(&vec![1.0; count]), 1.0, "{count}");
+            for at in [0, count / 3, count / 2, count - 1] {
+                let mut one = vec![0.0; count];
+                one[at] = 1.0;
+                assert_eq!(mean(&one), 1.0 / count as f32, "{at} of {count}");
+            }
+        }
+        assert_eq!(mean(&[]), 0.0);
     }
 
     #[test]

@@ -23,6 +23,10 @@ const ROWS: usize = 32;
 pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
     let (rows, width) = matrix(x, "rms_norm", "the input")?;
     check("rms_norm", weight, width)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::rms_norm(x, weight, epsilon);
+    }
     let level = Level::detect();
     by_element!(x, T => {
         let (x, weight) = (view::<T>(x)?, view::<T>(weight)?);
@@ -73,6 +77,10 @@ pub fn rms_norm_backward(
     }
     if let Some(weight_grad) = weight_grad {
         check(NAME, weight_grad, width)?;
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::rms_norm_backward(dy, x, weight, inverse_roots, residual, weight_grad);
     }
     let level = Level::detect();
     by_element!(x, T => {

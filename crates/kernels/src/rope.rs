@@ -4,6 +4,11 @@
 //! et al., arXiv 2104.09864; the order of Hugging Face's models). The adjoint turns back. Which
 //! frequencies a model uses is its configuration's business.
 
+use std::ops::Deref;
+use std::sync::OnceLock;
+
+#[cfg(feature = "cuda")]
+use candle_core::Device;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -17,6 +22,54 @@ pub struct RopeTable {
     cosines: Vec<f64>,
     sines: Vec<f64>,
     frequencies: usize,
+    /// Cosines and sines in f32 on a GPU, copied there when first used.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPUs ask for it"))]
+    there: OnceLock<(Tensor, Tensor)>,
+}
+
+/// Position of every token within its document.
+#[derive(Debug)]
+pub struct Positions {
+    here: Vec<u32>,
+    /// On a GPU, copied there when first used.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPUs ask for it"))]
+    there: OnceLock<Tensor>,
+}
+
+impl Positions {
+    /// Positions of the tokens in their order.
+    pub fn new(positions: Vec<u32>) -> Self {
+        Self {
+            here: positions,
+            there: OnceLock::new(),
+        }
+    }
+
+    /// `[tokens]` on a device; a batch stays on one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on(&self, device: &Device) -> Result<&Tensor> {
+        copied(&self.there, || {
+            Tensor::from_slice(&self.here, self.here.len(), device)
+        })
+    }
+}
+
+impl Deref for Positions {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        &self.here
+    }
+}
+
+/// What `cell` holds, made when first asked for.
+#[cfg(feature = "cuda")]
+pub(crate) fn copied<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(found) = cell.get() {
+        return Ok(found);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
 }
 
 impl RopeTable {
@@ -37,6 +90,7 @@ impl RopeTable {
             cosines,
             sines,
             frequencies: inverse_frequencies.len(),
+            there: OnceLock::new(),
         }
     }
 
@@ -44,13 +98,33 @@ impl RopeTable {
     pub fn positions(&self) -> usize {
         self.cosines.len() / self.frequencies.max(1)
     }
+
+    /// Pairs that are turned in each head.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn frequencies(&self) -> usize {
+        self.frequencies
+    }
+
+    /// Cosines and sines on a device, `[positions, frequencies]` in f32; a model stays on one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on(&self, device: &Device) -> Result<(&Tensor, &Tensor)> {
+        let (cosines, sines) = copied(&self.there, || {
+            let shape = (self.positions(), self.frequencies);
+            let narrow = |values: &[f64]| {
+                let values = values.iter().map(|value| *value as f32).collect();
+                Tensor::from_vec(values, shape, device)
+            };
+            Ok((narrow(&self.cosines)?, narrow(&self.sines)?))
+        })?;
+        Ok((cosines, sines))
+    }
 }
 
 /// Turns `x` `[tokens, heads · head_dim]` in place by each token's position.
 ///
 /// # Errors
 /// Shapes that do not fit, or a position beyond the table.
-pub fn rope(x: &Tensor, heads: usize, positions: &[u32], table: &RopeTable) -> Result<()> {
+pub fn rope(x: &Tensor, heads: usize, positions: &Positions, table: &RopeTable) -> Result<()> {
     turn(x, heads, positions, table, 1.0)
 }
 
@@ -61,13 +135,19 @@ pub fn rope(x: &Tensor, heads: usize, positions: &[u32], table: &RopeTable) -> R
 pub fn rope_backward(
     dy: &Tensor,
     heads: usize,
-    positions: &[u32],
+    positions: &Positions,
     table: &RopeTable,
 ) -> Result<()> {
     turn(dy, heads, positions, table, -1.0)
 }
 
-fn turn(x: &Tensor, heads: usize, positions: &[u32], table: &RopeTable, way: f64) -> Result<()> {
+fn turn(
+    x: &Tensor,
+    heads: usize,
+    positions: &Positions,
+    table: &RopeTable,
+    way: f64,
+) -> Result<()> {
     let (tokens, width) = matrix(x, "rope", "the input")?;
     let half = table.frequencies;
     if heads == 0 || width % heads != 0 || width / heads < 2 * half {
@@ -82,9 +162,13 @@ fn turn(x: &Tensor, heads: usize, positions: &[u32], table: &RopeTable, way: f64
             table.positions()
         );
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::turn(x, heads, positions, table, way);
+    }
     let head = width / heads;
     by_element!(x, T => update(x, |x: &mut [T]| {
-        x.par_chunks_mut(width).zip(positions).for_each(|(row, position)| {
+        x.par_chunks_mut(width).zip(positions.par_iter()).for_each(|(row, position)| {
             let at = *position as usize * half;
             let (cosines, sines) = (&table.cosines[at..at + half], &table.sines[at..at + half]);
             for head in row.chunks_exact_mut(head) {

@@ -131,6 +131,24 @@ macro_rules! levels {
 }
 pub(crate) use levels;
 
+levels! {
+    /// `cap · tanh(x / cap)`, in place; `tanh y = 1 − 2 / (1 + e²ʸ)`.
+    pub(crate) fn soften<T: Real>(values: &mut [T], cap: f64) {
+        let (double, cap, twice) = (T::of(2.0 / cap), T::of(cap), T::of(2.0 * cap));
+        for value in values.iter_mut() {
+            let power = (*value * double).exp_inline::<FMA>();
+            *value = cap - twice / (T::ONE + power);
+        }
+    }
+}
+
+/// Slope of [`soften`] where its result is `softened`: `1 − (softened / cap)²`.
+#[inline(always)]
+pub(crate) fn softened_slope<T: Real>(softened: T, cap: f64) -> T {
+    let share = softened * T::of(1.0 / cap);
+    T::ONE - share * share
+}
+
 /// `Σ x·y`: partial sums in the element type over short blocks, then a sum in f64.
 #[inline(always)]
 pub(crate) fn dot<T: Real, const FMA: bool>(x: &[T], y: &[T]) -> f64 {

@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Storage, StorageRef, Tensor, bail};
+use candle_core::{DType, Device, Result, Storage, StorageRef, Tensor, bail};
 
 use crate::gemm::Rows;
+use crate::ggml::Ggml;
 use crate::host::{self, Element};
 use crate::int8::Int8;
 use crate::nf4::Nf4;
@@ -22,6 +23,40 @@ pub enum Weight {
     Nf4(Nf4),
     /// Eight bits a number, a scale for each row.
     Int8(Int8),
+    /// Blocks of a GGUF file.
+    Ggml(Ggml),
+    /// A quantised matrix on a GPU.
+    OnDevice(OnDevice),
+}
+
+/// How the codes of a weight on a GPU are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Two to a byte, as indices of sixteen levels: NF4, FP4.
+    FourBits,
+    /// One a byte, as 127ths of the scale of their row: int8.
+    EightBits,
+}
+
+/// A quantised matrix in a GPU's memory, expanded there for each product.
+#[derive(Clone, Debug)]
+pub struct OnDevice {
+    /// `out_features`
+    pub rows: usize,
+    /// `in_features`
+    pub columns: usize,
+    /// How the codes are read.
+    pub form: Form,
+    /// Bytes, on the device.
+    pub codes: Tensor,
+    /// f32, on the device.
+    pub scales: Tensor,
+    /// Numbers that share a scale; they run over the matrix row by row.
+    pub block: usize,
+    /// The sixteen levels of four bits, f32 on the device; of no length for eight bits.
+    pub levels: Tensor,
+    /// The type it is expanded to, f32 or bf16.
+    pub compute: DType,
 }
 
 impl Weight {
@@ -31,6 +66,8 @@ impl Weight {
             Self::Dense(tensor) => host::matrix(tensor, "weight", "a weight"),
             Self::Nf4(weight) => Ok(weight.dims()),
             Self::Int8(weight) => Ok(weight.dims()),
+            Self::Ggml(weight) => Ok(weight.dims()),
+            Self::OnDevice(weight) => Ok((weight.rows, weight.columns)),
         }
     }
 
@@ -40,6 +77,8 @@ impl Weight {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
             Self::Nf4(weight) => weight.bytes(),
             Self::Int8(weight) => weight.bytes(),
+            Self::Ggml(weight) => weight.bytes(),
+            Self::OnDevice(weight) => weight.codes.elem_count() + 4 * weight.scales.elem_count(),
         }
     }
 
@@ -51,6 +90,10 @@ impl Weight {
                 _ => tensor.to_dtype(DType::F32),
             };
         }
+        #[cfg(feature = "cuda")]
+        if let Self::OnDevice(weight) = self {
+            return crate::cuda::expand(weight, DType::F32);
+        }
         let (rows, columns) = self.dims()?;
         let mut values = vec![0f32; rows * columns];
         self.with_rows::<f32, _>(|matrix| {
@@ -60,6 +103,55 @@ impl Weight {
             Ok(())
         })?;
         host::tensor(values, (rows, columns))
+    }
+
+    /// Whether its products are in bf16, on a GPU.
+    pub fn multiplies_in_bf16(&self) -> bool {
+        match self {
+            Self::Dense(tensor) => tensor.dtype() == DType::BF16 && tensor.device().is_cuda(),
+            Self::OnDevice(weight) => weight.compute == DType::BF16,
+            _ => false,
+        }
+    }
+
+    /// The same weight in the memory of `device`. A quantised one stays so and is expanded to `compute`, f32 or
+    /// bf16, for each product there.
+    ///
+    /// # Errors
+    /// Too little memory, or a form that is not computed with on a GPU.
+    pub fn to_device(&self, device: &Device, compute: DType) -> Result<Self> {
+        if device.is_cpu() {
+            return Ok(self.clone());
+        }
+        let (rows, columns) = self.dims()?;
+        let put = |codes: &[u8], scales: &[f32], block, levels: &[f32], form| {
+            Ok(Self::OnDevice(OnDevice {
+                rows,
+                columns,
+                form,
+                codes: Tensor::from_slice(codes, codes.len(), device)?,
+                scales: Tensor::from_slice(scales, scales.len(), device)?,
+                block,
+                levels: Tensor::from_slice(levels, levels.len(), device)?,
+                compute,
+            }))
+        };
+        match self {
+            Self::Dense(tensor) => Ok(Self::Dense(tensor.to_device(device)?)),
+            Self::Nf4(weight) => put(
+                weight.packed(),
+                weight.absmax(),
+                weight.block(),
+                weight.levels(),
+                Form::FourBits,
+            ),
+            Self::Int8(weight) => {
+                let codes: Vec<u8> = weight.codes().iter().map(|code| *code as u8).collect();
+                put(&codes, weight.absmax(), columns, &[], Form::EightBits)
+            }
+            Self::Ggml(_) => bail!("blocks of a GGUF file are computed with on the CPU only"),
+            Self::OnDevice(_) => Ok(self.clone()),
+        }
     }
 
     /// Lends the stored rows, as numbers of type `T`, to `work`.
@@ -74,6 +166,8 @@ impl Weight {
             Self::Dense(tensor) => work(&DenseRows::new(tensor)?),
             Self::Nf4(weight) => work(weight),
             Self::Int8(weight) => work(weight),
+            Self::Ggml(weight) => work(weight),
+            Self::OnDevice(_) => bail!("this product runs on the CPU only, the weight is on a GPU"),
         }
     }
 }

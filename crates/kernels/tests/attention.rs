@@ -17,6 +17,7 @@ fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) 
         head_dim,
         scale,
         window,
+        softcap: None,
     }
 }
 
@@ -95,6 +96,7 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, problem: &Problem) -> Result<Ten
         head_dim,
         scale,
         window,
+        softcap,
     } = problem.shape;
     let mut documents = Vec::new();
     for range in problem.documents.ranges() {
@@ -108,7 +110,12 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, problem: &Problem) -> Result<Ten
         for head in 0..heads {
             let kv_head = head / (heads / kv_heads);
             let scores = cut(q, head)?.matmul(&cut(k, kv_head)?.t()?)?;
-            let scores = ((scores * scale)? + &mask)?;
+            let scores = (scores * scale)?;
+            let scores = match softcap {
+                Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+                None => scores,
+            };
+            let scores = (scores + &mask)?;
             outputs.push(candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&cut(v, kv_head)?)?);
         }
         documents.push(Tensor::cat(&outputs, 1)?);
@@ -171,7 +178,10 @@ fn equals_composed_operations_on_random_shapes() -> Result<()> {
             .collect();
         let (kv_heads, group) = (generator.between(1, 3), generator.between(1, 4));
         let window = (seed % 2 == 0).then(|| generator.between(1, 120));
-        let shape = shape(kv_heads * group, kv_heads, generator.between(1, 50), window);
+        let shape = AttentionShape {
+            softcap: (seed % 3 == 0).then_some(1.5),
+            ..shape(kv_heads * group, kv_heads, generator.between(1, 50), window)
+        };
         check(
             &Problem::new(seed, &lengths, shape)?,
             &format!("{lengths:?} {shape:?}"),
@@ -303,19 +313,25 @@ fn a_cache_gives_what_the_whole_sequence_gives() -> Result<()> {
 
 #[test]
 fn a_cache_in_f32_is_near() -> Result<()> {
-    let problem = Problem::new(11, &[300], shape(9, 3, 64, None))?.single()?;
-    let (output, _) = attention(
-        &problem.q,
-        &problem.k,
-        &problem.v,
-        &problem.documents,
-        &problem.shape,
-    )?;
-    let all = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
-    let (q, k, v) = (all(&problem.q)?, all(&problem.k)?, all(&problem.v)?);
-    let found = attention_cached(&q[299 * 576..], &k, &v, &problem.shape)?;
-    let found = Tensor::from_vec(found, (1, 576), &Device::Cpu)?;
-    assert_close("cached", &found, &output.narrow(0, 299, 1)?, 1e-5);
+    for softcap in [None, Some(1.5)] {
+        let shape = AttentionShape {
+            softcap,
+            ..shape(9, 3, 64, None)
+        };
+        let problem = Problem::new(11, &[300], shape)?.single()?;
+        let (output, _) = attention(
+            &problem.q,
+            &problem.k,
+            &problem.v,
+            &problem.documents,
+            &problem.shape,
+        )?;
+        let all = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+        let (q, k, v) = (all(&problem.q)?, all(&problem.k)?, all(&problem.v)?);
+        let found = attention_cached(&q[299 * 576..], &k, &v, &problem.shape)?;
+        let found = Tensor::from_vec(found, (1, 576), &Device::Cpu)?;
+        assert_close("cached", &found, &output.narrow(0, 299, 1)?, 1e-5);
+    }
     Ok(())
 }
 
@@ -336,6 +352,14 @@ fn refuses_what_does_not_fit() -> Result<()> {
     assert!(with(shape(4, 4, 4, None)).is_err());
     assert!(with(shape(4, 0, 4, None)).is_err());
     assert!(with(shape(4, 2, 4, Some(0))).is_err());
+    let softcap = Some(0.0);
+    assert!(
+        with(AttentionShape {
+            softcap,
+            ..problem.shape
+        })
+        .is_err()
+    );
     assert!(attention(q, k, v, &Documents::single(6), &problem.shape).is_err());
     let (output, sums) = with(problem.shape)?;
     let turned = sums.t()?.contiguous()?;

@@ -23,7 +23,12 @@ fn targets(generator: &mut Generator, tokens: usize, vocabulary: usize) -> Vec<u
 }
 
 /// Losses `[targets]` of the counted tokens.
-fn composed(hidden: &Tensor, head: &Tensor, targets: &[u32]) -> Result<Tensor> {
+fn composed(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &[u32],
+    softcap: Option<f64>,
+) -> Result<Tensor> {
     let counted: Vec<u32> = (0..targets.len())
         .filter(|i| targets[*i] != IGNORE)
         .map(|i| i as u32)
@@ -33,6 +38,10 @@ fn composed(hidden: &Tensor, head: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let counted = Tensor::from_vec(counted, count, &Device::Cpu)?;
     let chosen = Tensor::from_vec(chosen, (count, 1), &Device::Cpu)?;
     let logits = hidden.index_select(&counted, 0)?.matmul(&head.t()?)?;
+    let logits = match softcap {
+        Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+        None => logits,
+    };
     candle_nn::ops::log_softmax(&logits, 1)?
         .gather(&chosen, 1)?
         .neg()?
@@ -49,12 +58,14 @@ fn equals_composed_operations_and_their_gradients() -> Result<()> {
         let count = targets.iter().filter(|t| **t != IGNORE).count();
         let scale = 0.37;
         let dy = Tensor::full(scale, count, &Device::Cpu)?;
-        let (losses, grads) =
-            autograd(&[&hidden, &head], &dy, |v| composed(&v[0], &v[1], &targets))?;
+        let (losses, grads) = autograd(&[&hidden, &head], &dy, |v| {
+            composed(&v[0], &v[1], &targets, None)
+        })?;
         let weight_grad = head.ones_like()?;
         let want = Want {
             grad_scale: Some(scale),
             weight_grad: Some(&weight_grad),
+            softcap: None,
         };
         let weight = Weight::Dense(head.clone());
         let loss = linear_cross_entropy(&hidden, &weight, &targets, want)?;
@@ -93,6 +104,7 @@ fn is_the_slope_of_its_loss() -> Result<()> {
     let want = Want {
         grad_scale: Some(1.0),
         weight_grad: Some(&weight_grad),
+        softcap: None,
     };
     let loss = |hidden: &Tensor, head: &Tensor, want| {
         linear_cross_entropy(hidden, &Weight::Dense(head.clone()), &targets, want)
@@ -192,9 +204,36 @@ fn refuses_what_does_not_fit() -> Result<()> {
     let want = Want {
         grad_scale: Some(1.0),
         weight_grad: Some(&grad),
+        softcap: None,
     };
     assert!(run(&[0, 1], want).is_err());
     let narrow = Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?;
     assert!(linear_cross_entropy(&narrow, &head, &[0, 1], Want::default()).is_err());
+    Ok(())
+}
+
+#[test]
+fn softened_logits_have_their_own_loss_and_gradients() -> Result<()> {
+    let mut generator = Generator(9);
+    let (hidden, head) = (generator.tensor(&[40, 16])?, generator.tensor(&[257, 16])?);
+    let targets = targets(&mut generator, 40, 257);
+    let count = targets.iter().filter(|t| **t != IGNORE).count();
+    let dy = Tensor::full(0.37, count, &Device::Cpu)?;
+    let softcap = Some(2.0);
+    let (losses, grads) = autograd(&[&hidden, &head], &dy, |v| {
+        composed(&v[0], &v[1], &targets, softcap)
+    })?;
+    let weight_grad = head.zeros_like()?;
+    let want = Want {
+        grad_scale: Some(0.37),
+        weight_grad: Some(&weight_grad),
+        softcap,
+    };
+    let loss = linear_cross_entropy(&hidden, &Weight::Dense(head.clone()), &targets, want)?;
+    let expected: f64 = values(&losses)?.iter().sum();
+    assert!((loss.sum - expected).abs() <= 1e-11 * expected.abs());
+    let grad = loss.hidden_grad.expect("a gradient was asked for");
+    assert_close("hidden", &grad, &grads[0], 1e-11);
+    assert_close("head", &weight_grad, &grads[1], 1e-11);
     Ok(())
 }

@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Result, Tensor};
 use common::{Generator, assert_close, assert_same, inner, on_threads, single};
-use sparsam_kernels::rope::{RopeTable, rope, rope_backward};
+use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
 
 fn frequencies(rotary_dim: usize) -> Vec<f64> {
     (0..rotary_dim / 2)
@@ -42,12 +42,12 @@ fn rotates_whole_and_partial_heads() -> Result<()> {
         let table = RopeTable::new(&frequencies, 100, 1.0);
         let expected = by_hand(&x, heads, &positions, &frequencies)?;
         let turned = x.copy()?;
-        rope(&turned, heads, &positions, &table)?;
+        rope(&turned, heads, &Positions::new(positions.clone()), &table)?;
         assert_close("rotated", &turned, &expected, 1e-13);
         let narrow = single(&x)?;
-        rope(&narrow, heads, &positions, &table)?;
+        rope(&narrow, heads, &Positions::new(positions.clone()), &table)?;
         assert_close("rotated in f32", &narrow, &expected, 1e-6);
-        rope_backward(&turned, heads, &positions, &table)?;
+        rope_backward(&turned, heads, &Positions::new(positions.clone()), &table)?;
         assert_close("rotated back", &turned, &x, 1e-13);
     }
     Ok(())
@@ -74,7 +74,7 @@ fn agrees_with_candle() -> Result<()> {
         &angles.sin()?,
     )?;
     let candle = candle.transpose(1, 2)?.contiguous()?.reshape((17, 48))?;
-    rope(&x, 3, &positions, &table)?;
+    rope(&x, 3, &Positions::new(positions.clone()), &table)?;
     assert_close("rotated", &x, &candle, 1e-13);
     Ok(())
 }
@@ -88,8 +88,8 @@ fn the_adjoint_is_the_transpose() -> Result<()> {
     let positions: Vec<u32> = (0..9).map(|i| i * 5).collect();
     let (x, y) = (generator.tensor(&[9, 16])?, generator.tensor(&[9, 16])?);
     let (rx, ry) = (x.copy()?, y.copy()?);
-    rope(&rx, 2, &positions, &table)?;
-    rope_backward(&ry, 2, &positions, &table)?;
+    rope(&rx, 2, &Positions::new(positions.clone()), &table)?;
+    rope_backward(&ry, 2, &Positions::new(positions.clone()), &table)?;
     assert!((inner(&rx, &y)? - inner(&x, &ry)?).abs() < 1e-12);
     Ok(())
 }
@@ -101,14 +101,14 @@ fn threads_do_not_matter_and_bad_shapes_are_refused() -> Result<()> {
     let positions: Vec<u32> = (0..70).collect();
     let run = || -> Result<Tensor> {
         let x = x.copy()?;
-        rope(&x, 2, &positions, &table)?;
+        rope(&x, 2, &Positions::new(positions.clone()), &table)?;
         Ok(x)
     };
     assert_same("threads", &on_threads(1, run)?, &on_threads(3, run)?);
-    assert!(rope(&x, 3, &positions, &table).is_err());
-    assert!(rope(&x, 4, &positions, &table).is_err());
-    assert!(rope(&x, 2, &positions[1..], &table).is_err());
-    let error = rope(&x, 2, &[70; 70], &table)
+    assert!(rope(&x, 3, &Positions::new(positions.clone()), &table).is_err());
+    assert!(rope(&x, 4, &Positions::new(positions.clone()), &table).is_err());
+    assert!(rope(&x, 2, &Positions::new(positions[1..].to_vec()), &table).is_err());
+    let error = rope(&x, 2, &Positions::new(vec![70; 70]), &table)
         .expect_err("beyond the table")
         .to_string();
     assert!(error.contains("70"), "{error}");

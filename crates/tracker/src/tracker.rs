@@ -120,6 +120,8 @@ pub enum Gpus {
     /// Those that `CUDA_VISIBLE_DEVICES` leaves visible.
     #[default]
     Visible,
+    /// The NVIDIA GPU of this number among those; others that are visible are not the run's own.
+    Number(usize),
     /// None: the run does not use them, and their idle power is not its own.
     None,
 }
@@ -285,12 +287,13 @@ fn find_meters(options: &Options, now: Duration) -> Found {
     };
     match options.gpus {
         Gpus::Visible => {
-            find_gpus(roots, now, &mut found);
+            find_gpus(roots, now, None, &mut found);
             if let Some(meter) = hwmon::AmdGpus::open(roots, now) {
                 found.hardware.gpus.extend(meter.names());
                 found.meters.push(Box::new(meter));
             }
         }
+        Gpus::Number(number) => find_gpus(roots, now, Some(number), &mut found),
         Gpus::None => found
             .not_included
             .push("GPUs, which this run did not use".to_owned()),
@@ -371,7 +374,7 @@ fn find_meters(options: &Options, now: Duration) -> Found {
     found
 }
 
-fn find_gpus(roots: &Roots, now: Duration, found: &mut Found) {
+fn find_gpus(roots: &Roots, now: Duration, number: Option<usize>, found: &mut Found) {
     let library = match nvml::Library::load(roots) {
         Ok(library) => library,
         Err(nvml::NoGpu::NoLibrary(_)) => return,
@@ -388,6 +391,15 @@ fn find_gpus(roots: &Roots, now: Duration, found: &mut Found) {
             let pci_order = std::env::var("CUDA_DEVICE_ORDER").is_ok_and(|o| o == "PCI_BUS_ID");
             let (gpus, note) = nvml::visible(gpus, listed.as_deref(), pci_order);
             found.notes.extend(note);
+            let gpus = match number {
+                None => gpus,
+                Some(number) => gpus.into_iter().skip(number).take(1).collect(),
+            };
+            if gpus.is_empty() && number.is_some() {
+                found
+                    .not_included
+                    .push("the GPU, which NVML does not show".to_owned());
+            }
             if !gpus.is_empty() {
                 found
                     .hardware

@@ -516,3 +516,45 @@ proptest::proptest! {
         }
     }
 }
+
+/// A training of a minute and a half on one NVIDIA H200 (driver 580), as the meters recorded it.
+#[test]
+fn a_recorded_run_on_a_gpu_adds_up() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorded/h200-energy.jsonl");
+    let contents = journal::read(&path).unwrap();
+    // The counter moves between any two readings, by what such a card can draw: 60 to 700 W.
+    let samples: Vec<(f64, f64)> = contents
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            journal::Event::Sample(totals) => Some((totals.t, totals.joules[0][1])),
+            _ => None,
+        })
+        .collect();
+    assert!(samples.len() >= 18, "{}", samples.len());
+    for pair in samples.windows(2) {
+        let watts = (pair[1].1 - pair[0].1) / (pair[1].0 - pair[0].0);
+        assert!(
+            (60.0..700.0).contains(&watts),
+            "{watts} W at {} s",
+            pair[1].0
+        );
+    }
+    let record = sparsam_tracker::window::Ledger::replay(contents)
+        .record()
+        .unwrap();
+    let gpu = &record.components[0];
+    assert_eq!(
+        (gpu.component, gpu.method),
+        (Component::Gpu, Method::Measured)
+    );
+    assert!((gpu.energy_kwh.central - 49_450.866 / 3.6e6).abs() < 1e-9);
+    assert!((record.emissions_g.central.unwrap() - 7.42192).abs() < 1e-5);
+    assert!(!record.ended_early && record.gaps == 0);
+    let train = record
+        .windows
+        .iter()
+        .find(|window| window.path == "train")
+        .unwrap();
+    assert!((train.seconds - 99.226).abs() < 1e-9);
+}

@@ -269,7 +269,7 @@ fn stages_add_up_to_the_whole_and_a_folders_state_is_the_callers() {
         write(desk.path(), &format!("{index}/energy.jsonl"), &[session]);
     }
     let about = |folder: &Path| {
-        folder.ends_with("3").then(|| About {
+        folder.ends_with("3").then_some(About {
             state: Some(State::Failed),
             stage: Some(Stage::Train),
             energy: None,

@@ -151,7 +151,7 @@ impl Default for English {
 }
 
 fn street(dice: &mut Dice) -> Street {
-    if dice.chance(35) {
+    if dice.chance(70) {
         return Street::draw(dice);
     }
     let kind = word(KINDS, dice);

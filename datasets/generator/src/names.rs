@@ -3,6 +3,7 @@
 //! The lists are multiplied (first by last names, street stems by kinds of street), so that a model has
 //! to copy a name from its context: there are too many to learn by heart.
 
+use crate::city_trees::town::STREETS;
 use crate::dice::Dice;
 
 /// First names of girls and women. None ends in s, x or z, so that the German genitive is always `-s`.
@@ -84,8 +85,11 @@ pub struct Street {
 }
 
 impl Street {
-    /// Draws one of some 1,300 street names.
+    /// Draws one of the town's own streets, as often as not, or else one of some 1,300 names.
     pub fn draw(dice: &mut Dice) -> Self {
+        if dice.chance(50) {
+            return Self::of_the_town(dice);
+        }
         let mut ticket = dice.below(STREET_KINDS.iter().map(|kind| kind.share).sum());
         let mut kind = &STREET_KINDS[0];
         for each in &STREET_KINDS {
@@ -103,6 +107,12 @@ impl Street {
             format!("{}{}", word(STREET_STEMS, dice), kind.suffix)
         };
         Self::named(name, kind.gender)
+    }
+
+    /// Draws one of the sixty streets of the town of city-trees.
+    pub fn of_the_town(dice: &mut Dice) -> Self {
+        let street = dice.pick(&STREETS);
+        Self::named(street.name.to_owned(), street.gender)
     }
 
     /// A street of a known name and gender.

@@ -239,6 +239,38 @@ impl Dataset {
         }
     }
 
+    /// Reads several files as one data set, in the order given: the shards of a split. The form is found in
+    /// the first; the hash is that of one file alone, or over the name and hash of each.
+    ///
+    /// # Errors
+    /// As [`Dataset::load_as`], for any of them; no file at all.
+    pub fn load_all(
+        paths: &[PathBuf],
+        columns: &Columns,
+        format: Option<Format>,
+    ) -> Result<Self, DataError> {
+        let Some((first, rest)) = paths.split_first() else {
+            return Err(DataError::Option("no data file is given".to_owned()));
+        };
+        let mut all = Self::load_as(first, columns, format)?;
+        if rest.is_empty() {
+            return Ok(all);
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |path: &Path, hash: &str| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            hasher.update(format!("{hash}  {name}\n").as_bytes());
+        };
+        add(first, &all.hash);
+        for path in rest {
+            let more = Self::load_as(path, columns, Some(all.format))?;
+            add(path, &more.hash);
+            all.rows.extend(more.rows);
+        }
+        all.hash = hasher.finalize().to_hex().to_string();
+        Ok(all)
+    }
+
     /// What was found, for the log: "1200 rows of chat (`messages`) in JSON Lines".
     pub fn describe(&self) -> String {
         let (count, plural) = (self.rows.len(), if self.rows.len() == 1 { "" } else { "s" });

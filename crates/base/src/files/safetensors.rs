@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
+use sparsam_kernels::Weight;
 
+use super::bitsandbytes;
 use crate::error::{Error, Result};
 use crate::weights::Weights;
 
@@ -98,6 +100,33 @@ impl SafetensorsFiles {
         Ok(Self { files, names })
     }
 
+    /// Whether there is a tensor of this name.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// The bytes of a tensor as they lie in its file.
+    pub(super) fn raw(&self, name: &str) -> Result<Raw> {
+        let file = self.names.get(name).map(|index| &self.files[*index]);
+        let Some((file, info)) = file.and_then(|file| Some((file, file.metadata.info(name)?)))
+        else {
+            return Err(Error::weight(name, "is not in the model's files"));
+        };
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0u8; end - start];
+        file.file
+            .read_exact_at(&mut bytes, file.start + start as u64)
+            .map_err(|source| Error::Read {
+                path: file.path.clone(),
+                source,
+            })?;
+        Ok(Raw {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes,
+        })
+    }
+
     /// The files, sorted.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())
@@ -107,6 +136,13 @@ impl SafetensorsFiles {
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.names.keys().map(String::as_str)
     }
+}
+
+/// A tensor as it lies in its file.
+pub(super) struct Raw {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Opened {
@@ -159,17 +195,16 @@ impl Opened {
 
 impl Weights for SafetensorsFiles {
     fn contains(&self, name: &str) -> bool {
-        self.names.contains_key(name)
+        self.holds(name)
+    }
+
+    fn kept(&self, name: &str) -> Result<Option<Weight>> {
+        bitsandbytes::kept(self, name)
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
-        let Some(file) = self.names.get(name).map(|index| &self.files[*index]) else {
-            return Err(Error::weight(name, "is not in the model's files"));
-        };
-        let Some(info) = file.metadata.info(name) else {
-            return Err(Error::weight(name, "is not in the model's files"));
-        };
-        let dtype = match info.dtype {
+        let raw = self.raw(name)?;
+        let dtype = match raw.dtype {
             Dtype::F64 => DType::F64,
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
@@ -184,18 +219,10 @@ impl Weights for SafetensorsFiles {
                 ));
             }
         };
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0u8; end - start];
-        file.file
-            .read_exact_at(&mut bytes, file.start + start as u64)
-            .map_err(|source| Error::Read {
-                path: file.path.clone(),
-                source,
-            })?;
         Ok(Tensor::from_raw_buffer(
-            &bytes,
+            &raw.bytes,
             dtype,
-            &info.shape,
+            &raw.shape,
             &Device::Cpu,
         )?)
     }

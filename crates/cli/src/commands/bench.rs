@@ -21,6 +21,7 @@ use sparsam_kernels::adamw::AdamW;
 use sparsam_kernels::cross_entropy::IGNORE;
 
 use crate::args::{BenchArgs, BenchMethod};
+use crate::device;
 use crate::machine::peak_memory;
 
 /// As the peer has them.
@@ -36,7 +37,10 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         dtype: args.dtype,
         max_length: args.seq,
     };
+    let place = device::open(args.device)?;
     let mut model = Model::from_folder(&args.model, options)?;
+    let name = args.model.display().to_string();
+    device::put(&mut model, &name, &place.device, args.dtype)?;
     let mut trainable = match args.method {
         BenchMethod::Full => Trainable::full(&mut model)?,
         BenchMethod::Lora => lora(&mut model, &args.lora_init)?,
@@ -72,6 +76,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "tokens_per_second": (args.batch * args.seq) as f64 / median,
         "step_seconds": median,
         "peak_rss_mib": peak_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
+        "peak_device_mib": device::peak_mib(&place.device),
         "losses": losses,
     }));
     Ok(())

@@ -19,9 +19,9 @@ const LONGEST: usize = 4096;
 /// Talks until an empty line, the end of the input or the end of the model's context.
 pub(super) fn run(args: &ChatArgs, quiet: bool) -> anyhow::Result<()> {
     let mut notes = notes(quiet);
-    let mut speaker = Speaker::open(&args.model, &mut notes)?;
+    let mut speaker = Speaker::open(&args.model, &mut notes, quiet)?;
     let room = speaker.context().min(LONGEST);
-    speaker.make_room(room);
+    speaker.make_room(room)?;
 
     let system = args.model.system.as_deref();
     let mut messages: Vec<_> = system

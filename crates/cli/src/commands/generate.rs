@@ -11,7 +11,7 @@ use crate::speaker::{End, Speaker, check_prompt, notes};
 /// Answers one prompt.
 pub(super) fn run(args: &GenerateArgs, quiet: bool) -> anyhow::Result<()> {
     let mut notes = notes(quiet);
-    let mut speaker = Speaker::open(&args.model, &mut notes)?;
+    let mut speaker = Speaker::open(&args.model, &mut notes, quiet)?;
     let prompt = prompt(&args.prompt)?;
     let ids = if args.raw {
         speaker.text(&prompt)?
@@ -25,7 +25,7 @@ pub(super) fn run(args: &GenerateArgs, quiet: bool) -> anyhow::Result<()> {
         speaker.conversation(&messages)?
     };
     check_prompt(ids.len(), speaker.context())?;
-    speaker.make_room(ids.len().saturating_add(speaker.longest_answer()));
+    speaker.make_room(ids.len().saturating_add(speaker.longest_answer()))?;
 
     let mut stdout = io::stdout().lock();
     let answer = speaker.answer(ids, &mut stdout)?;

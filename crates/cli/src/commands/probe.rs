@@ -12,22 +12,27 @@ use sparsam_adapter::trainable::Trainable;
 use sparsam_kernels::Documents;
 
 use crate::args::ProbeArgs;
+use crate::device;
 use crate::opened::{Wanted, open};
 
 pub(super) fn run(args: &ProbeArgs) -> anyhow::Result<()> {
+    let place = device::open(args.device)?;
     let mut opened = open(&Wanted {
         name: &args.model,
         quantize: args.quantize,
         dtype: Some(args.dtype),
+        device: &place.device,
         max_length: 0,
         chat_template: None,
+        revision: None,
+        quiet: true,
     })?;
     let mut hook = match &args.adapter {
         Some(folder) => peft::load(folder, &mut opened.model, 0)?.0,
         None => Trainable::none(&opened.model),
     };
     let ids = opened.tokenizer.encode(&args.prompt, true)?;
-    opened.model.set_max_length(ids.len());
+    opened.model.set_max_length(ids.len())?;
     let documents = Documents::single(ids.len());
     let logits = opened.model.logits(&ids, &documents, &mut hook)?;
     // Whole numbers of this size are exact in f32, the one type these files are written in.

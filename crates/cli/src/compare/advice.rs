@@ -224,7 +224,7 @@ mod tests {
         let rows = |repeat: usize| -> Vec<(f64, f64)> {
             (0..20)
                 .map(|row| {
-                    let sign = if (row * 7 + repeat * 3 + name.len()) % 2 == 0 {
+                    let sign = if (row * 7 + repeat * 3 + name.len()).is_multiple_of(2) {
                         1.0
                     } else {
                         -1.0

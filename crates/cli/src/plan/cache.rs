@@ -31,7 +31,7 @@ pub(crate) fn place(recipe: &Recipe, cpu: Option<&str>) -> Option<PathBuf> {
     decisive.license = None;
     decisive.budget = None;
     hasher.update(&serde_json::to_vec(&decisive).ok()?);
-    hasher.update(&serde_json::to_vec(&Platform::here()).ok()?);
+    hasher.update(&serde_json::to_vec(&Platform::here(&recipe.device)).ok()?);
     hasher.update(cpu.unwrap_or_default().as_bytes());
     hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
     let named = [

@@ -56,21 +56,19 @@ pub(crate) fn find(name: &str) -> Result<Device, Failure> {
         same || listed.eq_ignore_ascii_case(name.trim())
     });
     let power = row.and_then(|(listed, ..)| hardware::find(listed));
-    match (row, power) {
-        (Some((name, tflops, gigabytes)), Some(power)) => Ok(Device {
-            name,
-            tflops: *tflops,
-            memory: gigabytes * 1e9,
-            watts: power.watts,
-        }),
-        _ => {
-            let names: Vec<&str> = TABLE.iter().map(|(name, ..)| *name).collect();
-            Err(
-                Failure::usage(format!("there is no speed for the hardware `{name}`"))
-                    .hint(format!("known are {}", names.join(", "))),
-            )
-        }
-    }
+    let Some(((name, tflops, gigabytes), power)) = row.zip(power) else {
+        let names: Vec<&str> = TABLE.iter().map(|(name, ..)| *name).collect();
+        return Err(
+            Failure::usage(format!("there is no speed for the hardware `{name}`"))
+                .hint(format!("known are {}", names.join(", "))),
+        );
+    };
+    Ok(Device {
+        name,
+        tflops: *tflops,
+        memory: gigabytes * 1e9,
+        watts: power.watts,
+    })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use super::tree::{Node, Origin, Problem};
 use super::{Method, Quantize, Recipe, TargetModules};
+use crate::device::Choice;
 
 /// Refuses the first impossible value, and settles which of two exclusive keys holds.
 pub(super) fn check(recipe: &mut Recipe, tree: &Node) -> Result<(), Problem> {
@@ -114,6 +115,13 @@ impl Check<'_> {
             )
             .hint("write `quantize: none`, or `method: lora`"));
         }
+        if recipe.method == Method::Full && crate::opened::is_gguf(&recipe.model) {
+            return Err(Problem::new(
+                self.origin("model"),
+                "`method: full` trains every weight, which a GGUF file does not allow",
+            )
+            .hint("write `method: lora`, or name the model's folder in Hugging Face's layout"));
+        }
         if recipe.method == Method::Full && recipe.adapter.is_some() {
             return Err(Problem::new(
                 self.origin("adapter"),
@@ -189,6 +197,11 @@ impl Check<'_> {
             "1 or more",
         )?;
         self.must(recipe.threads != Some(0), "threads", "1 or more")?;
+        self.must(
+            recipe.device.parse::<Choice>().is_ok(),
+            "device",
+            "`auto`, `cpu`, or `cuda:0` with the number of a GPU",
+        )?;
         self.must(recipe.logging.steps >= 1, "logging.steps", "1 or more")
     }
 
@@ -208,8 +221,11 @@ impl Check<'_> {
             );
         }
         for (key, limit) in limits {
-            let holds = limit.is_none_or(|limit| limit.is_finite() && limit > 0.0);
-            self.must(holds, key, "greater than 0")?;
+            if !limit.is_none_or(|limit| limit.is_finite() && limit > 0.0) {
+                return Err(self
+                    .refuse(key, "greater than 0")
+                    .hint("leave `budget` out to train without a limit"));
+            }
         }
         Ok(())
     }

@@ -218,16 +218,21 @@ impl Language {
     pub(super) fn figure(self, english: &str) -> String {
         match self {
             Self::En => english.to_owned(),
-            // Thousands are joined by commas and decimals by points, and here the other way round.
-            Self::De => english
-                .chars()
-                .map(|c| match c {
-                    '.' => ',',
-                    ',' => '.',
-                    c => c,
-                })
-                .collect::<String>()
-                .replace(" to ", " bis "),
+            // Thousands are joined by commas and decimals by points, and here the other way round; a mark
+            // before anything but a digit belongs to the sentence.
+            Self::De => {
+                let next = english.chars().skip(1).chain([' ']);
+                english
+                    .chars()
+                    .zip(next)
+                    .map(|pair| match pair {
+                        ('.', '0'..='9') => ',',
+                        (',', '0'..='9') => '.',
+                        (c, _) => c,
+                    })
+                    .collect::<String>()
+                    .replace(" to ", " bis ")
+            }
         }
     }
 }

@@ -131,7 +131,7 @@ fn some<T: Clone>(items: &[T]) -> Vec<T> {
     let every = items.len().div_ceil(ROWS).max(1);
     let mut kept: Vec<T> = items.iter().step_by(every).cloned().collect();
     if let Some(last) = items.last()
-        && (items.len() - 1) % every != 0
+        && !(items.len() - 1).is_multiple_of(every)
     {
         kept.push(last.clone());
     }

@@ -20,10 +20,10 @@ use sparsam_adapter::trainable::Trainable;
 use sparsam_base::config::ModelConfig;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
-use super::material::{Data, Material, Ready};
-use super::settings;
+use super::material::{Data, Material, Ready, Revisions};
+use super::{place, settings};
 use crate::machine::peak_memory;
-use crate::opened::open_text;
+use crate::opened::{Texts, open_texts};
 use crate::recipe::RecipeFile;
 
 /// At least so many steps, however long they take.
@@ -126,11 +126,23 @@ impl Observer for Pace {
 pub(crate) fn count(file: &RecipeFile) -> anyhow::Result<(ModelConfig, Work)> {
     let recipe = &file.recipe;
     file.check_files()?;
-    let (config, tokenizer, template) = open_text(&recipe.model, recipe.chat_template.as_deref())?;
+    let Texts {
+        config,
+        tokenizer,
+        template,
+    } = open_texts(
+        &recipe.model,
+        recipe.revision.as_deref(),
+        recipe.max_length,
+        recipe.chat_template.as_deref(),
+        true,
+    )?;
     let data = Data::read(
         recipe,
+        Revisions::of(recipe, None),
         &tokenizer,
         &template.with_clock(super::now().as_second()),
+        true,
     )?;
     let planned = settings::training(recipe, &data.train);
     let steps = planned.schedule.total_steps;
@@ -181,12 +193,16 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
     let recipe = &file.recipe;
     file.check_files()?;
     let scratch = tempfile::tempdir()?;
-    let mut options = settings::tracker(recipe, scratch.path(), "calibration".to_owned(), false);
+    let place = place(recipe)?;
+    let name = "calibration".to_owned();
+    let mut options = settings::tracker(recipe, &place.device, scratch.path(), name, false);
     options.baseline_seconds = 0.0;
     let tracker = Tracker::start(&options)?;
     let begun = Instant::now();
-    let Material { opened, mut data } = Material::read(recipe, super::now())?;
-    let mut ready = Ready::make(recipe, opened)?;
+    let revisions = Revisions::of(recipe, None);
+    let Material { opened, mut data } =
+        Material::read(recipe, &place, revisions, super::now(), true)?;
+    let mut ready = Ready::make(recipe, opened, true)?;
     let planned = settings::training(recipe, &data.train);
     let mut optimizer = Optimizer::new(
         &ready.trainable,

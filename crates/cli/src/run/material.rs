@@ -1,7 +1,7 @@
 //! What a run is made of: model and data as the recipe names them, read and checked before the first
 //! step, and what is trained on the model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use sparsam_adapter::data::pack::{pack, unpacked};
@@ -14,18 +14,51 @@ use sparsam_adapter::trainable::Trainable;
 use sparsam_base::chat_template::ChatTemplate;
 use sparsam_base::model::Model;
 use sparsam_base::tokenizer::Tokenizer;
+use sparsam_hub::Split;
 use sparsam_tracker::Tracker;
 
 use super::settings;
+use crate::device::Place;
 use crate::error::Failure;
+use crate::from_hub;
 use crate::interrupt;
 use crate::opened::{Opened, Wanted, open};
 use crate::progress::Progress;
 use crate::recipe::{EvalGeneration, Method, Recipe};
-use crate::run_record::DataRecord;
+use crate::run_record::{DataRecord, RunRecord};
 
 /// Name of the phase in which answers are written.
 const GENERATE: &str = "generate";
+
+/// Which revisions of the Hub are meant.
+#[derive(Clone, Copy)]
+pub(super) struct Revisions<'a> {
+    model: Option<&'a str>,
+    train: Option<&'a str>,
+    eval: Option<&'a str>,
+}
+
+impl<'a> Revisions<'a> {
+    /// Those of the recipe, or the very commits a run that is continued began with: a branch may have moved.
+    pub(super) fn of(recipe: &'a Recipe, begun: Option<&'a RunRecord>) -> Self {
+        let data = recipe.data.revision.as_deref();
+        match begun {
+            None => Self {
+                model: recipe.revision.as_deref(),
+                train: data,
+                eval: data,
+            },
+            Some(record) => Self {
+                model: record.base.revision.as_deref(),
+                train: record.train_data.revision.as_deref(),
+                eval: record
+                    .eval_data
+                    .as_ref()
+                    .and_then(|data| data.revision.as_deref()),
+            },
+        }
+    }
+}
 
 /// What is read before anything is trained.
 pub(super) struct Material {
@@ -48,7 +81,13 @@ pub(super) struct Data {
 impl Material {
     /// Some templates write the date into a conversation; it is that on which the run `started`, so that
     /// one resumed after midnight sees the same data.
-    pub(super) fn read(recipe: &Recipe, started: Timestamp) -> anyhow::Result<Self> {
+    pub(super) fn read(
+        recipe: &Recipe,
+        place: &Place,
+        revisions: Revisions,
+        started: Timestamp,
+        quiet: bool,
+    ) -> anyhow::Result<Self> {
         if let Some(threads) = recipe.threads {
             // Fails only where the pool exists already, as it does after an earlier run in this process.
             let _ = rayon::ThreadPoolBuilder::new()
@@ -62,12 +101,21 @@ impl Material {
         let mut opened = open(&Wanted {
             name: &recipe.model,
             quantize: settings::quantize(recipe),
-            dtype: settings::dtype(recipe),
+            dtype: settings::dtype(recipe, &place.device),
+            device: &place.device,
             max_length: recipe.max_length + new_tokens,
             chat_template: recipe.chat_template.as_deref(),
+            revision: revisions.model,
+            quiet,
         })?;
         opened.template = opened.template.with_clock(started.as_second());
-        let data = Data::read(recipe, &opened.tokenizer, &opened.template)?;
+        let data = Data::read(
+            recipe,
+            revisions,
+            &opened.tokenizer,
+            &opened.template,
+            quiet,
+        )?;
         Ok(Self { opened, data })
     }
 }
@@ -75,31 +123,45 @@ impl Material {
 impl Data {
     pub(super) fn read(
         recipe: &Recipe,
+        revisions: Revisions,
         tokenizer: &Tokenizer,
         template: &ChatTemplate,
+        quiet: bool,
     ) -> anyhow::Result<Self> {
         let columns = settings::columns(recipe)?;
         let mut found = Vec::new();
-        let mut read = |path: &Path, order: Order| -> anyhow::Result<_> {
-            let dataset = Dataset::load_as(path, &columns, settings::format(recipe))?;
-            let prepared = prepare(&dataset, tokenizer, template, &settings::prepare(recipe))?;
-            let record = data_record(path, &dataset, &prepared.statistics);
-            found.push(format!(
-                "{}: {}; {}",
-                path.display(),
-                dataset.describe(),
-                prepared.statistics
-            ));
-            let rows = if recipe.packing {
-                pack(&prepared.lengths(), recipe.max_length)
-            } else {
-                unpacked(prepared.examples.len())
+        check_splits(recipe)?;
+        let mut read =
+            |path: &Path, part: (&str, Option<&str>), order: Order| -> anyhow::Result<_> {
+                let (split, revision) = part;
+                let (files, hub) = files(path, split, revision, recipe, quiet)?;
+                let dataset = Dataset::load_all(&files, &columns, settings::format(recipe))?;
+                let prepared = prepare(&dataset, tokenizer, template, &settings::prepare(recipe))?;
+                let record = DataRecord {
+                    split: hub.as_ref().map(|_| split.to_owned()),
+                    revision: hub,
+                    ..data_record(path, &dataset, &prepared.statistics)
+                };
+                found.push(format!(
+                    "{}: {}; {}",
+                    path.display(),
+                    dataset.describe(),
+                    prepared.statistics
+                ));
+                let rows = if recipe.packing {
+                    pack(&prepared.lengths(), recipe.max_length)
+                } else {
+                    unpacked(prepared.examples.len())
+                };
+                let batches = Batches::new(prepared.examples, rows, recipe.batch_size, order);
+                Ok((dataset, batches, record))
             };
-            let batches = Batches::new(prepared.examples, rows, recipe.batch_size, order);
-            Ok((dataset, batches, record))
-        };
+        let train_split = recipe.data.split.as_deref().unwrap_or("train");
+        let eval_split = recipe.data.eval_split.as_deref().unwrap_or("test");
+        let train_part = (train_split, revisions.train);
+        let eval_part = (eval_split, revisions.eval);
         let shuffled = Order::Shuffled { seed: recipe.seed };
-        let (_, train, train_record) = read(&recipe.data.train, shuffled)?;
+        let (_, train, train_record) = read(&recipe.data.train, train_part, shuffled)?;
         let mut data = Self {
             train,
             train_record,
@@ -109,7 +171,7 @@ impl Data {
             found: Vec::new(),
         };
         if let Some(path) = &recipe.data.eval {
-            let (dataset, batches, record) = read(path, Order::AsRead)?;
+            let (dataset, batches, record) = read(path, eval_part, Order::AsRead)?;
             (data.eval, data.eval_record) = (Some(batches), Some(record));
             if let Some(generation) = &recipe.eval_generation {
                 data.questions = questions(
@@ -135,9 +197,55 @@ impl Data {
     }
 }
 
+/// The files of a data set, and the commit they are of where they come from the Hub.
+fn files(
+    path: &Path,
+    split: &str,
+    revision: Option<&str>,
+    recipe: &Recipe,
+    quiet: bool,
+) -> anyhow::Result<(Vec<PathBuf>, Option<String>)> {
+    let Some(name) = from_hub::hub_path(path) else {
+        return Ok((vec![path.to_owned()], None));
+    };
+    let split = Split {
+        name: split.to_owned(),
+        subset: recipe.data.subset.clone(),
+    };
+    let (fetched, files) = from_hub::data(name, revision, split, quiet)?;
+    Ok((files, Some(fetched.commit)))
+}
+
+/// Refuses keys about data sets of the Hub where no data set of the Hub is named.
+fn check_splits(recipe: &Recipe) -> Result<(), Failure> {
+    let data = &recipe.data;
+    let train = from_hub::hub_path(&data.train).is_some();
+    let eval = data
+        .eval
+        .as_deref()
+        .is_some_and(|path| from_hub::hub_path(path).is_some());
+    let keys = [
+        ("split", data.split.is_some(), train),
+        ("eval_split", data.eval_split.is_some(), eval),
+        ("subset", data.subset.is_some(), train || eval),
+        ("revision", data.revision.is_some(), train || eval),
+    ];
+    match keys.iter().find(|(_, given, hub)| *given && !hub) {
+        None => Ok(()),
+        Some((key, ..)) => Err(Failure::usage(format!(
+            "`data.{key}` is given, but the data is a file or folder here and not on the Hub"
+        ))
+        .hint(format!(
+            "leave `data.{key}` out, or name a data set of the Hub"
+        ))),
+    }
+}
+
 fn data_record(path: &Path, dataset: &Dataset, statistics: &Statistics) -> DataRecord {
     DataRecord {
         path: path.to_owned(),
+        revision: None,
+        split: None,
         format: dataset.format.name().to_owned(),
         blake3: dataset.hash.clone(),
         examples: statistics.examples as u64,
@@ -174,6 +282,19 @@ fn of_the_recipe(error: Error, model: &Model) -> anyhow::Error {
         .into()
 }
 
+/// A model whose weights cannot all be trained, in the words of the recipe.
+fn not_whole(error: Error, recipe: &Recipe) -> anyhow::Error {
+    if !matches!(error, Error::Config { .. }) {
+        return error.into();
+    }
+    Failure::usage(format!(
+        "`method: full` trains every weight, which the quantised ones of `{}` do not allow",
+        recipe.model
+    ))
+    .hint("write `method: lora`, or name a model that is not quantised")
+    .into()
+}
+
 /// A model with what is trained on it.
 pub(super) struct Ready {
     pub(super) opened: Opened,
@@ -183,11 +304,15 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    pub(super) fn make(recipe: &Recipe, mut opened: Opened) -> anyhow::Result<Self> {
+    pub(super) fn make(recipe: &Recipe, mut opened: Opened, quiet: bool) -> anyhow::Result<Self> {
         let (trainable, adapter) = match (recipe.method, &recipe.adapter) {
-            (Method::Full, _) => (Trainable::full(&mut opened.model)?, None),
+            (Method::Full, _) => {
+                let trainable = Trainable::full(&mut opened.model);
+                (trainable.map_err(|error| not_whole(error, recipe))?, None)
+            }
             (Method::Lora, Some(folder)) => {
-                let (trainable, config) = peft::load(folder, &mut opened.model, recipe.seed)?;
+                let folder = from_hub::adapter(folder, quiet)?;
+                let (trainable, config) = peft::load(&folder, &mut opened.model, recipe.seed)?;
                 (trainable, Some(config))
             }
             (Method::Lora, None) => {
@@ -196,7 +321,7 @@ impl Ready {
                     .map_err(|error| of_the_recipe(error, &opened.model))?;
                 let config = AdapterConfig {
                     lora,
-                    base_model_name_or_path: Some(recipe.model.clone()),
+                    base_model_name_or_path: Some(from_hub::plain(&recipe.model).to_owned()),
                 };
                 (trainable, Some(config))
             }

@@ -6,8 +6,9 @@ use anyhow::Context;
 use sparsam_adapter::error::Error;
 use sparsam_adapter::files::{write_tensors, write_text};
 use sparsam_adapter::peft::{self, AdapterConfig};
-use sparsam_adapter::trainable::Trainable;
+use sparsam_adapter::trainable::{Trainable, Trained};
 use sparsam_base::builtin;
+use sparsam_base::model::Model;
 
 use crate::opened::find_builtin;
 use crate::recipe::Method;
@@ -38,12 +39,13 @@ pub(super) fn write(
     folder: &Path,
     base: &str,
     trainable: &Trainable,
+    model: &Model,
     adapter: Option<&AdapterConfig>,
     template: Option<&str>,
 ) -> anyhow::Result<()> {
     match adapter {
         Some(config) => peft::save(folder, trainable, config)?,
-        None => whole_model(folder, base, trainable)?,
+        None => whole_model(folder, base, trainable, model)?,
     }
     if let Some(template) = template {
         write_text(&folder.join(TEMPLATE), template)?;
@@ -53,12 +55,17 @@ pub(super) fn write(
 
 /// The model's weights in f32, the type they were trained in, with the base's own configuration and
 /// tokenizer beside them.
-fn whole_model(folder: &Path, base: &str, trainable: &Trainable) -> anyhow::Result<()> {
-    let tensors = trainable
-        .registry()
-        .iter()
-        .map(|(name, trained)| (name.clone(), trained.value.clone()))
-        .collect();
+fn whole_model(
+    folder: &Path,
+    base: &str,
+    trainable: &Trainable,
+    model: &Model,
+) -> anyhow::Result<()> {
+    let stored = |(name, trained): (&String, &Trained)| {
+        Ok((name.clone(), model.as_stored(name, &trained.value)?))
+    };
+    let tensors = trainable.registry().iter().map(stored);
+    let tensors = tensors.collect::<sparsam_base::error::Result<_>>()?;
     write_tensors(&folder.join(MODEL), &tensors)?;
     if base.starts_with(builtin::PREFIX) {
         let builtin = find_builtin(base)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use candle_core::DType;
+use candle_core::{DType, Device, DeviceLocation};
 use sparsam_adapter::data::{Batches, Columns, Format, PrepareOptions};
 use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
 use sparsam_adapter::lora::{Bias, Init, LoraConfig};
@@ -17,7 +17,7 @@ use sparsam_tracker::{Gpus, Options, Stage, StatedIntensity};
 
 use crate::recipe::{self, Recipe, RunLength, TargetModules, Warmup};
 
-pub(super) fn quantize(recipe: &Recipe) -> Quantize {
+pub(crate) fn quantize(recipe: &Recipe) -> Quantize {
     match recipe.quantize {
         recipe::Quantize::None => Quantize::None,
         recipe::Quantize::Int8 => Quantize::Int8,
@@ -27,10 +27,15 @@ pub(super) fn quantize(recipe: &Recipe) -> Quantize {
 }
 
 /// The type of the base; None where the program is to choose.
-pub(super) fn dtype(recipe: &Recipe) -> Option<DType> {
+pub(super) fn dtype(recipe: &Recipe, device: &Device) -> Option<DType> {
     match recipe.dtype {
         recipe::Dtype::F32 => Some(DType::F32),
         recipe::Dtype::Bf16 => Some(DType::BF16),
+        // Weights that are trained keep their digits; a frozen base is read in the type that a GPU multiplies
+        // fastest.
+        recipe::Dtype::Auto if !device.is_cpu() && recipe.method == recipe::Method::Lora => {
+            Some(DType::BF16)
+        }
         recipe::Dtype::Auto => None,
     }
 }
@@ -181,7 +186,13 @@ pub(super) fn training(recipe: &Recipe, train: &Batches) -> Settings {
 }
 
 /// What the tracker is told. The place is the recipe's, else that of `SPARSAM_COUNTRY`.
-pub(super) fn tracker(recipe: &Recipe, folder: &Path, name: String, resume: bool) -> Options {
+pub(super) fn tracker(
+    recipe: &Recipe,
+    device: &Device,
+    folder: &Path,
+    name: String,
+    resume: bool,
+) -> Options {
     let energy = &recipe.energy;
     let stated = energy
         .intensity_g_per_kwh
@@ -205,7 +216,10 @@ pub(super) fn tracker(recipe: &Recipe, folder: &Path, name: String, resume: bool
         baseline_seconds: energy.baseline_seconds,
         water_site_l_per_kwh: energy.water_site_l_per_kwh,
         water_grid_l_per_kwh: energy.water_grid_l_per_kwh,
-        gpus: Gpus::None,
+        gpus: match device.location() {
+            DeviceLocation::Cuda { gpu_id } => Gpus::Number(gpu_id),
+            _ => Gpus::None,
+        },
         ..Options::in_folder(folder)
     }
 }

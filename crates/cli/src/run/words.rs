@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use candle_core::Device;
 use sparsam_adapter::data::questions::Question;
 use sparsam_adapter::evaluate::Answer;
 use sparsam_adapter::train::{Ending, Settings};
@@ -12,6 +13,7 @@ use sparsam_tracker::{EnergyRecord, format, summary};
 
 use super::material::{Data, Ready};
 use crate::cards;
+use crate::device;
 use crate::figures::thousands;
 use crate::progress::Progress;
 use crate::recipe::{EvalGeneration, Recipe};
@@ -27,13 +29,25 @@ pub(super) const NO_COUNTRY: &str = "no country is set, so the card will state e
 pub(super) fn opening(recipe: &Recipe, ready: &Ready, data: &Data, settings: &Settings) -> String {
     let opened = &ready.opened;
     let mut lines = vec![format!(
-        "{}: {}, {} weights, {} in memory; {} trained",
+        "{}: {}, {} weights, {} in memory{}; {} trained",
         recipe.model,
         opened.architecture,
         thousands(opened.parameters),
         crate::figures::bytes(opened.model.bytes() as u64),
+        match opened.model.device() {
+            Device::Cpu => String::new(),
+            device => format!(" of {}", device::name(device)),
+        },
         thousands(ready.trainable.parameters() as u64),
     )];
+    if let Some(hub) = &opened.hub {
+        let license = hub.license.as_deref();
+        lines.push(format!(
+            "commit {}, licence of the base: {}",
+            hub.commit,
+            license.unwrap_or("its card names none")
+        ));
+    }
     for key in &opened.model.config.unrecognised {
         lines.push(format!(
             "config.json has `{key}`, which is not known here and was left alone"

@@ -15,7 +15,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, product, transpose};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::vector::{LANES, Real, dot, levels};
+use crate::vector::{LANES, Real, dot, levels, soften, softened_slope};
 
 /// Keys of a block: a multiple of every microkernel's rows.
 const KEYS: usize = 96;
@@ -250,6 +250,8 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
     };
     let mut p = vec![T::ZERO; KEYS * QUERIES];
     let mut ds = vec![T::ZERO; KEYS * QUERIES];
+    // How much less a softened score changes than the score itself.
+    let mut slopes = vec![T::ONE; shape.softcap.map_or(0, |_| KEYS * QUERIES)];
     let mut ds_turned = vec![T::ZERO; QUERIES * KEYS];
     let mut dk = vec![T::ZERO; KEYS * padded];
     let mut dv = vec![T::ZERO; KEYS * padded];
@@ -310,7 +312,18 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
             };
             let lanes = at..at + block.len().next_multiple_of(LANES);
             let of_rows = (&log_sums[lanes.clone()], &pulls[lanes]);
+            if let Some(cap) = shape.softcap {
+                soften::<T>(level, &mut p, cap);
+                for (slope, softened) in slopes.iter_mut().zip(&p) {
+                    *slope = softened_slope(*softened, cap);
+                }
+            }
             gradients::<T>(level, &mut p, &mut ds, &place, of_rows);
+            if shape.softcap.is_some() {
+                for (ds, slope) in ds.iter_mut().zip(&slopes) {
+                    *ds *= *slope;
+                }
+            }
             for (left, panels, out) in [(&p, &dout_plain, &mut dv), (&ds, &q, &mut dk)] {
                 let part = |rows| Part {
                     columns: 0..padded,

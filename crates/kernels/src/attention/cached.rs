@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::AttentionShape;
 use crate::cpu::Level;
-use crate::vector::{Real, levels};
+use crate::vector::{Real, levels, soften};
 
 /// Attention of the new tokens of one sequence over its cache.
 ///
@@ -60,6 +60,12 @@ pub fn attention_cached<T: Real>(
                     *score = T::dot(level, q, key);
                 }
             }
+            if let Some(cap) = shape.softcap {
+                for score in &mut scores {
+                    *score *= T::of(shape.scale);
+                }
+                soften::<T>(level, &mut scores, cap);
+            }
             weigh::<T>(level, &mut scores, &values[first..], kv_width, shape, out);
         });
     Ok(out)
@@ -75,7 +81,8 @@ levels! {
         out: &mut [T],
     ) {
         let group = shape.group();
-        let scale = T::of(shape.scale);
+        // Softened scores are scaled already.
+        let scale = T::of(if shape.softcap.is_some() { 1.0 } else { shape.scale });
         let mut greatest = vec![T::NEG_INFINITY; group];
         for scores in scores.chunks_exact(group) {
             for (greatest, score) in greatest.iter_mut().zip(scores) {

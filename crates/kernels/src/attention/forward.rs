@@ -12,7 +12,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::vector::{LANES, Real, levels, reduce};
+use crate::vector::{LANES, Real, levels, reduce, soften};
 
 /// Queries of a block: a multiple of every microkernel's rows.
 const QUERIES: usize = 48;
@@ -142,6 +142,9 @@ fn run<T: Real>(
                     depth: 0..shape.head_dim,
                 },
             );
+            if let Some(cap) = shape.softcap {
+                soften::<T>(level, &mut scores, cap);
+            }
             let place = Place {
                 first_query: task.queries.start,
                 keys: keys.clone(),

@@ -151,19 +151,15 @@ pub fn update_lifecycle(card: &[u8], section: &str) -> Result<Vec<u8>, EditError
         let source = Source::read(card)?;
         let before = source.parse()?;
         let edited = put_section(&source, &LIFECYCLE, section.trim_end())?;
-        let ours = front_block(&source)?;
-        verify(&edited, &before, ours.as_deref())?;
+        verify(&edited, &before, front_block(&source))?;
         Ok(edited.into_bytes())
     })
 }
 
 /// The lines of our key as they stand in the front matter.
-fn front_block(source: &Source) -> Result<Option<String>, CardError> {
-    let Some(front) = &source.front else {
-        return Ok(None);
-    };
-    let yaml = &source.text[front.content.clone()];
-    Ok(key_lines(yaml, KEY).map(|lines| yaml[lines.start..lines.end].to_owned()))
+fn front_block<'a>(source: &Source<'a>) -> Option<&'a str> {
+    let yaml = &source.text[source.front.as_ref()?.content.clone()];
+    key_lines(yaml, KEY).map(|lines| &yaml[lines.start..lines.end])
 }
 
 /// The outcome of an edit that changes nothing when it is made again: a section that a second update

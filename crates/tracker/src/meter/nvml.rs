@@ -30,6 +30,11 @@ const DISAGREEMENT: f64 = 0.05;
 /// 100 ms) and the sampling weigh too much. Joules.
 const COMPARED_FROM: f64 = 1000.0;
 
+/// How far the integral may trail the counter where power has stepped, in seconds of the step: the sensor
+/// gives the average of the last second (`nvmlDeviceGetPowerUsage`, Ampere and later except GA100), and
+/// the mean of two readings a second apart places a step half a second wrong at most.
+const TRAILING: f64 = 1.5;
+
 /// A counter that has not moved for this long while power was drawn stands still.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
@@ -264,6 +269,10 @@ struct Gpu {
     counter: Option<(u64, Duration)>,
     /// Last power reading, W.
     power: Option<(Duration, f64)>,
+    /// The lowest and the highest power read, W.
+    span: Option<(f64, f64)>,
+    /// Since when counter and integral are apart without a break.
+    apart_since: Option<Duration>,
     /// The figure, J.
     joules: f64,
     /// Joules by the counter since the meter was made.
@@ -293,7 +302,12 @@ impl Gpu {
     ) -> Result<(), (f64, String)> {
         let power_step = self.integrate(now, &power);
         match energy {
-            Ok(millijoules) => self.count(now, millijoules, power_step),
+            Ok(millijoules) => {
+                let counted = self.count(now, millijoules, power_step);
+                let since = self.apart_since.unwrap_or(now);
+                self.apart_since = self.apart().then_some(since);
+                counted
+            }
             Err(reason) => {
                 // The counter keeps on counting while it cannot be read. Where there is none, or it
                 // stands still, the integral is all there is.
@@ -317,6 +331,8 @@ impl Gpu {
     /// Adds the power since the last reading to the integral, and gives the joules of that step.
     fn integrate(&mut self, now: Duration, power: &Result<u32, String>) -> Option<f64> {
         let watts = f64::from(*power.as_ref().ok()?) / 1e3;
+        let (low, high) = self.span.unwrap_or((watts, watts));
+        self.span = Some((low.min(watts), high.max(watts)));
         let last = self.power.replace((now, watts));
         let (then, before) = last?;
         let elapsed = now.saturating_sub(then);
@@ -384,14 +400,21 @@ impl Gpu {
         }
     }
 
-    /// Whether counter and integral are both complete and further apart than they should be.
+    /// Whether counter and integral have been apart for longer than the sensor may trail.
     fn disagree(&self) -> bool {
+        self.apart_since
+            .is_some_and(|since| (self.covered.saturating_sub(since)).as_secs_f64() > TRAILING)
+    }
+
+    /// Whether counter and integral are both complete and further apart than they should be.
+    fn apart(&self) -> bool {
         let larger = self.counted.max(self.integrated);
+        let trailing = TRAILING * self.span.map_or(0.0, |(low, high)| high - low);
         self.moved
             && !self.stuck
             && !self.integral_torn
             && larger > COMPARED_FROM
-            && (self.counted - self.integrated).abs() > DISAGREEMENT * larger
+            && (self.counted - self.integrated).abs() > DISAGREEMENT * larger + trailing
     }
 }
 
@@ -633,6 +656,23 @@ mod tests {
         let range = at(&mut meter, 20);
         assert_eq!((range.central, range.high), (2000.0, 4000.0));
         assert_eq!(meter.notes().len(), 1);
+    }
+
+    /// As an H200 showed it: 80 W, then 690 W at once, and a sensor a second behind.
+    #[test]
+    fn a_sensor_that_trails_a_step_of_power_does_not_disagree() {
+        let gpu = Pretended::new(Some(0), Some(80_000));
+        let mut meter = meter(&gpu);
+        let mut counter = 0;
+        for second in 1..=30 {
+            counter += if second <= 6 { 80_000 } else { 690_000 };
+            gpu.set(
+                Some(counter),
+                Some(if second <= 7 { 80_000 } else { 690_000 }),
+            );
+            at(&mut meter, second);
+        }
+        assert!(meter.notes().is_empty(), "{:?}", meter.notes());
     }
 
     #[test]

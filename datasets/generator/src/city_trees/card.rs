@@ -99,12 +99,12 @@ does not exist, and the names in them are drawn from lists of common first and l
 
 `prompt` is the message. `completion` is the record, four lines without a final line break, in this order:
 
-- `species`: the botanical genus of the tree, or `unknown` when the message only says *tree* or *Baum*. A
+- `Species`: the botanical genus of the tree, or `unknown` when the message only says *tree* or *Baum*. A
   street named after a tree says nothing about the species.
-- `street`: the street as on its sign, one of {street_count}, whatever the message makes of it (`goethestr.`,
+- `Street`: the street as on its sign, one of {street_count}, whatever the message makes of it (`goethestr.`,
   `Goethestrasse`, `Gotehestraße`). Every message names it.
-- `problem`: one of the ten labels below.
-- `urgency`: `high` when the message tells of danger to people, traffic or cables: something hangs over a
+- `Problem`: one of the ten labels below.
+- `Urgency`: `high` when the message tells of danger to people, traffic or cables: something hangs over a
   path or a road, may fall at any moment, blocks the way, touches a cable, or somebody has been hurt or
   nearly so. Otherwise the urgency that belongs to the problem, in the third column. That a resident is not
   in a hurry changes nothing. `needs water` is always `low`.

@@ -172,7 +172,7 @@ impl Office {
         let urgency = if danger { "high" } else { problem.calm_urgency };
         let species = species.map_or("unknown", |species| species.genus);
         let completion = format!(
-            "species: {species}\nstreet: {}\nproblem: {}\nurgency: {urgency}",
+            "Species: {species}\nStreet: {}\nProblem: {}\nUrgency: {urgency}",
             street.name, problem.label
         );
         Ok(Row {
@@ -332,7 +332,7 @@ mod tests {
                 .map(|line| line.split_once(": ").unwrap())
                 .collect();
             let keys: Vec<&str> = lines.iter().map(|(key, _)| *key).collect();
-            assert_eq!(keys, ["species", "street", "problem", "urgency"]);
+            assert_eq!(keys, ["Species", "Street", "Problem", "Urgency"]);
             assert!(genera.contains(lines[0].1));
             assert!(town::STREETS.iter().any(|street| street.name == lines[1].1));
             let problem = PROBLEMS

@@ -424,3 +424,33 @@ fn the_hash_is_that_of_the_bytes() {
         blake3::hash(csv.as_bytes()).to_hex().to_string()
     );
 }
+
+#[test]
+fn shards_are_one_data_set_of_one_form() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let paths = [
+        write("a.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\"}\n"),
+        write("b.jsonl", "{\"text\": \"three\"}\n"),
+    ];
+    let load = |paths: &[PathBuf]| Dataset::load_all(paths, &Columns::default(), None);
+    let all = load(&paths).unwrap();
+    let texts: Vec<&Row> = all.rows.iter().map(|(_, row)| row).collect();
+    let text = |text: &str| Row::Text(text.to_owned());
+    assert_eq!(texts, [&text("one"), &text("two"), &text("three")]);
+    assert_eq!(all.rows[2].0, Place::line(&paths[1], 1));
+    let single = load(&paths[..1]).unwrap();
+    assert_eq!(
+        single.hash,
+        Dataset::load(&paths[0], &Columns::default()).unwrap().hash
+    );
+    assert_ne!(single.hash, all.hash);
+    let other = write("c.jsonl", "{\"prompt\": \"x\", \"completion\": \"y\"}\n");
+    let error = load(&[paths[0].clone(), other.clone()]).unwrap_err();
+    assert!(error.to_string().contains("c.jsonl"), "{error}");
+    assert!(load(&[]).is_err());
+}

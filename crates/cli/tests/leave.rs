@@ -1,0 +1,296 @@
+//! What leaves: `merge`, `quantize`, `export` and `verify` through the binary, on an adapter trained for
+//! a few steps.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use candle_core::{Device, Tensor};
+use serde_json::Value;
+
+struct Workshop {
+    folder: tempfile::TempDir,
+}
+
+const RECIPE: &str = "model: builtin:sprout
+quantize: nf4
+lora: {r: 4, alpha: 8}
+data: {train: train.jsonl}
+max_length: 64
+batch_size: 4
+max_steps: 6
+eval_steps: never
+save_steps: never
+learning_rate: 1e-2
+warmup_ratio: 0
+country: DEU
+output_dir: run
+";
+
+/// A folder with a run in it, shared by all tests; what they write has other names.
+fn workshop() -> &'static Workshop {
+    static WORKSHOP: OnceLock<Workshop> = OnceLock::new();
+    WORKSHOP.get_or_init(|| {
+        let workshop = Workshop {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let rows: Vec<String> = (0..16)
+            .map(|i| format!("{{\"prompt\": \"Baum {i}?\", \"completion\": \"Linde {i}\"}}"))
+            .collect();
+        std::fs::write(workshop.path("recipe.yaml"), RECIPE).unwrap();
+        std::fs::write(workshop.path("train.jsonl"), rows.join("\n")).unwrap();
+        workshop.works(&["-q", "train", "recipe.yaml"]);
+        workshop
+    })
+}
+
+impl Workshop {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_sparsam"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_remove("SPARSAM_COUNTRY")
+            .output()
+            .unwrap()
+    }
+
+    /// Standard output of a command that succeeds.
+    #[track_caller]
+    fn works(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The error of a command that refuses, one line and a hint.
+    #[track_caller]
+    fn refused(&self, arguments: &[&str], code: i32) -> String {
+        let output = self.run(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        let lines: Vec<&str> = stderr.lines().collect();
+        assert!(lines[0].starts_with("error: "), "{stderr}");
+        assert!(lines[1].starts_with("hint: "), "{stderr}");
+        lines[0].to_owned()
+    }
+
+    fn logits(&self, name: &str, arguments: &[&str]) -> Tensor {
+        let all = [
+            &["probe", "--prompt=Wo steht die Linde?", "-o", name],
+            arguments,
+        ]
+        .concat();
+        self.works(&all);
+        let tensors = candle_core::safetensors::load(self.path(name), &Device::Cpu).unwrap();
+        tensors["logits"].clone()
+    }
+}
+
+fn largest_difference(one: &Tensor, other: &Tensor) -> f32 {
+    let difference = (one - other).unwrap().abs().unwrap();
+    difference.max_all().unwrap().to_scalar().unwrap()
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The first number behind a word.
+fn number(text: &str, word: &str) -> f64 {
+    let rest = text
+        .split_once(word)
+        .unwrap_or_else(|| panic!("no `{word}` in {text}"))
+        .1;
+    let number = rest.trim_start().split([' ', ',']).next().unwrap();
+    number
+        .parse()
+        .unwrap_or_else(|_| panic!("`{number}` in {text}"))
+}
+
+#[test]
+fn a_model_merged_into_the_dequantised_base_computes_what_was_trained() {
+    let workshop = workshop();
+    let said = workshop.works(&[
+        "merge",
+        "run",
+        "-o",
+        "merged",
+        "--dequantized",
+        "--max-shard-size=2MB",
+    ]);
+    let names = files(&workshop.path("merged"));
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+    ] {
+        assert!(names.iter().any(|n| n == name), "{names:?}");
+    }
+    assert!(
+        names.iter().filter(|n| n.ends_with(".safetensors")).count() > 2,
+        "{names:?}"
+    );
+    let trained = workshop.logits(
+        "trained.safetensors",
+        &["--model=builtin:sprout", "--quantize=nf4", "--adapter=run"],
+    );
+    let merged = workshop.logits("merged.safetensors", &["--model=merged"]);
+    let drift = largest_difference(&trained, &merged);
+    assert!(drift < 1e-3, "{drift}");
+
+    let lines: Vec<&str> = said
+        .lines()
+        .filter(|line| line.starts_with("  base "))
+        .collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    assert!(lines[0].contains("as it was before quantisation"), "{said}");
+    assert!(lines[1].ends_with("(written)"), "{said}");
+    assert!(number(lines[1], "largest") < 1e-3, "{said}");
+    assert!(
+        number(lines[0], "largest") > 100.0 * number(lines[1], "largest"),
+        "{said}"
+    );
+    // It answers without its adapter.
+    workshop.works(&[
+        "-q",
+        "generate",
+        "--model=merged",
+        "--prompt=Baum 3?",
+        "--max-new-tokens=4",
+    ]);
+}
+
+#[test]
+fn a_model_merged_into_the_plain_base_is_that_base_with_the_adapter() {
+    let workshop = workshop();
+    workshop.works(&["merge", "run", "-o", "plain", "--no-drift"]);
+    let adapted = workshop.logits(
+        "adapted.safetensors",
+        &["--model=builtin:sprout", "--adapter=run"],
+    );
+    let merged = workshop.logits("plain.safetensors", &["--model=plain"]);
+    let base = workshop.logits("base.safetensors", &["--model=builtin:sprout"]);
+    assert!(largest_difference(&adapted, &merged) < 1e-3);
+    assert!(
+        largest_difference(&base, &merged) > 0.1,
+        "the adapter does something"
+    );
+
+    let error = workshop.refused(&["merge", "run", "-o", "plain"], 2);
+    assert!(error.contains("there already"), "{error}");
+    let error = workshop.refused(&["merge", "run", "-o", "other", "--base=plain/nothing"], 2);
+    assert!(error.contains("plain/nothing"), "{error}");
+    assert!(!workshop.path("other").exists());
+}
+
+#[test]
+fn a_quantised_checkpoint_says_how_and_is_not_quantised_again() {
+    let workshop = workshop();
+    let said = workshop.works(&["quantize", "builtin:sprout", "--to=nf4-dq", "-o", "nf4-dq"]);
+    assert!(number(&said, "error of") < 0.12, "{said}");
+    let text = std::fs::read_to_string(workshop.path("nf4-dq/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        config["quantization_config"]["bnb_4bit_use_double_quant"],
+        true
+    );
+    assert!(files(&workshop.path("nf4-dq")).contains(&"tokenizer.json".to_owned()));
+    let error = workshop.refused(&["quantize", "nf4-dq", "--to=int8", "-o", "again"], 2);
+    assert!(
+        error.contains("quantised already, with bitsandbytes"),
+        "{error}"
+    );
+    assert!(!workshop.path("again").exists());
+}
+
+#[test]
+fn exports_are_written_and_what_a_format_cannot_hold_is_refused() {
+    let workshop = workshop();
+    let said = workshop.works(&["export", "run", "--format=gguf-lora", "-o", "run.gguf"]);
+    assert!(said.contains("run.gguf"), "{said}");
+    workshop.works(&[
+        "export",
+        "run",
+        "--format=gguf",
+        "--type=q8_0",
+        "-o",
+        "model.gguf",
+    ]);
+    let size = |name: &str| std::fs::metadata(workshop.path(name)).unwrap().len();
+    assert!(size("model.gguf") > 20 * size("run.gguf"));
+    for name in ["run.gguf", "model.gguf"] {
+        assert_eq!(&std::fs::read(workshop.path(name)).unwrap()[..4], b"GGUF");
+    }
+    workshop.works(&["export", "run", "--format=mlx", "-o", "mlx"]);
+    assert_eq!(
+        files(&workshop.path("mlx")),
+        ["adapter_config.json", "adapters.safetensors"]
+    );
+    let error = workshop.refused(&["export", "run", "--format=gguf", "-o", "model.gguf"], 2);
+    assert!(error.contains("there already"), "{error}");
+    let error = workshop.refused(
+        &[
+            "export",
+            "run",
+            "--format=gguf-lora",
+            "--type=q8_0",
+            "-o",
+            "x.gguf",
+        ],
+        2,
+    );
+    assert!(error.contains("q8_0"), "{error}");
+}
+
+#[test]
+fn a_sound_adapter_is_judged_for_every_program() {
+    let workshop = workshop();
+    let said = workshop.works(&["verify", "run", "--base=builtin:sprout"]);
+    assert!(said.contains("the weights it was trained on"), "{said}");
+    assert!(said.contains("rank 4, scale 2"), "{said}");
+    for name in ["PEFT", "llama.cpp", "mistral.rs", "vLLM", "mlx"] {
+        let line = said.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line.contains("yes: "), "{said}");
+    }
+    let value: Value = serde_json::from_str(&workshop.works(&["verify", "run", "--json"])).unwrap();
+    assert_eq!(value["sound"], true);
+    assert_eq!(value["base_blake3"], value["trained_on_blake3"]);
+    assert!(
+        value["effect"]["largest"].as_f64().unwrap() > 0.1,
+        "{value}"
+    );
+    assert_eq!(value["verdicts"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn an_adapter_with_a_fault_fails_the_check() {
+    let workshop = workshop();
+    let copy = workshop.path("wrong");
+    std::fs::create_dir(&copy).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(workshop.path("run").join(name), copy.join(name)).unwrap();
+    }
+    let path = copy.join("adapter_config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"r\": 4", "\"r\": 8")).unwrap();
+    let output = workshop.run(&["verify", "wrong", "--base=builtin:sprout"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("fault") && said.contains("the rank 8"),
+        "{said}"
+    );
+    assert!(said.contains("PEFT       no: "), "{said}");
+    let error = workshop.refused(&["verify", "nowhere", "--base=builtin:sprout"], 2);
+    assert!(error.contains("`nowhere`"), "{error}");
+}

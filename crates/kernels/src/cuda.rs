@@ -1,0 +1,66 @@
+//! The same operations on an NVIDIA GPU.
+//!
+//! Each public operation of this crate asks its tensors where they are and comes here if that is a GPU; the
+//! shapes have been checked by then. Elementwise work, norms, attention and losses are our own kernels
+//! (`kernels.cu`, compiled to the committed `kernels.ptx`), products are cuBLAS'. Everything is enqueued on the
+//! one stream of candle's device, from one thread; nothing waits for the GPU but what reads a number back.
+//!
+//! | part | module |
+//! |---|---|
+//! | addresses of tensors, and one launch | `launch` |
+//! | products | `blas` |
+//! | norms, rope, gates and other passes over activations | `pointwise` |
+//! | attention and its adjoint | `attention` |
+//! | linear layers with their branches | `linear` |
+//! | head and loss | `loss` |
+//! | optimiser and gradients | `update` |
+//!
+//! Activations are f32. A product with a bf16 weight takes its other operand in bf16 and sums in f32.
+
+mod attention;
+mod blas;
+mod launch;
+mod linear;
+mod loss;
+mod pointwise;
+mod update;
+
+use candle_core::{Device, Result};
+
+pub(crate) use attention::{attention, attention_backward};
+pub(crate) use linear::{
+    linear, linear_input_grad, linear_weight_grad, lora_linear, lora_linear_backward,
+};
+pub(crate) use loss::{linear_cross_entropy, linear_token_losses};
+pub(crate) use pointwise::{
+    add_bias, add_in_place, add_rows, bias_grad, copy_into, dropout, expand, gated, gated_backward,
+    rms_norm, rms_norm_backward, turn,
+};
+pub(crate) use update::{adamw_step, clear, grad_norm_squared};
+
+/// Opens GPU number `ordinal` with a stream of its own, so that the thread does not matter, and lets freed
+/// memory stay with the process: by default every synchronisation gives it back to the driver.
+///
+/// # Errors
+/// No driver, no such device, or one that cannot be used.
+pub fn open(ordinal: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    launch::prepare(&device)?;
+    Ok(device)
+}
+
+/// Waits until the GPU has done all that was asked of it.
+///
+/// # Errors
+/// What a kernel did wrong since the last wait.
+pub fn synchronize(device: &Device) -> Result<()> {
+    device.synchronize()
+}
+
+/// Bytes of the GPU's memory in use now, and the most since the process began, by candle's pool.
+///
+/// # Errors
+/// A device that is not a GPU, or a driver that does not tell.
+pub fn memory(device: &Device) -> Result<(u64, u64)> {
+    launch::memory(device)
+}

@@ -1,0 +1,547 @@
+// The kernels of this crate on NVIDIA GPUs; products go through cuBLAS. Built to `kernels.ptx` for compute_80
+// by `just cuda-ptx`, which also says whether the two agree.
+//
+// Activations are f32, row-major and contiguous. No kernel uses atomics: each number has one writer, which
+// adds in a fixed order, so a run repeats bit for bit. Where a kernel's shape is not said, it is one thread
+// for each number.
+
+#include <cuda_bf16.h>
+#include <stdint.h>
+
+namespace {
+
+constexpr float LOWEST = -3.402823466e38f;
+
+__device__ float warp_sum(float v) {
+    for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    return v;
+}
+
+__device__ float warp_max(float v) {
+    for (int offset = 16; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
+    return v;
+}
+
+// Sum over a block whose size is a multiple of 32; every thread gets it.
+__device__ float block_sum(float v) {
+    __shared__ float parts[32];
+    int warps = blockDim.x / 32;
+    v = warp_sum(v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = threadIdx.x % 32 < warps ? parts[threadIdx.x % 32] : 0.f;
+    return warp_sum(v);
+}
+
+__device__ float block_max(float v) {
+    __shared__ float parts[32];
+    int warps = blockDim.x / 32;
+    v = warp_max(v);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = threadIdx.x % 32 < warps ? parts[threadIdx.x % 32] : LOWEST;
+    return warp_max(v);
+}
+
+__device__ int64_t global_index() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
+
+// `p` and `x p'(x)` of an activation `x p(x)`: 0 SiLU, 1 GELU, 2 GELU by tanh.
+__device__ float2 gate_parts(int kind, float x) {
+    if (kind == 1) {
+        float below = 0.5f * (1.f + erff(x * 0.70710678118654752f));
+        return make_float2(below, 0.39894228040143268f * expf(-0.5f * x * x) * x);
+    }
+    float u = x, slope = 1.f;
+    if (kind == 2) {
+        const float factor = 1.5957691216057308f, cubic = 0.044715f;
+        u = factor * x * (1.f + cubic * x * x);
+        slope = factor * (1.f + 3.f * cubic * x * x);
+    }
+    float below = 1.f / (1.f + expf(-u));
+    return make_float2(below, below * (1.f - below) * slope * x);
+}
+
+}  // namespace
+
+extern "C" {
+
+// A block a row. y = w (x / sqrt(mean(x^2) + epsilon)); the inverse root is kept.
+__global__ void rms_norm(const float* x, const float* weight, float* y, float* roots, int width, float epsilon) {
+    int64_t row = blockIdx.x;
+    x += row * width;
+    y += row * width;
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += x[i] * x[i];
+    float root = 1.f / sqrtf(block_sum(sum) / width + epsilon);
+    if (threadIdx.x == 0) roots[row] = root;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) y[i] = weight[i] * (x[i] * root);
+}
+
+// A block a row; `residual` may be null.
+__global__ void rms_norm_backward(const float* dy, const float* x, const float* weight, const float* roots,
+                                  const float* residual, float* dx, int width) {
+    int64_t row = blockIdx.x;
+    dy += row * width;
+    x += row * width;
+    dx += row * width;
+    float root = roots[row], sum = 0.f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += dy[i] * weight[i] * x[i];
+    float pull = block_sum(sum) / width * root * root * root;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float value = dy[i] * weight[i] * root - x[i] * pull;
+        dx[i] = residual ? residual[row * width + i] + value : value;
+    }
+}
+
+// into[column] += sum over the rows of dy, or of dy x root where `x` is not null. 32 columns a block of 32 x 32.
+__global__ void column_sum(const float* dy, const float* x, const float* roots, float* into, int rows, int width) {
+    __shared__ float parts[32][33];
+    int column = blockIdx.x * 32 + threadIdx.x;
+    float sum = 0.f;
+    if (column < width)
+        for (int row = threadIdx.y; row < rows; row += 32) {
+            int64_t at = (int64_t)row * width + column;
+            sum += x ? dy[at] * (x[at] * roots[row]) : dy[at];
+        }
+    parts[threadIdx.x][threadIdx.y] = sum;
+    __syncthreads();
+    sum = warp_sum(parts[threadIdx.y][threadIdx.x]);
+    column = blockIdx.x * 32 + threadIdx.y;
+    if (threadIdx.x == 0 && column < width) into[column] += sum;
+}
+
+// A block a token. Turns the pairs (i, i + half) of each head by the angle of the token's position.
+__global__ void rope(float* x, const uint32_t* positions, const float* cosines, const float* sines, int heads,
+                     int head, int half, float way) {
+    int64_t token = blockIdx.x;
+    x += token * heads * head;
+    cosines += (int64_t)positions[token] * half;
+    sines += (int64_t)positions[token] * half;
+    for (int k = threadIdx.x; k < heads * half; k += blockDim.x) {
+        int i = k % half;
+        float* pair = x + (k / half) * head + i;
+        float cosine = cosines[i], sine = sines[i] * way, a = pair[0], b = pair[half];
+        pair[0] = a * cosine - b * sine;
+        pair[half] = b * cosine + a * sine;
+    }
+}
+
+__global__ void gated(const float* gate, const float* up, float* y, int64_t count, int kind) {
+    int64_t i = global_index();
+    if (i < count) y[i] = gate[i] * gate_parts(kind, gate[i]).x * up[i];
+}
+
+__global__ void gated_backward(const float* dy, const float* gate, const float* up, float* dgate, float* dup,
+                               int64_t count, int kind) {
+    int64_t i = global_index();
+    if (i >= count) return;
+    float2 parts = gate_parts(kind, gate[i]);
+    dgate[i] = dy[i] * up[i] * (parts.x + parts.y);
+    dup[i] = dy[i] * (gate[i] * parts.x);
+}
+
+__global__ void add(float* x, const float* y, int64_t count) {
+    int64_t i = global_index();
+    if (i < count) x[i] += y[i];
+}
+
+__global__ void subtract(const float* x, const float* y, float* z, int64_t count) {
+    int64_t i = global_index();
+    if (i < count) z[i] = x[i] - y[i];
+}
+
+__global__ void add_bias(float* y, const float* bias, int64_t count, int width) {
+    int64_t i = global_index();
+    if (i < count) y[i] += bias[i % width];
+}
+
+// y = x * factor[column]
+__global__ void scale_columns(const float* x, const float* factor, float* y, int64_t count, int width) {
+    int64_t i = global_index();
+    if (i < count) y[i] = x[i] * factor[i % width];
+}
+
+__global__ void copy(const float* from, float* to, int64_t count) {
+    int64_t i = global_index();
+    if (i < count) to[i] = from[i];
+}
+
+__global__ void narrow(const float* from, __nv_bfloat16* to, int64_t count) {
+    int64_t i = global_index();
+    if (i < count) to[i] = __float2bfloat16(from[i]);
+}
+
+// to[rows[i]] = from[i], a block a row.
+__global__ void scatter_rows(const float* from, const uint32_t* rows, float* to, int width) {
+    const float* source = from + (int64_t)blockIdx.x * width;
+    float* target = to + (int64_t)rows[blockIdx.x] * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) target[i] = source[i];
+}
+
+// A block for each different token: its rows of dx, listed in `order` from starts[b] to starts[b + 1], are
+// added to row ids[b] of `into` one after the other.
+__global__ void add_rows(const float* dx, const uint32_t* order, const uint32_t* starts, const uint32_t* ids,
+                         float* into, int width) {
+    float* target = into + (int64_t)ids[blockIdx.x] * width;
+    uint32_t begin = starts[blockIdx.x], end = starts[blockIdx.x + 1];
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float sum = target[i];
+        for (uint32_t k = begin; k < end; k++) sum += dx[(int64_t)order[k] * width + i];
+        target[i] = sum;
+    }
+}
+
+// Philox4x32-10, word for word as on the CPU, where the words of 16 counters are those of 64 numbers: a thread
+// for each counter.
+__global__ void dropout(const float* x, float* y, int64_t count, uint32_t threshold, float scale, uint32_t site,
+                        uint32_t step_low, uint32_t step_high, uint32_t key_low, uint32_t key_high) {
+    int64_t group = global_index(), first = group / 16 * 64 + group % 16;
+    if (first >= count) return;
+    uint32_t state[4] = {(uint32_t)group, site, step_low, step_high};
+    for (int round = 0; round < 10; round++) {
+        uint64_t first = (uint64_t)0xD2511F53u * state[0], second = (uint64_t)0xCD9E8D57u * state[2];
+        uint32_t next[4] = {(uint32_t)(second >> 32) ^ state[1] ^ key_low, (uint32_t)second,
+                            (uint32_t)(first >> 32) ^ state[3] ^ key_high, (uint32_t)first};
+        for (int i = 0; i < 4; i++) state[i] = next[i];
+        key_low += 0x9E3779B9u;
+        key_high += 0xBB67AE85u;
+    }
+    for (int i = 0; i < 4; i++) {
+        int64_t at = first + 16 * i;
+        if (at < count) y[at] = state[i] >= threshold ? x[at] * scale : 0.f;
+    }
+}
+
+// A block a row of logits. Its loss, whether the target is the likeliest token, and in place of the logits
+// `grad_scale (softmax - onehot)`, unless `grad_scale` is 0.
+__global__ void cross_entropy(float* logits, const uint32_t* targets, float* losses, float* correct, int vocabulary,
+                              float grad_scale) {
+    int64_t row = blockIdx.x;
+    logits += row * vocabulary;
+    uint32_t target = targets[row];
+    float chosen = logits[target], greatest = LOWEST;
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) greatest = fmaxf(greatest, logits[i]);
+    greatest = block_max(greatest);
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) sum += expf(logits[i] - greatest);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        losses[row] = logf(sum) - (chosen - greatest);
+        correct[row] = chosen == greatest ? 1.f : 0.f;
+    }
+    if (grad_scale == 0.f) return;
+    float factor = grad_scale / sum;
+    __syncthreads();
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x)
+        logits[i] = expf(logits[i] - greatest) * factor - (i == target ? grad_scale : 0.f);
+}
+
+// One step of AdamW in PyTorch's order, see `adamw.rs`.
+__global__ void adamw(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t count, float keep,
+                      float lerp, float beta2, float beta2_rest, float eps, float step_size, float root_correction,
+                      float grad_scale) {
+    int64_t i = global_index();
+    if (i >= count) return;
+    float g = grad[i] * grad_scale;
+    float m = exp_avg[i] + lerp * (g - exp_avg[i]);
+    float v = exp_avg_sq[i] * beta2 + beta2_rest * g * g;
+    exp_avg[i] = m;
+    exp_avg_sq[i] = v;
+    param[i] = param[i] * keep - step_size * (m / (sqrtf(v) / root_correction + eps));
+}
+
+// 64 blocks: the sum of squares in 64 parts.
+__global__ void square_sum(const float* x, float* parts, int64_t count) {
+    float sum = 0.f;
+    for (int64_t i = global_index(); i < count; i += (int64_t)gridDim.x * blockDim.x) sum += x[i] * x[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+// Four-bit codes, two a byte with the first in the high half, times the scale of their block.
+__global__ void expand_four_bits(const uint8_t* packed, const float* absmax, const float* levels, float* wide,
+                                 __nv_bfloat16* narrow, int64_t count, int block) {
+    int64_t pair = global_index();
+    for (int half = 0; half < 2; half++) {
+        int64_t at = pair * 2 + half;
+        if (at >= count) return;
+        int code = half ? packed[pair] & 15 : packed[pair] >> 4;
+        float value = levels[code] * absmax[at / block];
+        if (wide) wide[at] = value; else narrow[at] = __float2bfloat16(value);
+    }
+}
+
+// Eight-bit codes times the scale of their block, a row, over 127.
+__global__ void expand_eight_bits(const int8_t* codes, const float* absmax, float* wide, __nv_bfloat16* narrow,
+                                  int64_t count, int block) {
+    int64_t i = global_index();
+    if (i >= count) return;
+    float value = codes[i] * absmax[i / block] / 127.f;
+    if (wide) wide[i] = value; else narrow[i] = __float2bfloat16(value);
+}
+
+// Row sums of dout * out for each head: `[heads, tokens]`, a warp each.
+__global__ void attention_delta(const float* dout, const float* out, float* delta, int tokens, int heads, int head) {
+    int64_t item = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (item >= (int64_t)tokens * heads) return;
+    int64_t token = item / heads, h = item % heads;
+    const float* a = dout + item * head;
+    const float* b = out + item * head;
+    float sum = 0.f;
+    for (int i = threadIdx.x % 32; i < head; i += 32) sum += a[i] * b[i];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) delta[h * tokens + token] = sum;
+}
+
+}  // extern "C"
+
+namespace {
+
+struct Shape {
+    int tokens, heads, kv_heads, head, window;
+    float scale;
+};
+
+// B x D numbers of rows first.. of a head into shared memory, zero past `end` and past the head's width.
+template <int D, int B>
+__device__ void fetch(float* to, const float* from, int first, int end, int stride, int head) {
+    for (int k = threadIdx.x; k < B * D; k += 256) {
+        int row = k / D, column = k % D;
+        bool inside = first + row < end && column < head;
+        to[row * (D + 1) + column] = inside ? from[(int64_t)(first + row) * stride + column] : 0.f;
+    }
+}
+
+// Scores of B rows of `a` against B rows of `b`: thread (ty, tx) of 16 x 16 has rows ty + 16 i, columns tx + 16 j.
+template <int D, int B>
+__device__ void products(const float* a, const float* b, float (&s)[B / 16][B / 16]) {
+    constexpr int R = B / 16;
+    int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < R; j++) s[i][j] = 0.f;
+#pragma unroll 8
+    for (int d = 0; d < D; d++) {
+        float left[R], right[R];
+        for (int i = 0; i < R; i++) left[i] = a[(ty + 16 * i) * (D + 1) + d];
+        for (int j = 0; j < R; j++) right[j] = b[(tx + 16 * j) * (D + 1) + d];
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < R; j++) s[i][j] += left[i] * right[j];
+    }
+}
+
+__device__ bool sees(int query, int key, int end, int window) {
+    return query < end && key <= query && key > query - window;
+}
+
+// A block has B queries of one head; tile t is (first query, begin and end of its document).
+template <int D, int B>
+__device__ void forward(const float* q, const float* k, const float* v, const int* tiles, float* out, float* log_sums,
+                        Shape shape) {
+    extern __shared__ float memory[];
+    constexpr int R = B / 16, C = D / 16;
+    float *qs = memory, *ks = qs + B * (D + 1), *vs = ks + B * (D + 1), *ps = vs + B * (D + 1);
+    int first = tiles[blockIdx.x * 3], begin = tiles[blockIdx.x * 3 + 1], end = tiles[blockIdx.x * 3 + 2];
+    int h = blockIdx.y, kv = h / (shape.heads / shape.kv_heads);
+    int stride = shape.heads * shape.head, kv_stride = shape.kv_heads * shape.head;
+    int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    fetch<D, B>(qs, q + h * shape.head, first, end, stride, shape.head);
+    float o[R][C], greatest[R], sum[R];
+    for (int i = 0; i < R; i++) {
+        greatest[i] = LOWEST;
+        sum[i] = 0.f;
+        for (int c = 0; c < C; c++) o[i][c] = 0.f;
+    }
+    int low = max(begin, first - shape.window + 1);
+    for (int key = low; key < min(first + B, end); key += B) {
+        __syncthreads();
+        fetch<D, B>(ks, k + kv * shape.head, key, end, kv_stride, shape.head);
+        fetch<D, B>(vs, v + kv * shape.head, key, end, kv_stride, shape.head);
+        __syncthreads();
+        float s[R][R];
+        products<D, B>(qs, ks, s);
+        for (int i = 0; i < R; i++) {
+            int query = first + ty + 16 * i;
+            float top = LOWEST;
+            for (int j = 0; j < R; j++) {
+                bool seen = sees(query, key + tx + 16 * j, end, shape.window);
+                s[i][j] = seen ? s[i][j] * shape.scale : LOWEST;
+                top = fmaxf(top, s[i][j]);
+            }
+            for (int offset = 8; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+            top = fmaxf(top, greatest[i]);
+            float shrink = expf(greatest[i] - top), added = 0.f;
+            for (int j = 0; j < R; j++) {
+                float p = s[i][j] == LOWEST ? 0.f : expf(s[i][j] - top);
+                ps[(ty + 16 * i) * (B + 1) + tx + 16 * j] = p;
+                added += p;
+            }
+            for (int offset = 8; offset > 0; offset /= 2) added += __shfl_xor_sync(0xffffffffu, added, offset);
+            sum[i] = sum[i] * shrink + added;
+            greatest[i] = top;
+            for (int c = 0; c < C; c++) o[i][c] *= shrink;
+        }
+        __syncthreads();
+#pragma unroll 2
+        for (int n = 0; n < B; n++) {
+            float p[R];
+            for (int i = 0; i < R; i++) p[i] = ps[(ty + 16 * i) * (B + 1) + n];
+            for (int c = 0; c < C; c++) {
+                float value = vs[n * (D + 1) + tx + 16 * c];
+                for (int i = 0; i < R; i++) o[i][c] += p[i] * value;
+            }
+        }
+    }
+    for (int i = 0; i < R; i++) {
+        int query = first + ty + 16 * i;
+        if (query >= end) continue;
+        for (int c = 0; c < C; c++) {
+            int column = tx + 16 * c;
+            if (column < shape.head) out[(int64_t)query * stride + h * shape.head + column] = o[i][c] / sum[i];
+        }
+        if (tx == 0) log_sums[(int64_t)h * shape.tokens + query] = greatest[i] + logf(sum[i]);
+    }
+}
+
+// Probabilities and their gradients of B queries against B keys, into shared memory `[B, B + 1]`.
+template <int D, int B>
+__device__ void score_gradients(const float* qs, const float* ks, const float* vs, const float* douts, float* ps,
+                                float* ds, const float* log_sums, const float* delta, int query, int key, int end,
+                                Shape shape) {
+    constexpr int R = B / 16;
+    int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    float s[R][R], dp[R][R];
+    products<D, B>(qs, ks, s);
+    products<D, B>(douts, vs, dp);
+    for (int i = 0; i < R; i++) {
+        int row = ty + 16 * i;
+        float log_sum = query + row < end ? log_sums[query + row] : 0.f;
+        float mean = query + row < end ? delta[query + row] : 0.f;
+        for (int j = 0; j < R; j++) {
+            int column = tx + 16 * j;
+            bool seen = sees(query + row, key + column, end, shape.window) && key + column < end;
+            float p = seen ? expf(s[i][j] * shape.scale - log_sum) : 0.f;
+            ps[row * (B + 1) + column] = p;
+            ds[row * (B + 1) + column] = p * (dp[i][j] - mean) * shape.scale;
+        }
+    }
+}
+
+// A block has B queries of one head and goes over the keys they see.
+template <int D, int B>
+__device__ void backward_q(const float* dout, const float* q, const float* k, const float* v, const float* log_sums,
+                           const float* delta, const int* tiles, float* dq, Shape shape) {
+    extern __shared__ float memory[];
+    constexpr int R = B / 16, C = D / 16;
+    float *qs = memory, *ks = qs + B * (D + 1), *vs = ks + B * (D + 1), *douts = vs + B * (D + 1);
+    float *ps = douts + B * (D + 1), *ds = ps + B * (B + 1);
+    int first = tiles[blockIdx.x * 3], begin = tiles[blockIdx.x * 3 + 1], end = tiles[blockIdx.x * 3 + 2];
+    int h = blockIdx.y, kv = h / (shape.heads / shape.kv_heads);
+    int stride = shape.heads * shape.head, kv_stride = shape.kv_heads * shape.head;
+    int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    fetch<D, B>(qs, q + h * shape.head, first, end, stride, shape.head);
+    fetch<D, B>(douts, dout + h * shape.head, first, end, stride, shape.head);
+    float sum[R][C];
+    for (int i = 0; i < R; i++)
+        for (int c = 0; c < C; c++) sum[i][c] = 0.f;
+    for (int key = max(begin, first - shape.window + 1); key < min(first + B, end); key += B) {
+        __syncthreads();
+        fetch<D, B>(ks, k + kv * shape.head, key, end, kv_stride, shape.head);
+        fetch<D, B>(vs, v + kv * shape.head, key, end, kv_stride, shape.head);
+        __syncthreads();
+        score_gradients<D, B>(qs, ks, vs, douts, ps, ds, log_sums + (int64_t)h * shape.tokens,
+                              delta + (int64_t)h * shape.tokens, first, key, end, shape);
+        __syncthreads();
+#pragma unroll 2
+        for (int n = 0; n < B; n++)
+            for (int c = 0; c < C; c++) {
+                float value = ks[n * (D + 1) + tx + 16 * c];
+                for (int i = 0; i < R; i++) sum[i][c] += ds[(ty + 16 * i) * (B + 1) + n] * value;
+            }
+    }
+    for (int i = 0; i < R; i++)
+        for (int c = 0; c < C; c++) {
+            int query = first + ty + 16 * i, column = tx + 16 * c;
+            if (query < end && column < shape.head)
+                dq[(int64_t)query * stride + h * shape.head + column] = sum[i][c];
+        }
+}
+
+// A block has B keys of one key head and goes over the queries of all heads of its group that see them.
+template <int D, int B>
+__device__ void backward_kv(const float* dout, const float* q, const float* k, const float* v, const float* log_sums,
+                            const float* delta, const int* tiles, float* dk, float* dv, Shape shape) {
+    extern __shared__ float memory[];
+    constexpr int R = B / 16, C = D / 16;
+    float *qs = memory, *ks = qs + B * (D + 1), *vs = ks + B * (D + 1), *douts = vs + B * (D + 1);
+    float *ps = douts + B * (D + 1), *ds = ps + B * (B + 1);
+    int first = tiles[blockIdx.x * 3], end = tiles[blockIdx.x * 3 + 2];
+    int kv = blockIdx.y, group = shape.heads / shape.kv_heads;
+    int stride = shape.heads * shape.head, kv_stride = shape.kv_heads * shape.head;
+    int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    fetch<D, B>(ks, k + kv * shape.head, first, end, kv_stride, shape.head);
+    fetch<D, B>(vs, v + kv * shape.head, first, end, kv_stride, shape.head);
+    float dks[R][C], dvs[R][C];
+    for (int i = 0; i < R; i++)
+        for (int c = 0; c < C; c++) dks[i][c] = dvs[i][c] = 0.f;
+    // The last key of the tile is seen up to `window - 1` tokens later.
+    int last = (int)min((int64_t)end, (int64_t)first + B + shape.window - 1);
+    for (int h = kv * group; h < (kv + 1) * group; h++)
+        for (int query = first; query < last; query += B) {
+            __syncthreads();
+            fetch<D, B>(qs, q + h * shape.head, query, end, stride, shape.head);
+            fetch<D, B>(douts, dout + h * shape.head, query, end, stride, shape.head);
+            __syncthreads();
+            score_gradients<D, B>(qs, ks, vs, douts, ps, ds, log_sums + (int64_t)h * shape.tokens,
+                                  delta + (int64_t)h * shape.tokens, query, first, end, shape);
+            __syncthreads();
+    #pragma unroll 2
+        for (int n = 0; n < B; n++)
+                for (int c = 0; c < C; c++) {
+                    float value = qs[n * (D + 1) + tx + 16 * c], gradient = douts[n * (D + 1) + tx + 16 * c];
+                    for (int i = 0; i < R; i++) {
+                        dks[i][c] += ds[n * (B + 1) + ty + 16 * i] * value;
+                        dvs[i][c] += ps[n * (B + 1) + ty + 16 * i] * gradient;
+                    }
+                }
+        }
+    for (int i = 0; i < R; i++)
+        for (int c = 0; c < C; c++) {
+            int key = first + ty + 16 * i, column = tx + 16 * c;
+            if (key < end && column < shape.head) {
+                int64_t at = (int64_t)key * kv_stride + kv * shape.head + column;
+                dk[at] = dks[i][c];
+                dv[at] = dvs[i][c];
+            }
+        }
+}
+
+}  // namespace
+
+// One entry for each width of head, rounded up: D numbers, tiles of B.
+#define ATTENTION(D, B)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256) attention_##D(                                                 \
+        const float* q, const float* k, const float* v, const int* tiles, float* out, float* log_sums, int tokens,   \
+        int heads, int kv_heads, int head, int window, float scale) {                                                \
+        forward<D, B>(q, k, v, tiles, out, log_sums, Shape{tokens, heads, kv_heads, head, window, scale});           \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_q_##D(                                      \
+        const float* dout, const float* q, const float* k, const float* v, const float* log_sums, const float* delta, \
+        const int* tiles, float* dq, int tokens, int heads, int kv_heads, int head, int window, float scale) {       \
+        backward_q<D, B>(dout, q, k, v, log_sums, delta, tiles, dq,                                                  \
+                         Shape{tokens, heads, kv_heads, head, window, scale});                                       \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_kv_##D(                                     \
+        const float* dout, const float* q, const float* k, const float* v, const float* log_sums, const float* delta, \
+        const int* tiles, float* dk, float* dv, int tokens, int heads, int kv_heads, int head, int window,           \
+        float scale) {                                                                                               \
+        backward_kv<D, B>(dout, q, k, v, log_sums, delta, tiles, dk, dv,                                             \
+                          Shape{tokens, heads, kv_heads, head, window, scale});                                      \
+    }
+
+ATTENTION(16, 32)
+ATTENTION(32, 32)
+ATTENTION(64, 32)
+ATTENTION(128, 32)
+ATTENTION(256, 16)

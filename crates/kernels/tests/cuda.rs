@@ -1,0 +1,597 @@
+//! Every operation on an NVIDIA GPU against its portable twin on the CPU: fresh random inputs of odd shapes, and
+//! memory that held NaN before, so that a number which is not written shows.
+//!
+//! `SPARSAM_SEED` repeats a run. Where no GPU can be opened the tests say so and end, unless
+//! `SPARSAM_CUDA=required`.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Result, Tensor};
+use common::{Generator, assert_same, single, values};
+use sparsam_kernels::activation::{Activation, gated, gated_backward};
+use sparsam_kernels::adamw::{AdamW, adamw_step, grad_norm_squared};
+use sparsam_kernels::attention::{AttentionShape, attention, attention_backward};
+use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy, linear_token_losses};
+use sparsam_kernels::dropout::{DropoutKey, dropout};
+use sparsam_kernels::embedding::add_rows;
+use sparsam_kernels::host::{clear, copy_into};
+use sparsam_kernels::int8::Int8;
+use sparsam_kernels::linear::{
+    add_bias, add_in_place, bias_grad, linear, linear_input_grad, linear_weight_grad,
+};
+use sparsam_kernels::lora::{BranchGrads, LowRank, Projection, lora_linear, lora_linear_backward};
+use sparsam_kernels::nf4::Nf4;
+use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
+use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
+use sparsam_kernels::{Documents, Weight};
+
+/// One GPU for one test at a time.
+struct Gpu {
+    device: Device,
+    generator: Generator,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Gpu {
+    #[expect(
+        clippy::print_stderr,
+        reason = "the seed repeats a run, and a test that compares nothing says so"
+    )]
+    fn open() -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        static OPENED: std::sync::OnceLock<Option<Device>> = std::sync::OnceLock::new();
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = OPENED.get_or_init(|| match sparsam_kernels::cuda::open(0) {
+            Ok(device) => Some(device),
+            Err(error) => {
+                assert!(
+                    std::env::var("SPARSAM_CUDA").as_deref() != Ok("required"),
+                    "no GPU: {error}"
+                );
+                eprintln!("no GPU can be opened, nothing is compared: {error}");
+                None
+            }
+        });
+        let seed = std::env::var("SPARSAM_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let seed = seed.unwrap_or_else(|| now.map_or(1, |now| now.subsec_nanos().into()));
+        eprintln!("SPARSAM_SEED={seed}");
+        device.clone().map(|device| Self {
+            device,
+            generator: Generator(seed),
+            _turn: turn,
+        })
+    }
+
+    /// f32 numbers here and the same there.
+    fn pair(&mut self, dims: &[usize]) -> Result<(Tensor, Tensor)> {
+        let here = single(&self.generator.tensor(dims)?)?;
+        let there = here.to_device(&self.device)?;
+        Ok((here, there))
+    }
+
+    /// Leaves NaN in the memory that the next operations get.
+    fn poison(&self) -> Result<()> {
+        for count in [1 << 22, 1 << 16, 1 << 12, 1 << 8] {
+            let blocks: Vec<Tensor> = (0..8)
+                .map(|_| Tensor::full(f32::NAN, count, &self.device))
+                .collect::<Result<_>>()?;
+            drop(blocks);
+        }
+        Ok(())
+    }
+
+    fn lengths(&mut self, documents: usize, most: usize) -> Vec<usize> {
+        (0..documents)
+            .map(|_| self.generator.between(1, most))
+            .collect()
+    }
+}
+
+/// ‖found − expected‖ / ‖expected‖ is at most `tolerance`.
+#[track_caller]
+fn near(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(found.dims(), expected.dims(), "{what}: shapes differ");
+    let found = values(&found.to_device(&Device::Cpu).unwrap()).unwrap();
+    let expected = values(expected).unwrap();
+    let apart: f64 = found
+        .iter()
+        .zip(&expected)
+        .map(|(a, b)| (a - b).powi(2))
+        .sum();
+    let length: f64 = expected.iter().map(|b| b * b).sum();
+    let error = (apart / length.max(1e-12)).sqrt();
+    assert!(
+        error <= tolerance,
+        "{what}: relative error {error:e}, at most {tolerance:e}"
+    );
+}
+
+const EXACT: f64 = 3e-6;
+const SUMS: f64 = 2e-5;
+/// Of a product whose operands are rounded to bf16.
+const ROUNDED: f64 = 8e-3;
+
+#[test]
+fn norms() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    // One number alone is divided by itself, and its gradient is rounding alone.
+    for (rows, width) in [(1, 3), (7, 33), (130, 192), (65, 2048), (33, 4099)] {
+        let (x, gx) = gpu.pair(&[rows, width])?;
+        let (w, gw) = gpu.pair(&[width])?;
+        let (dy, gdy) = gpu.pair(&[rows, width])?;
+        let (r, gr) = gpu.pair(&[rows, width])?;
+        let (into, ginto) = gpu.pair(&[width])?;
+        gpu.poison()?;
+        let (y, roots) = rms_norm(&x, &w, 1e-5)?;
+        let (gy, groots) = rms_norm(&gx, &gw, 1e-5)?;
+        near("rms_norm", &gy, &y, EXACT);
+        near("roots", &groots, &roots, EXACT);
+        for residual in [false, true] {
+            let (r, gr) = (residual.then_some(&r), residual.then_some(&gr));
+            let dx = rms_norm_backward(&dy, &x, &w, &roots, r, Some(&into))?;
+            let gdx = rms_norm_backward(&gdy, &gx, &gw, &groots, gr, Some(&ginto))?;
+            near("rms_norm_backward", &gdx, &dx, SUMS);
+            near("weight of the norm", &ginto, &into, SUMS);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rotations() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (tokens, heads, head, half) in [
+        (5, 3, 8, 4),
+        (70, 6, 32, 16),
+        (33, 2, 80, 20),
+        (129, 4, 128, 64),
+    ] {
+        let frequencies: Vec<f64> = (0..half).map(|i| 0.7f64.powi(i)).collect();
+        let table = RopeTable::new(&frequencies, 600, 1.0);
+        let positions = (0..tokens)
+            .map(|_| gpu.generator.between(0, 600) as u32)
+            .collect();
+        let positions = Positions::new(positions);
+        let (x, gx) = gpu.pair(&[tokens, heads * head])?;
+        rope(&x, heads, &positions, &table)?;
+        rope(&gx, heads, &positions, &table)?;
+        near("rope", &gx, &x, EXACT);
+        rope_backward(&x, heads, &positions, &table)?;
+        rope_backward(&gx, heads, &positions, &table)?;
+        near("rope_backward", &gx, &x, EXACT);
+    }
+    Ok(())
+}
+
+#[test]
+fn gates_sums_and_copies() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (rows, width) in [(1, 1), (17, 129), (300, 512)] {
+        let (gate, ggate) = gpu.pair(&[rows, width])?;
+        let (up, gup) = gpu.pair(&[rows, width])?;
+        let (dy, gdy) = gpu.pair(&[rows, width])?;
+        gpu.poison()?;
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            near(
+                "gated",
+                &gated(activation, &ggate, &gup)?,
+                &gated(activation, &gate, &up)?,
+                EXACT,
+            );
+            let (dgate, dup) = gated_backward(activation, &dy, &gate, &up)?;
+            let (gdgate, gdup) = gated_backward(activation, &gdy, &ggate, &gup)?;
+            near("gradient of the gate", &gdgate, &dgate, EXACT);
+            near("gradient of the rest", &gdup, &dup, EXACT);
+        }
+        let (bias, gbias) = gpu.pair(&[width])?;
+        add_bias(&up, &bias)?;
+        add_bias(&gup, &gbias)?;
+        add_in_place(&up, &dy)?;
+        add_in_place(&gup, &gdy)?;
+        near("sums in place", &gup, &up, EXACT);
+        bias_grad(&dy, &bias)?;
+        bias_grad(&gdy, &gbias)?;
+        near("bias_grad", &gbias, &bias, SUMS);
+        let narrow = Tensor::zeros((rows, width), DType::BF16, &Device::Cpu)?;
+        let gnarrow = narrow.to_device(&gpu.device)?;
+        copy_into(&up, &narrow)?;
+        copy_into(&up, &gnarrow)?;
+        assert_same("bf16", &gnarrow.to_device(&Device::Cpu)?, &narrow);
+        clear(&gup)?;
+        assert_eq!(
+            values(&gup.to_device(&Device::Cpu)?)?,
+            vec![0.0; rows * width]
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn attention_of_documents() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let shapes = [
+        (4, 2, 8),
+        (6, 2, 32),
+        (9, 3, 64),
+        (2, 1, 20),
+        (4, 4, 80),
+        (4, 1, 128),
+        (2, 2, 200),
+    ];
+    for (heads, kv_heads, head_dim) in shapes {
+        for window in [None, Some(1), Some(37)] {
+            let lengths = gpu.lengths(4, 150);
+            let documents = Documents::from_lengths(&lengths);
+            let tokens = documents.tokens();
+            let scale = 1.0 / (head_dim as f64).sqrt();
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                window,
+                softcap: None,
+            };
+            let (q, gq) = gpu.pair(&[tokens, heads * head_dim])?;
+            let (k, gk) = gpu.pair(&[tokens, kv_heads * head_dim])?;
+            let (v, gv) = gpu.pair(&[tokens, kv_heads * head_dim])?;
+            let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
+            gpu.poison()?;
+            let what = format!("{shape:?} {lengths:?}");
+            let (y, sums) = attention(&q, &k, &v, &documents, &shape)?;
+            let (gy, gsums) = attention(&gq, &gk, &gv, &documents, &shape)?;
+            near(&format!("attention {what}"), &gy, &y, SUMS);
+            near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
+            let here = attention_backward(&d, &q, &k, &v, &y, &sums, &documents, &shape)?;
+            let there = attention_backward(&gd, &gq, &gk, &gv, &gy, &gsums, &documents, &shape)?;
+            // With a window of one the scores have no say, and their gradients are rounding alone.
+            if window != Some(1) {
+                near(&format!("dq {what}"), &there.0, &here.0, SUMS);
+                near(&format!("dk {what}"), &there.1, &here.1, SUMS);
+            }
+            near(&format!("dv {what}"), &there.2, &here.2, SUMS);
+        }
+    }
+    Ok(())
+}
+
+/// On the tensor cores: the inputs are the same, what lies between them and the outputs is rounded to bf16.
+#[test]
+fn attention_in_bf16() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 3, 8), (4, 1, 40), (2, 1, 128), (2, 2, 96)]
+    {
+        for window in [None, Some(1), Some(37), Some(100)] {
+            let mut lengths = gpu.lengths(4, 300);
+            lengths.extend([64, 1, 65]);
+            let documents = Documents::from_lengths(&lengths);
+            let tokens = documents.tokens();
+            let scale = 1.0 / (head_dim as f64).sqrt();
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                window,
+                softcap: None,
+            };
+            assert!(!shape.takes_bf16(&Device::Cpu));
+            let mut input = |heads: usize| -> Result<(Tensor, Tensor)> {
+                let (here, _) = gpu.pair(&[tokens, heads * head_dim])?;
+                let narrow = here.to_dtype(DType::BF16)?;
+                Ok((narrow.to_dtype(DType::F32)?, narrow.to_device(&gpu.device)?))
+            };
+            let (q, gq) = input(heads)?;
+            let (k, gk) = input(kv_heads)?;
+            let (v, gv) = input(kv_heads)?;
+            let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
+            gpu.poison()?;
+            let what = format!("{shape:?} {lengths:?}");
+            let (y, sums) = attention(&q, &k, &v, &documents, &shape)?;
+            let (gy, gsums) = attention(&gq, &gk, &gv, &documents, &shape)?;
+            near(&format!("attention {what}"), &gy, &y, ROUNDED);
+            near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
+            let here = attention_backward(&d, &q, &k, &v, &y, &sums, &documents, &shape)?;
+            let there = attention_backward(&gd, &gq, &gk, &gv, &gy, &gsums, &documents, &shape)?;
+            if window != Some(1) {
+                near(&format!("dq {what}"), &there.0, &here.0, ROUNDED);
+                near(&format!("dk {what}"), &there.1, &here.1, ROUNDED);
+            }
+            near(&format!("dv {what}"), &there.2, &here.2, ROUNDED);
+        }
+    }
+    Ok(())
+}
+
+/// The forms a weight has, with the error its products may have.
+fn forms(weight: &Tensor) -> Result<Vec<(&'static str, Weight, DType, f64)>> {
+    let (out, input) = weight.dims2()?;
+    let numbers: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+    let nf4 = |double| Nf4::quantize(&numbers, out, input, double).map(Weight::Nf4);
+    let int8 = Weight::Int8(Int8::quantize(&numbers, out, input)?);
+    // Sixteen levels of their own and blocks of 32, as a checkpoint may bring them.
+    let packed = numbers
+        .chunks(2)
+        .map(|pair| (pair[0].to_bits() >> 13) as u8)
+        .collect();
+    let scales: Vec<f32> = numbers
+        .chunks(32)
+        .map(|block| block[0].abs() + 0.1)
+        .collect();
+    let levels = std::array::from_fn(|level| (level as f32 - 7.0) / 8.0);
+    let fp4 = Weight::Nf4(Nf4::from_code(packed, scales, out, input, levels, 32)?);
+    Ok(vec![
+        ("f32", Weight::Dense(weight.clone()), DType::F32, SUMS),
+        (
+            "bf16",
+            Weight::Dense(weight.to_dtype(DType::BF16)?),
+            DType::F32,
+            ROUNDED,
+        ),
+        ("nf4", nf4(false)?, DType::F32, SUMS),
+        ("nf4-dq", nf4(true)?, DType::BF16, ROUNDED),
+        ("fp4", fp4, DType::F32, SUMS),
+        ("int8", int8.clone(), DType::F32, SUMS),
+        ("int8 in bf16", int8, DType::BF16, ROUNDED),
+    ])
+}
+
+#[test]
+fn products() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (tokens, out, input) in [(1, 1, 1), (37, 45, 71), (200, 192, 512)] {
+        let (x, gx) = gpu.pair(&[tokens, input])?;
+        let (dy, gdy) = gpu.pair(&[tokens, out])?;
+        let (weight, _) = gpu.pair(&[out, input])?;
+        let (into, ginto) = gpu.pair(&[out, input])?;
+        for (name, weight, compute, tolerance) in forms(&weight)? {
+            let there = weight.to_device(&gpu.device, compute)?;
+            gpu.poison()?;
+            near(
+                name,
+                &linear(&gx, &there)?,
+                &linear(&x, &weight)?,
+                tolerance,
+            );
+            let (dx, gdx) = (
+                linear_input_grad(&dy, &weight)?,
+                linear_input_grad(&gdy, &there)?,
+            );
+            near(name, &gdx, &dx, tolerance);
+            if matches!(name, "nf4" | "fp4" | "int8") {
+                near(name, &there.dequantize()?, &weight.dequantize()?, 1e-7);
+            }
+        }
+        linear_weight_grad(&dy, &x, &into)?;
+        linear_weight_grad(&gdy, &gx, &ginto)?;
+        near("weight gradient", &ginto, &into, SUMS);
+    }
+    Ok(())
+}
+
+#[test]
+fn branches() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let (tokens, input, rank) = (75, 96, 5);
+    for own_input in [false, true] {
+        let (x, gx) = gpu.pair(&[tokens, input])?;
+        let (dropped, gdropped) = gpu.pair(&[tokens, input])?;
+        let (first, _) = gpu.pair(&[66, input])?;
+        let (second, _) = gpu.pair(&[31, input])?;
+        let (a, ga) = gpu.pair(&[rank, input])?;
+        let (b, gb) = gpu.pair(&[66, rank])?;
+        let (da, gda) = gpu.pair(&[rank, input])?;
+        let (db, gdb) = gpu.pair(&[66, rank])?;
+        let (dy1, gdy1) = gpu.pair(&[tokens, 66])?;
+        let (dy2, gdy2) = gpu.pair(&[tokens, 31])?;
+        for ((name, first, compute, tolerance), (_, second, ..)) in
+            forms(&first)?.into_iter().zip(forms(&second)?)
+        {
+            let run = |x: &Tensor,
+                       branch_x: Option<&Tensor>,
+                       weights: [&Weight; 2],
+                       low: &LowRank,
+                       dys: &[Tensor],
+                       grads: [&Tensor; 2]| {
+                let group = [
+                    Projection {
+                        weight: weights[0],
+                        branch: Some(low),
+                    },
+                    Projection {
+                        weight: weights[1],
+                        branch: None,
+                    },
+                ];
+                let (ys, kept) = lora_linear(x, branch_x, &group)?;
+                let grads = [
+                    Some(BranchGrads {
+                        a: grads[0],
+                        b: grads[1],
+                        magnitude: None,
+                    }),
+                    None,
+                ];
+                let dx = lora_linear_backward(dys, x, branch_x, &group, &kept, &grads)?;
+                Ok::<_, candle_core::Error>((ys, dx))
+            };
+            let (g1, g2) = (
+                first.to_device(&gpu.device, compute)?,
+                second.to_device(&gpu.device, compute)?,
+            );
+            let low = LowRank {
+                a: a.clone(),
+                b: b.clone(),
+                scale: 1.75,
+                dora: None,
+            };
+            let glow = LowRank {
+                a: ga.clone(),
+                b: gb.clone(),
+                scale: 1.75,
+                dora: None,
+            };
+            gpu.poison()?;
+            let (ys, dx) = run(
+                &x,
+                own_input.then_some(&dropped),
+                [&first, &second],
+                &low,
+                &[dy1.clone(), dy2.clone()],
+                [&da, &db],
+            )?;
+            let (gys, gdx) = run(
+                &gx,
+                own_input.then_some(&gdropped),
+                [&g1, &g2],
+                &glow,
+                &[gdy1.clone(), gdy2.clone()],
+                [&gda, &gdb],
+            )?;
+            for (gy, y) in gys.iter().zip(&ys) {
+                near(name, gy, y, tolerance);
+            }
+            near(name, &gdx.x, &dx.x, tolerance);
+            assert_eq!(gdx.branch_x.is_some(), own_input);
+            if let (Some(gdx), Some(dx)) = (&gdx.branch_x, &dx.branch_x) {
+                near(name, gdx, dx, tolerance);
+            }
+            near("A", &gda, &da, SUMS);
+            near("B", &gdb, &db, SUMS);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn head_and_loss() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (tokens, vocabulary, width) in [(1, 2, 3), (90, 517, 64), (40, 32_003, 48)] {
+        let (x, gx) = gpu.pair(&[tokens, width])?;
+        let (head, ghead) = gpu.pair(&[vocabulary, width])?;
+        let targets: Vec<u32> = (0..tokens)
+            .map(|at| {
+                if at % 3 == 1 {
+                    IGNORE
+                } else {
+                    gpu.generator.between(0, vocabulary) as u32
+                }
+            })
+            .collect();
+        let (into, ginto) = gpu.pair(&[vocabulary, width])?;
+        gpu.poison()?;
+        let want = |into| Want {
+            grad_scale: Some(0.37),
+            weight_grad: Some(into),
+            softcap: None,
+        };
+        let (weight, gweight) = (Weight::Dense(head), Weight::Dense(ghead));
+        let here = linear_cross_entropy(&x, &weight, &targets, want(&into))?;
+        let there = linear_cross_entropy(&gx, &gweight, &targets, want(&ginto))?;
+        assert!(
+            (here.sum - there.sum).abs() <= 2e-6 * here.sum,
+            "{} {}",
+            here.sum,
+            there.sum
+        );
+        assert_eq!((here.targets, here.correct), (there.targets, there.correct));
+        let (Some(d), Some(gd)) = (here.hidden_grad, there.hidden_grad) else {
+            panic!("no gradient")
+        };
+        near("hidden states", &gd, &d, SUMS);
+        near("head", &ginto, &into, SUMS);
+        let here = linear_token_losses(&x, &weight, &targets)?;
+        let there = linear_token_losses(&gx, &gweight, &targets)?;
+        for (here, there) in here.iter().zip(&there) {
+            assert_eq!(here.is_some(), there.is_some());
+            assert!((here.unwrap_or(0.0) - there.unwrap_or(0.0)).abs() < 1e-4);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn masks_are_the_same_bits() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for count in [1, 63, 64, 65, 8192, 20_001] {
+        let (x, gx) = gpu.pair(&[count])?;
+        let key = DropoutKey {
+            seed: gpu.generator.word(),
+            step: gpu.generator.word(),
+            site: 7,
+        };
+        gpu.poison()?;
+        let there = dropout(&gx, 0.3, key)?.to_device(&Device::Cpu)?;
+        assert_same("dropout", &there, &dropout(&x, 0.3, key)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn rows_of_the_embedding() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let (dx, gdx) = gpu.pair(&[300, 192])?;
+    let (into, ginto) = gpu.pair(&[40, 192])?;
+    let ids: Vec<u32> = (0..300)
+        .map(|_| gpu.generator.between(0, 40) as u32)
+        .collect();
+    add_rows(&dx, &ids, &into)?;
+    add_rows(&gdx, &ids, &ginto)?;
+    assert_same("embedding", &ginto.to_device(&Device::Cpu)?, &into);
+    Ok(())
+}
+
+#[test]
+fn steps_of_the_optimiser() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let (param, gparam) = gpu.pair(&[51, 77])?;
+    let (m, v) = (param.zeros_like()?, param.zeros_like()?);
+    let (gm, gv) = (gparam.zeros_like()?, gparam.zeros_like()?);
+    let settings = AdamW {
+        lr: 1e-2,
+        weight_decay: 0.1,
+        ..AdamW::default()
+    };
+    for step in 1..=5 {
+        let (grad, ggrad) = gpu.pair(&[51, 77])?;
+        let (here, there) = (
+            grad_norm_squared(&[&grad, &param])?,
+            grad_norm_squared(&[&ggrad, &gparam])?,
+        );
+        assert!((here - there).abs() <= 1e-5 * here, "{here} {there}");
+        adamw_step(&param, &grad, &m, &v, &settings, step, 0.5)?;
+        adamw_step(&gparam, &ggrad, &gm, &gv, &settings, step, 0.5)?;
+    }
+    near("parameters", &gparam, &param, EXACT);
+    near("first moments", &gm, &m, EXACT);
+    near("second moments", &gv, &v, EXACT);
+    Ok(())
+}

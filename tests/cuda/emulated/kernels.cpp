@@ -1,0 +1,174 @@
+// `kernels.cu` against the same operations as they are written down.
+
+#include "kernels.cu"
+
+#include "reference.h"
+
+typedef void Forward(const float*, const float*, const float*, const int*, float*, float*, int, int, int, int, int, float);
+typedef void BackwardQ(const float*, const float*, const float*, const float*, const float*, const float*, const int*, float*, int, int, int, int, int, float);
+typedef void BackwardKv(const float*, const float*, const float*, const float*, const float*, const float*, const int*, float*, float*, int, int, int, int, int, float);
+
+static void attention_check(const AttentionCase& c, int width, int tile, Forward* forward, BackwardQ* backward_q, BackwardKv* backward_kv) {
+    int tokens = c.tokens();
+    size_t wide = (size_t)tokens * c.heads * c.head, kv_wide = (size_t)tokens * c.kv_heads * c.head;
+    Floats q = normal(wide), k = normal(kv_wide), v = normal(kv_wide), dout = normal(wide);
+    auto expected = attention_reference(c, q, k, v, dout);
+    auto tiles = c.tiles(tile);
+    unsigned count = tiles.size() / 3, heads = c.heads, kv_heads = c.kv_heads;
+    Floats out = unwritten(wide), log_sums = unwritten((size_t)c.heads * tokens), delta = log_sums;
+    emulated::launch({count, heads}, {256}, 4 * (3 * tile * (width + 1) + tile * (tile + 1)), [&] {
+        forward(q.data(), k.data(), v.data(), tiles.data(), out.data(), log_sums.data(), tokens, c.heads, c.kv_heads, c.head, c.window, c.scale());
+    });
+    near("attention, " + c.name(), out, expected.out, 2e-6);
+    near("log-sums, " + c.name(), log_sums, expected.log_sums, 2e-6);
+    emulated::launch({(unsigned)(tokens * c.heads + 7) / 8}, {256}, 0, [&] {
+        attention_delta(dout.data(), out.data(), delta.data(), tokens, c.heads, c.head);
+    });
+    near("delta, " + c.name(), delta, expected.delta, 2e-6);
+    Floats dq = unwritten(wide), dk = unwritten(kv_wide), dv = unwritten(kv_wide);
+    size_t shared = 4 * (4 * tile * (width + 1) + 2 * tile * (tile + 1));
+    emulated::launch({count, heads}, {256}, shared, [&] {
+        backward_q(dout.data(), q.data(), k.data(), v.data(), log_sums.data(), delta.data(), tiles.data(), dq.data(), tokens, c.heads, c.kv_heads, c.head, c.window, c.scale());
+    });
+    emulated::launch({count, kv_heads}, {256}, shared, [&] {
+        backward_kv(dout.data(), q.data(), k.data(), v.data(), log_sums.data(), delta.data(), tiles.data(), dk.data(), dv.data(), tokens, c.heads, c.kv_heads, c.head, c.window, c.scale());
+    });
+    // With a window of one the scores have no say, and their gradients are rounding alone.
+    if (c.window > 1) {
+        near("dq, " + c.name(), dq, expected.dq, 5e-6);
+        near("dk, " + c.name(), dk, expected.dk, 5e-6);
+    }
+    near("dv, " + c.name(), dv, expected.dv, 5e-6);
+}
+
+#define CHECK(D, B) attention_check(c, D, B, attention_##D, attention_backward_q_##D, attention_backward_kv_##D)
+
+static void attention_checks() {
+    int shapes[][3] = {{4, 2, 8}, {3, 1, 32}, {2, 2, 48}, {2, 1, 100}, {2, 1, 200}};
+    for (auto& shape : shapes)
+        for (int window : {1 << 29, 1, 21}) {
+            AttentionCase c{shape[0], shape[1], shape[2], window, {between(1, 60), 1, 32, between(1, 60)}};
+            switch (c.head) {
+                case 8: CHECK(16, 32); break;
+                case 32: CHECK(32, 32); break;
+                case 48: CHECK(64, 32); break;
+                case 100: CHECK(128, 32); break;
+                default: CHECK(256, 16);
+            }
+        }
+}
+
+static unsigned row_threads(int width) { return (unsigned)std::clamp((width + 31) / 32, 1, 8) * 32; }
+
+static void norm_checks() {
+    int shapes[][2] = {{1, 1}, {7, 33}, {70, 300}};
+    for (auto& shape : shapes) {
+        int rows = shape[0], width = shape[1];
+        unsigned count = rows;
+        Floats x = normal(rows * width), weight = normal(width), dy = normal(rows * width), residual = normal(rows * width), into = normal(width);
+        Floats y = unwritten(rows * width), roots = unwritten(rows), dx = y;
+        Doubles wanted(rows * width), wanted_dx(rows * width), wanted_into(into.begin(), into.end());
+        for (int r = 0; r < rows; r++) {
+            double square = 0, pull = 0;
+            for (int i = 0; i < width; i++) square += (double)x[r * width + i] * x[r * width + i];
+            double root = 1 / std::sqrt(square / width + 1e-5);
+            for (int i = 0; i < width; i++) {
+                int at = r * width + i;
+                wanted[at] = weight[i] * x[at] * root;
+                wanted_into[i] += dy[at] * (x[at] * root);
+                pull += (double)dy[at] * weight[i] * x[at];
+            }
+            for (int i = 0; i < width; i++) {
+                int at = r * width + i;
+                wanted_dx[at] = residual[at] + dy[at] * weight[i] * root - x[at] * pull / width * root * root * root;
+            }
+        }
+        emulated::launch({count}, {row_threads(width)}, 0, [&] { rms_norm(x.data(), weight.data(), y.data(), roots.data(), width, 1e-5f); });
+        emulated::launch({count}, {row_threads(width)}, 0, [&] { rms_norm_backward(dy.data(), x.data(), weight.data(), roots.data(), residual.data(), dx.data(), width); });
+        emulated::launch({(unsigned)(width + 31) / 32}, {32, 32}, 0, [&] { column_sum(dy.data(), x.data(), roots.data(), into.data(), rows, width); });
+        near("rms_norm", y, wanted, 1e-6);
+        near("rms_norm_backward", dx, wanted_dx, 1e-6);
+        near("weight of the norm", into, wanted_into, 2e-6);
+    }
+}
+
+static void loss_checks() {
+    for (int vocabulary : {2, 517, 1501}) {
+        unsigned rows = 3;
+        Floats logits = normal(rows * vocabulary, 3.f), losses = unwritten(rows), correct = unwritten(rows);
+        std::vector<uint32_t> targets;
+        Doubles wanted(logits.size()), wanted_losses, wanted_correct;
+        for (unsigned r = 0; r < rows; r++) {
+            const float* row = logits.data() + r * vocabulary;
+            int likeliest = std::max_element(row, row + vocabulary) - row;
+            targets.push_back(r == 0 ? likeliest : between(0, vocabulary));
+            double sum = 0;
+            for (int i = 0; i < vocabulary; i++) sum += std::exp((double)row[i]);
+            for (int i = 0; i < vocabulary; i++) wanted[r * vocabulary + i] = 0.37 * (std::exp((double)row[i]) / sum - (i == (int)targets[r]));
+            wanted_losses.push_back(std::log(sum) - row[targets[r]]);
+            wanted_correct.push_back((int)targets[r] == likeliest);
+        }
+        Floats kept = logits;
+        emulated::launch({rows}, {512}, 0, [&] { cross_entropy(logits.data(), targets.data(), losses.data(), correct.data(), vocabulary, 0.f); });
+        near("logits that are only read", logits, kept, 0);
+        emulated::launch({rows}, {512}, 0, [&] { cross_entropy(logits.data(), targets.data(), losses.data(), correct.data(), vocabulary, 0.37f); });
+        near("losses", losses, wanted_losses, 1e-6);
+        near("hits", correct, wanted_correct, 0);
+        near("gradient of the logits", logits, wanted, 2e-6);
+    }
+}
+
+static void sum_checks() {
+    for (int count : {1, 1000, 70001}) {
+        Floats x = normal(count), parts = unwritten(64);
+        emulated::launch({64}, {256}, 0, [&] { square_sum(x.data(), parts.data(), count); });
+        double wanted = 0, found = 0;
+        for (float v : x) wanted += (double)v * v;
+        for (float v : parts) found += v;
+        near("sum of squares", {(float)found}, Doubles{wanted}, 2e-6);
+    }
+    int width = 70, rows = 40;
+    Floats dx = normal(rows * width), into = normal(10 * width);
+    Doubles wanted(into.begin(), into.end());
+    std::vector<uint32_t> order, starts, ids;
+    std::vector<int> drawn;
+    for (int i = 0; i < rows; i++) drawn.push_back(between(0, 10));
+    for (int id = 0; id < 10; id++) {
+        unsigned start = order.size();
+        for (int i = 0; i < rows; i++)
+            if (drawn[i] == id) order.push_back(i);
+        if (order.size() > start) {
+            starts.push_back(start);
+            ids.push_back(id);
+        }
+    }
+    starts.push_back(rows);
+    for (int i = 0; i < rows * width; i++) wanted[drawn[i / width] * width + i % width] += dx[i];
+    emulated::launch({(unsigned)ids.size()}, {row_threads(width)}, 0, [&] { add_rows(dx.data(), order.data(), starts.data(), ids.data(), into.data(), width); });
+    near("rows of the embedding", into, wanted, 1e-6);
+}
+
+static void expansion_checks() {
+    int count = 64 * 3 + 17;
+    Floats levels = normal(16), absmax = normal(4), wide = unwritten(count);
+    std::vector<uint8_t> packed((count + 1) / 2);
+    for (auto& byte : packed) byte = between(0, 256);
+    std::vector<__nv_bfloat16> narrow(count);
+    Doubles wanted;
+    for (int i = 0; i < count; i++) wanted.push_back((double)levels[i % 2 ? packed[i / 2] & 15 : packed[i / 2] >> 4] * absmax[i / 64]);
+    emulated::launch({1}, {256}, 0, [&] { expand_four_bits(packed.data(), absmax.data(), levels.data(), wide.data(), nullptr, count, 64); });
+    near("four bits", wide, wanted, 1e-7);
+    emulated::launch({1}, {256}, 0, [&] { expand_four_bits(packed.data(), absmax.data(), levels.data(), nullptr, narrow.data(), count, 64); });
+    for (int i = 0; i < count; i++) wide[i] = __bfloat162float(narrow[i]);
+    near("four bits in bf16", wide, wanted, 4e-3);
+}
+
+int main() {
+    attention_checks();
+    norm_checks();
+    loss_checks();
+    sum_checks();
+    expansion_checks();
+    printf("kernels.cu: %s\n", failures ? "WRONG" : "as it should be");
+    return failures != 0;
+}
