@@ -18,7 +18,7 @@ use crate::error::Failure;
 use crate::opened::{Place, find, hash};
 
 /// What stands beside the weights of a model in Hugging Face's layout, its configuration apart.
-const COMPANIONS: &[&str] = &[
+pub(crate) const COMPANIONS: &[&str] = &[
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,7 +35,7 @@ const COMPANIONS: &[&str] = &[
 ];
 
 /// The configuration, which commands change.
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 
 /// The files of a base model.
 pub(crate) struct BaseFiles {

@@ -97,7 +97,7 @@ pub(crate) fn make_named(
         .map(|plot| (format!("{}.svg", plot.id), plot.file.clone()))
         .collect();
     let title = match &all[..] {
-        [one] => format!("{}: {}", one.name(), speech.words.report),
+        [one] => format!("{}: {}", one.name, speech.words.report),
         _ => speech.words.report.to_owned(),
     };
     let mut environment = Environment::new();
@@ -135,7 +135,7 @@ fn shown(run: &RunData, index: usize, speech: Speech) -> Shown {
         notes.push(format!("{} readings of the meters failed", energy.gaps));
     }
     Shown {
-        name: run.name(),
+        name: run.name.clone(),
         facts: facts(run, speech),
         plots: plots.into_iter().flatten().collect(),
         components: energy

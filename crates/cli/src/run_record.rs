@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 pub(crate) use sparsam_adapter::files::write_whole;
+use sparsam_tracker::journal;
 
 use crate::error::Failure;
 use crate::machine::Platform;
@@ -24,6 +25,16 @@ pub(crate) const FORMAT: u32 = 1;
 
 /// The candle release this binary computes with; kept equal to `Cargo.lock` by a test.
 const CANDLE: &str = "0.11.1";
+
+/// The error for a folder that holds no run.
+pub(crate) fn no_run(folder: &Path) -> Failure {
+    Failure::usage(format!(
+        "`{}` is not the folder of a run: it has neither `{FILE_NAME}` nor `{}`",
+        folder.display(),
+        journal::FILE_NAME
+    ))
+    .hint("give the folder that `sparsam train` or `sparsam track` wrote")
+}
 
 /// The record of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

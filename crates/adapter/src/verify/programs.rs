@@ -161,16 +161,23 @@ fn llama_cpp(parts: &Parts, config: &ModelConfig) -> (Answer, String) {
     )
 }
 
+/// Why programs that serve plain low-rank branches refuse an adapter that holds more.
+fn beyond_branches(lora: &LoraConfig) -> Option<&'static str> {
+    if lora.use_dora {
+        Some("it refuses DoRA")
+    } else if !lora.modules_to_save.is_empty() {
+        Some("it refuses `modules_to_save`")
+    } else if lora.bias != Bias::None {
+        Some("it refuses trained biases")
+    } else {
+        None
+    }
+}
+
 /// `LoraConfig::validate_dynamic` of mistral.rs 0.9.
 fn mistral_rs(lora: &LoraConfig) -> (Answer, String) {
-    if lora.use_dora {
-        return no("it refuses DoRA");
-    }
-    if !lora.modules_to_save.is_empty() {
-        return no("it refuses `modules_to_save`");
-    }
-    if lora.bias != Bias::None {
-        return no("it refuses trained biases");
+    if let Some(reason) = beyond_branches(lora) {
+        return no(reason);
     }
     yes("it reads PEFT folders, rsLoRA and patterns too, also on GGUF bases")
 }
@@ -181,14 +188,8 @@ fn vllm(parts: &Parts) -> (Answer, String) {
     const DEFAULT: usize = 16;
     const STEPS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
     let lora = &parts.config.lora;
-    if lora.use_dora {
-        return no("it refuses DoRA");
-    }
-    if !lora.modules_to_save.is_empty() {
-        return no("it refuses `modules_to_save`");
-    }
-    if lora.bias != Bias::None {
-        return no("it refuses trained biases");
+    if let Some(reason) = beyond_branches(lora) {
+        return no(reason);
     }
     if !lora.rank_pattern.is_empty() || !lora.alpha_pattern.is_empty() {
         return no(

@@ -48,14 +48,7 @@ fn write(folder: &Path, formats: &[CardFormat]) -> anyhow::Result<Vec<PathBuf>> 
     let has = |name: &str| folder.join(name).exists();
     let trained = has(run_record::FILE_NAME);
     if !trained && !has(journal::FILE_NAME) {
-        return Err(Failure::usage(format!(
-            "`{}` is not the folder of a run: it has neither `{}` nor `{}`",
-            folder.display(),
-            run_record::FILE_NAME,
-            journal::FILE_NAME
-        ))
-        .hint("give the folder that `sparsam train` or `sparsam track` wrote")
-        .into());
+        return Err(run_record::no_run(folder).into());
     }
     let (energy, about, mut paths) = if trained {
         let mut record = RunRecord::read(folder)?;

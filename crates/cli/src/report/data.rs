@@ -14,7 +14,7 @@ use crate::run_record::{self, RunRecord};
 #[derive(Debug)]
 pub(super) struct RunData {
     /// The name for people.
-    name: String,
+    pub(super) name: String,
     /// Of a run of `train`; `track` leaves none.
     pub(super) record: Option<RunRecord>,
     pub(super) energy: EnergyRecord,
@@ -61,11 +61,6 @@ impl RunData {
             },
         })
     }
-
-    /// The name for people.
-    pub(super) fn name(&self) -> String {
-        self.name.clone()
-    }
 }
 
 /// The name of a run after its folder.
@@ -81,14 +76,7 @@ pub(super) fn name(folder: &Path) -> String {
 fn recorded(folder: &Path) -> anyhow::Result<EnergyRecord> {
     let path = folder.join(track::RECORD_FILE);
     let Ok(bytes) = fs_err::read(&path) else {
-        return Err(Failure::usage(format!(
-            "`{}` is not the folder of a run: it has neither `{}` nor `{}`",
-            folder.display(),
-            run_record::FILE_NAME,
-            journal::FILE_NAME
-        ))
-        .hint("give the folder that `sparsam train` or `sparsam track` wrote")
-        .into());
+        return Err(run_record::no_run(folder).into());
     };
     serde_json::from_slice(&bytes).map_err(|error| {
         Failure::run(format!(

@@ -173,7 +173,7 @@ pub(super) fn losses(runs: &[&RunData], id: &str, speech: Speech) -> Option<Plot
         }
         svg.curve(&place(&smooth[index]), &class);
         let marks = if several { index } else { 1 };
-        let name = run.name();
+        let name = run.name.clone();
         for (step, loss) in &run.evaluations {
             let says = format!(
                 "{name}, {} {}: {} {}",
@@ -499,7 +499,7 @@ pub(super) fn among_published(runs: &[&RunData], id: &str, speech: Speech) -> Pl
         .collect();
     rows.extend(
         runs.iter()
-            .map(|run| (run.name(), run.energy.emissions_g, None)),
+            .map(|run| (run.name.clone(), run.energy.emissions_g, None)),
     );
     let middle = |span: &Span| {
         span.central
@@ -593,10 +593,10 @@ pub(super) fn compared(runs: &[&RunData], id: &str, speech: Speech) -> Option<Pl
         .map(|(index, run)| {
             let kwh = run.energy.energy_kwh;
             Bar {
-                name: run.name(),
+                name: run.name.clone(),
                 value: kwh.central / size,
                 bounds: (!kwh.is_exact()).then_some((kwh.low / size, kwh.high / size)),
-                says: format!("{}: {}", run.name(), speech.energy(kwh)),
+                says: format!("{}: {}", run.name, speech.energy(kwh)),
                 series: index,
             }
         })
@@ -621,7 +621,7 @@ pub(super) fn compared(runs: &[&RunData], id: &str, speech: Speech) -> Option<Pl
             .iter()
             .map(|run| {
                 vec![
-                    run.name(),
+                    run.name.clone(),
                     speech.energy(run.energy.energy_kwh),
                     speech.grams(run.energy.emissions_g),
                     speech.duration(run.energy.duration_seconds),
@@ -756,7 +756,7 @@ pub(super) fn trade_off(runs: &[&RunData], id: &str, speech: Speech) -> Option<P
         .filter_map(|run| {
             let after = run.record.as_ref()?.results.as_ref()?.after?;
             after.loss.is_finite().then(|| Trade {
-                name: run.name(),
+                name: run.name.clone(),
                 energy_kwh: run.energy.energy_kwh,
                 loss: Range::exactly(after.loss),
             })

@@ -1,5 +1,6 @@
 //! What a run leaves besides its records: the adapter, or the whole model.
 
+use std::iter;
 use std::path::Path;
 
 use anyhow::Context;
@@ -10,6 +11,7 @@ use sparsam_adapter::trainable::{Trainable, Trained};
 use sparsam_base::builtin;
 use sparsam_base::model::Model;
 
+use crate::base_files::{COMPANIONS, CONFIG};
 use crate::opened::find_builtin;
 use crate::recipe::Method;
 use crate::run_record::{FileRecord, RunRecord, write_whole};
@@ -19,20 +21,6 @@ const MODEL: &str = "model.safetensors";
 
 /// The chat template, where the run used another than the model's own.
 const TEMPLATE: &str = "chat_template.jinja";
-
-/// What stands beside the weights of a model in Hugging Face's layout.
-const COMPANIONS: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-];
 
 /// Writes the result of a run into its folder.
 pub(super) fn write(
@@ -70,7 +58,7 @@ fn whole_model(
     if base.starts_with(builtin::PREFIX) {
         let builtin = find_builtin(base)?;
         let files = [
-            ("config.json", builtin.config.as_bytes()),
+            (CONFIG, builtin.config.as_bytes()),
             (
                 "generation_config.json",
                 builtin.generation_config.as_bytes(),
@@ -83,7 +71,7 @@ fn whole_model(
         }
         return Ok(());
     }
-    for name in COMPANIONS {
+    for name in iter::once(&CONFIG).chain(COMPANIONS) {
         let from = Path::new(base).join(name);
         if from.is_file() {
             let bytes = fs_err::read(&from)?;
@@ -94,7 +82,7 @@ fn whole_model(
 }
 
 fn companion(folder: &Path, name: &str, mut bytes: Vec<u8>) -> anyhow::Result<()> {
-    if name == "config.json" {
+    if name == CONFIG {
         bytes = in_f32(&bytes).context("the base's config.json cannot be copied")?;
     }
     let path = folder.join(name);
