@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::args::{Cli, Command};
+use crate::threads::within;
 
 pub(crate) mod bench;
 mod card;
@@ -32,8 +33,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Recipe(args) => recipe::run(&args),
         Command::Data(args) => data::run(&args),
-        Command::Generate(args) => generate::run(&args, cli.quiet),
-        Command::Chat(args) => chat::run(&args, cli.quiet),
+        Command::Generate(args) => within(None, || generate::run(&args, cli.quiet)),
+        Command::Chat(args) => within(None, || chat::run(&args, cli.quiet)),
         Command::Fetch(args) => fetch::run(&args, cli.quiet),
         Command::Publish(args) => publish::run(&args, cli.quiet),
         Command::Export(args) => export::run(&args),
@@ -42,7 +43,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Unpack(args) => unpack::run(&args, cli.quiet),
         Command::PackBuiltin(args) => unpack::pack_builtin(&args),
         Command::Train(args) => train::run(&args, cli.quiet),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => within(None, || bench::run(&args)),
         Command::Probe(args) => probe::run(&args),
         Command::Estimate(args) => estimate::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -6,6 +6,7 @@
 
 use std::process::ExitCode;
 
+mod allocator;
 mod args;
 mod base_files;
 mod cards;
@@ -29,12 +30,10 @@ mod speaker;
 mod summary;
 mod tensorboard;
 mod terminal;
-
-// Several times faster than the system's allocator on the many tensors of a step.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+mod threads;
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     error::install_panic_hook();
     // The hook has told the user; the process still ends with the exit code of a failed run.
     std::panic::catch_unwind(run).unwrap_or(ExitCode::FAILURE)

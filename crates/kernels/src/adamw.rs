@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::by_element;
 use crate::cpu::Level;
 use crate::host::{update, view};
-use crate::vector::{dot, levels};
+use crate::vector::{Real, dot, levels};
 
 /// Numbers of one task; a fixed size, because sums over a tensor are formed chunk by chunk.
 const CHUNK: usize = 1 << 14;

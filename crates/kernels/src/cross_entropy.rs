@@ -17,8 +17,8 @@ use crate::weight::Weight;
 /// Marks a token without a target.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Numbers of the logits that exist at a time, 32 MiB in f32.
-const LOGITS: usize = 1 << 23;
+/// Numbers of the logits that exist at a time, 64 MiB in f32.
+const LOGITS: usize = 1 << 24;
 /// At least this many tokens make a chunk, however large the vocabulary.
 const FEWEST_TOKENS: usize = 48;
 

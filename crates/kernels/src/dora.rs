@@ -10,8 +10,9 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::by_element;
-use crate::gemm::{Dense, Kernel, Left, Right, Term, gemm};
+use crate::gemm::{Dense, Left, Right, Term, gemm};
 use crate::host::{Element, num::Float, tensor, update, view};
+use crate::vector::Real;
 use crate::weight::Weight;
 
 /// Rows of `W + s B A` that exist at a time.
@@ -116,7 +117,7 @@ fn length<T: Element>(row: &[T]) -> T {
 }
 
 /// `y = gains ∘ z` for every token, `[tokens, out]`.
-pub(crate) fn rescaled<T: Element + Kernel>(z: &[T], gains: &[T]) -> Vec<T> {
+pub(crate) fn rescaled<T: Real>(z: &[T], gains: &[T]) -> Vec<T> {
     let mut y = vec![T::ZERO; z.len()];
     let width = gains.len().max(1);
     y.par_chunks_mut(width)

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::by_element;
 use crate::cpu::Level;
 use crate::host::{tensor, view};
-use crate::vector::levels;
+use crate::vector::{Real, levels};
 
 /// Numbers of one task, a multiple of what a group of counters yields.
 const CHUNK: usize = 1 << 13;

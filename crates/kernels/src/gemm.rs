@@ -21,20 +21,24 @@ mod pack;
 
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
-pub use kernel::{Kernel, Product, Tile};
+pub use kernel::{Kernel, Pair, Product, Tile};
 pub use pack::Dense;
+use pack::Held;
+pub(crate) use pack::round;
 
 use crate::cpu::Level;
-use crate::host::Element;
+use crate::vector::Real;
 
-/// Greatest depth of one block: a packed panel of this depth stays in the first-level cache.
-const DEPTH_BLOCK: usize = 320;
-/// Columns packed at a time: the packed block stays in the last-level cache.
-const COLUMN_BLOCK: usize = 2048;
-/// Rows of a task at which the packed panel's way into the cache is well paid for.
-const ROW_BLOCK: usize = 96;
+/// Greatest depth of one block, in numbers.
+const DEPTH_BLOCK: usize = 576;
+/// Columns packed at a time: with [`DEPTH_BLOCK`] the packed block, 576 KiB in f32, stays in a core's
+/// second-level cache of 1 MiB.
+const COLUMN_BLOCK: usize = 256;
+/// Rows of a task: they stay in that cache beside the packed block.
+const ROW_BLOCK: usize = 48;
 /// At most this many rows are multiplied by dot products along the stored rows.
 const FEW_ROWS: usize = 12;
 
@@ -50,6 +54,13 @@ pub trait Rows<T>: Sync {
     fn dense(&self) -> Option<(&[T], usize)> {
         None
     }
+    /// Whether products with it may be of numbers rounded to bf16, both operands'; their sums are not.
+    /// They are where the processor multiplies those faster.
+    fn rounded(&self) -> bool {
+        false
+    }
+    /// [`Rows::fill`], rounded to bf16.
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]);
 }
 
 /// The right operand of a product.
@@ -61,7 +72,13 @@ pub enum Right<'a, T> {
     Transposed(&'a dyn Rows<T>),
 }
 
-impl<T> Right<'_, T> {
+impl<'a, T> Right<'a, T> {
+    fn matrix(&self) -> &'a dyn Rows<T> {
+        match self {
+            Self::Plain(matrix) | Self::Transposed(matrix) => *matrix,
+        }
+    }
+
     fn depth(&self) -> usize {
         match self {
             Self::Plain(matrix) => matrix.rows(),
@@ -147,19 +164,17 @@ pub struct Term<'a, T> {
 
 /// Computes `out = Σ left·right` (or `out += …` if `accumulate`) for `out` of `[rows, columns]`.
 ///
+/// Where one of the right operands allows it ([`Rows::rounded`]) and the processor multiplies them faster,
+/// all operands are rounded to bf16; the sums are of `T`.
+///
 /// # Panics
 /// If the shapes of the terms and of `out` do not fit; callers check the shapes users control.
-pub fn gemm<T: Element + Kernel>(
-    terms: &[Term<T>],
-    columns: usize,
-    out: &mut [T],
-    accumulate: bool,
-) {
+pub fn gemm<T: Real>(terms: &[Term<T>], columns: usize, out: &mut [T], accumulate: bool) {
     gemm_at(Level::detect(), terms, columns, out, accumulate);
 }
 
 /// [`gemm`] at a given instruction level, which must not exceed [`Level::detect`]'s.
-pub fn gemm_at<T: Element + Kernel>(
+pub fn gemm_at<T: Real>(
     level: Level,
     terms: &[Term<T>],
     columns: usize,
@@ -204,17 +219,32 @@ pub fn gemm_at<T: Element + Kernel>(
         few_rows::multiply(level, terms, rows, columns, out, accumulate);
         return;
     }
+    if T::pairs_are_faster(level) && terms.iter().any(|term| term.right.matrix().rounded()) {
+        blocked::<T, Pair>(level, terms, columns, out, accumulate);
+    } else {
+        blocked::<T, T>(level, terms, columns, out, accumulate);
+    }
+}
+
+/// [`gemm_at`] of checked operands that are packed, their numbers held as `H`.
+fn blocked<T: Real, H: Held<T>>(
+    level: Level,
+    terms: &[Term<T>],
+    columns: usize,
+    out: &mut [T],
+    accumulate: bool,
+) {
+    let rows = out.len() / columns;
     let blocks = depth_blocks(terms);
-    let tile = T::tile(level);
+    let tile = T::tile(level, columns);
     let mut packed = Vec::new();
     for first in (0..columns).step_by(COLUMN_BLOCK) {
         let range = first..columns.min(first + COLUMN_BLOCK);
         let panels = range.len().div_ceil(tile.columns);
         for (index, block) in blocks.iter().enumerate() {
-            let depth: usize = block.iter().map(|(_, depth)| depth.len()).sum();
-            let panel_length = depth * tile.columns;
+            let panel_length = held_depth::<T, H>(block) * tile.columns;
             if packed.len() < panels * panel_length {
-                packed.resize(panels * panel_length, T::ZERO);
+                packed.resize(panels * panel_length, H::ZERO);
             }
             let packed = &mut packed[..panels * panel_length];
             packed
@@ -223,7 +253,7 @@ pub fn gemm_at<T: Element + Kernel>(
                 .for_each(|(panel, out)| {
                     let start = range.start + panel * tile.columns;
                     let columns = start..range.end.min(start + tile.columns);
-                    pack::panel(terms, block, columns, tile.columns, out);
+                    pack::panel(level, terms, block, columns, tile.columns, out);
                 });
             let add = accumulate || index > 0;
             let rows_per_task = rows_per_task(rows, tile.rows);
@@ -235,6 +265,7 @@ pub fn gemm_at<T: Element + Kernel>(
                         terms,
                         block,
                         packed,
+                        tile,
                         range: range.clone(),
                         columns,
                         add,
@@ -247,6 +278,14 @@ pub fn gemm_at<T: Element + Kernel>(
 
 /// Pieces of terms, `(term, depth range)`, that are packed and multiplied together.
 type Block = Vec<(usize, Range<usize>)>;
+
+/// Depth of a block in numbers as they are held; every piece begins with one of its own.
+fn held_depth<T, H: Held<T>>(block: &Block) -> usize {
+    let pieces = block
+        .iter()
+        .map(|(_, depth)| depth.len().div_ceil(H::DEPTH));
+    pieces.sum()
+}
 
 /// Cuts the joint depth of all terms into equal blocks of at most [`DEPTH_BLOCK`].
 fn depth_blocks<T>(terms: &[Term<T>]) -> Vec<Block> {
@@ -285,10 +324,11 @@ fn rows_per_task(rows: usize, tile_rows: usize) -> usize {
 }
 
 /// What the threads share while they multiply one packed block.
-struct RowTask<'a, T> {
+struct RowTask<'a, T, H> {
     terms: &'a [Term<'a, T>],
     block: &'a Block,
-    packed: &'a [T],
+    packed: &'a [H],
+    tile: Tile,
     /// Output columns of the packed block.
     range: Range<usize>,
     /// Row stride of the output.
@@ -296,32 +336,36 @@ struct RowTask<'a, T> {
     add: bool,
 }
 
-impl<T: Element + Kernel> RowTask<'_, T> {
+impl<T: Real, H: Held<T>> RowTask<'_, T, H> {
     /// Multiplies the output rows from `first_row` on, as many as `out` holds.
     fn run(&self, level: Level, first_row: usize, out: &mut [T]) {
-        let tile = T::tile(level);
+        let tile = self.tile;
         let rows = out.len() / self.columns;
-        let depth: usize = self.block.iter().map(|(_, depth)| depth.len()).sum();
-        // Rows of each term's left operand, copied only where their numbers lie apart in memory.
+        // Rows of each term's left operand, copied only where their numbers are not held as they lie.
         let mut scratch = Vec::new();
         let mut lefts = Vec::with_capacity(self.block.len());
         for (term, depth) in self.block {
             let left = self.terms[*term].left;
-            if left.depth_stride == 1 {
-                lefts.push(None);
+            let values = H::as_is(left.values).filter(|_| left.depth_stride == 1);
+            lefts.push(if let Some(values) = values {
+                let at = first_row * left.row_stride + depth.start;
+                (Some(&values[at.min(values.len())..]), 0, left.row_stride)
             } else {
-                let start = scratch.len();
-                scratch.resize(start + rows * depth.len(), T::ZERO);
-                pack::transpose_left(&left, first_row, rows, depth.clone(), &mut scratch[start..]);
-                lefts.push(Some(start));
-            }
+                let (start, length) = (scratch.len(), depth.len().div_ceil(H::DEPTH));
+                scratch.resize(start + rows * length, H::ZERO);
+                let rows = first_row..first_row + rows;
+                H::copy_left(level, &left, rows, depth.clone(), &mut scratch[start..]);
+                (None, start, length)
+            });
         }
+        let depth = held_depth::<T, H>(self.block);
+        let height_of_all = rows.div_ceil(rows.div_ceil(tile.rows));
         let mut edge = vec![T::ZERO; tile.rows * tile.columns];
         for (panel, right) in self.packed.chunks_exact(depth * tile.columns).enumerate() {
             let column = self.range.start + panel * tile.columns;
             let width = tile.columns.min(self.range.end - column);
-            for row in (0..rows).step_by(tile.rows) {
-                let height = tile.rows.min(rows - row);
+            for row in (0..rows).step_by(height_of_all) {
+                let height = height_of_all.min(rows - row);
                 let whole = width == tile.columns;
                 let mut right = right;
                 let mut add = self.add;
@@ -331,27 +375,21 @@ impl<T: Element + Kernel> RowTask<'_, T> {
                         edge[r * tile.columns..][..width].copy_from_slice(&out[at..at + width]);
                     }
                 }
-                for ((term, depth), start) in self.block.iter().zip(&lefts) {
-                    let (values, stride) = if let Some(start) = start {
-                        (&scratch[start + row * depth.len()..], depth.len())
-                    } else {
-                        let left = &self.terms[*term].left;
-                        let at = (first_row + row) * left.row_stride + depth.start;
-                        (&left.values[at..], left.row_stride)
-                    };
-                    let (now, rest) = right.split_at(depth.len() * tile.columns);
+                for ((_, depth), (values, start, stride)) in self.block.iter().zip(&lefts) {
+                    let depth = depth.len().div_ceil(H::DEPTH);
+                    let (now, rest) = right.split_at(depth * tile.columns);
                     right = rest;
                     let product = Product {
-                        depth: depth.len(),
-                        left: values,
-                        left_stride: stride,
+                        depth,
+                        left: &values.unwrap_or(&scratch[*start..])[row * stride..],
+                        left_stride: *stride,
                         right: now,
                     };
                     if whole {
-                        let at = row * self.columns + column;
-                        T::multiply(level, height, &product, &mut out[at..], self.columns, add);
+                        let out = &mut out[row * self.columns + column..];
+                        H::multiply(level, tile, height, &product, out, self.columns, add);
                     } else {
-                        T::multiply(level, height, &product, &mut edge, tile.columns, add);
+                        H::multiply(level, tile, height, &product, &mut edge, tile.columns, add);
                     }
                     add = true;
                 }
@@ -373,7 +411,7 @@ mod tests {
     use super::*;
 
     /// Small whole numbers, exact in every order of summation.
-    fn numbers<T: Element>(seed: u64, length: usize) -> Vec<T> {
+    fn numbers<T: Real>(seed: u64, length: usize) -> Vec<T> {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         (0..length)
             .map(|_| {
@@ -385,7 +423,7 @@ mod tests {
             .collect()
     }
 
-    fn naive<T: Element>(left: &[T], right: &[T], m: usize, n: usize, k: usize, out: &mut [T]) {
+    fn naive<T: Real>(left: &[T], right: &[T], m: usize, n: usize, k: usize, out: &mut [T]) {
         for i in 0..m {
             for j in 0..n {
                 for d in 0..k {
@@ -395,13 +433,13 @@ mod tests {
         }
     }
 
-    fn transpose<T: Element>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    fn transpose<T: Real>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
         (0..rows * columns)
             .map(|i| values[(i % rows) * columns + i / rows])
             .collect()
     }
 
-    fn check<T: Element + Kernel>(level: Level, m: usize, n: usize, depths: &[usize], form: u8) {
+    fn check<T: Real>(level: Level, m: usize, n: usize, depths: &[usize], form: u8) {
         let mut expected = numbers::<T>(3, m * n);
         let mut out = expected.clone();
         let operands: Vec<_> = depths
@@ -443,9 +481,20 @@ mod tests {
             out == expected,
             "{level:?} {m}×{n}×{depths:?} form {form}: accumulated product"
         );
+        let start = numbers::<T>(3, m * n);
+        // These numbers are exact in bf16 too; where vectors have no microkernel for pairs, `gemm` makes none.
+        if level == Level::Portable || T::pairs_are_faster(level) {
+            let mut of_pairs = vec![T::of(f64::NAN); m * n];
+            blocked::<T, Pair>(level, &terms, n, &mut of_pairs, false);
+            blocked::<T, Pair>(level, &terms, n, &mut of_pairs, true);
+            let twice = out.iter().zip(&start).map(|(out, start)| *out - *start);
+            assert!(
+                of_pairs.into_iter().eq(twice.map(|once| once + once)),
+                "{level:?} {m}×{n}×{depths:?} form {form}: pairs"
+            );
+        }
         let mut fresh = vec![T::of(f64::NAN); m * n];
         gemm_at(level, &terms, n, &mut fresh, false);
-        let start = numbers::<T>(3, m * n);
         for (fresh, (out, start)) in fresh.iter().zip(out.iter().zip(&start)) {
             assert!(
                 *fresh + *start == *out,
@@ -454,17 +503,11 @@ mod tests {
         }
     }
 
-    fn levels() -> impl Iterator<Item = Level> {
-        [Level::Portable, Level::Avx2, Level::Avx512]
-            .into_iter()
-            .filter(|&level| level <= Level::detect())
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
         fn equals_the_definition(m in 1usize..70, n in 1usize..90, k in 1usize..50, r in 0usize..20, form in 0u8..4) {
-            for level in levels() {
+            for level in Level::available() {
                 check::<f32>(level, m, n, &[k, r], form);
                 check::<f64>(level, m, n, &[k, r], form);
             }
@@ -473,11 +516,43 @@ mod tests {
 
     #[test]
     fn equals_the_definition_past_every_block_size() {
-        for level in levels() {
+        for level in Level::available() {
             for form in 0..4 {
                 check::<f32>(level, 101, COLUMN_BLOCK + 19, &[37], form);
                 check::<f32>(level, 13, 40, &[2 * DEPTH_BLOCK + 7, 16, 3], form);
                 check::<f32>(level, 5, 33, &[700, 16], form);
+            }
+        }
+    }
+
+    #[test]
+    fn rounds_only_where_an_operand_allows_it() {
+        let (m, n, k) = (40, 50, 70);
+        let left: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+        let right: Vec<f32> = (0..k * n).map(|i| (i as f32 * 0.11).cos()).collect();
+        let product = |level, rounded| {
+            let right = Dense::new(&right, k, n).rounded(rounded);
+            let left = Left::plain(&left, m, k);
+            let right = Right::Plain(&right);
+            let mut out = vec![0f32; m * n];
+            gemm_at(level, &[Term { left, right }], n, &mut out, false);
+            out
+        };
+        for level in Level::available() {
+            let (plain, rounded) = (product(level, false), product(level, true));
+            let largest = plain
+                .iter()
+                .zip(&rounded)
+                .map(|(x, y)| (x - y).abs())
+                .fold(0f32, f32::max);
+            if f32::pairs_are_faster(level) {
+                // Each factor is off by up to 2⁻⁹ of itself.
+                assert!(
+                    largest > 0.0 && f64::from(largest) < k as f64 / 256.0,
+                    "{largest}"
+                );
+            } else {
+                assert_eq!(largest, 0.0, "{level:?}");
             }
         }
     }

@@ -10,10 +10,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, bail};
+use half::bf16;
 
 use crate::gemm::Rows;
-use crate::host::Element;
 use crate::host::num::Float;
+use crate::vector::Real;
+use crate::weight::fill_and_round;
 
 /// Numbers that are read together; every block is a multiple of it.
 const UNIT: usize = 32;
@@ -324,6 +326,8 @@ pub struct Ggml {
     columns: usize,
     row_bytes: usize,
     bytes: Arc<[u8]>,
+    /// Whether its products may be of numbers rounded to bf16.
+    pub(crate) rounded: bool,
 }
 
 impl Ggml {
@@ -352,6 +356,7 @@ impl Ggml {
             columns,
             row_bytes,
             bytes: bytes.into(),
+            rounded: false,
         })
     }
 
@@ -376,7 +381,7 @@ impl Ggml {
     }
 }
 
-impl<T: Element> Rows<T> for Ggml {
+impl<T: Real> Rows<T> for Ggml {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -400,6 +405,14 @@ impl<T: Element> Rows<T> for Ggml {
             at += length;
             out = rest;
         }
+    }
+
+    fn rounded(&self) -> bool {
+        self.rounded
+    }
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        fill_and_round::<T>(self, row, columns, out);
     }
 }
 

@@ -9,10 +9,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, bail};
+use half::bf16;
 
 use crate::gemm::Rows;
-use crate::host::Element;
 use crate::host::num::Float;
+use crate::vector::Real;
+use crate::weight::fill_and_round;
 
 /// A matrix stored in eight bits with a scale for each row.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Int8 {
     codes: Arc<[i8]>,
     /// Greatest magnitude of each row (`SCB`).
     absmax: Arc<[f32]>,
+    /// Whether its products may be of numbers rounded to bf16.
+    pub(crate) rounded: bool,
 }
 
 impl Int8 {
@@ -85,6 +89,7 @@ impl Int8 {
             columns,
             codes: codes.into(),
             absmax: absmax.into(),
+            rounded: false,
         })
     }
 
@@ -109,7 +114,7 @@ impl Int8 {
     }
 }
 
-impl<T: Element> Rows<T> for Int8 {
+impl<T: Real> Rows<T> for Int8 {
     fn rows(&self) -> usize {
         self.absmax.len()
     }
@@ -126,6 +131,14 @@ impl<T: Element> Rows<T> for Int8 {
         for (out, code) in out.iter_mut().zip(codes) {
             *out = <T as Float>::of(f64::from(f32::from(*code) * scale * UNIT));
         }
+    }
+
+    fn rounded(&self) -> bool {
+        self.rounded
+    }
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        fill_and_round::<T>(self, row, columns, out);
     }
 }
 

@@ -13,9 +13,11 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::by_element;
+use crate::cpu::Level;
 use crate::dora::{Dora, magnitude_grad, rescaled};
-use crate::gemm::{Dense, Kernel, Left, Right, Rows, Term, gemm};
+use crate::gemm::{Dense, Left, Right, Rows, Term, gemm};
 use crate::host::{Element, matrix, num::Float, tensor, update, view};
+use crate::vector::{Real, transpose};
 use crate::weight::Weight;
 
 /// The trained part of one projection.
@@ -149,7 +151,7 @@ pub fn lora_linear_backward(
             let dy = view::<T>(dy)?;
             let branch = match (projection.branch, kept) {
                 (Some(branch), Some(kept)) => {
-                    Some(inputs.branch_backward(branch, kept, grads.as_ref(), &dy, out)?)
+                    Some(inputs.branch_backward(projection.weight, branch, kept, grads.as_ref(), &dy)?)
                 }
                 _ => None,
             };
@@ -187,7 +189,7 @@ struct Sum<T> {
     begun: bool,
 }
 
-impl<T: Element + Kernel> Sum<T> {
+impl<T: Real> Sum<T> {
     fn new(rows: usize, columns: usize) -> Self {
         Self {
             values: vec![T::ZERO; rows * columns],
@@ -202,7 +204,7 @@ impl<T: Element + Kernel> Sum<T> {
     }
 }
 
-impl<T: Element + Kernel> Inputs<'_, T> {
+impl<T: Real> Inputs<'_, T> {
     fn branch_x(&self) -> &[T] {
         self.branch_x.unwrap_or(self.x)
     }
@@ -224,8 +226,10 @@ impl<T: Element + Kernel> Inputs<'_, T> {
             return Ok((tensor(y, (tokens, out))?, None));
         };
         let rank = branch.rank();
+        let rounded = projection.weight.multiplies_in_bf16();
         let (a, b) = (view::<T>(&branch.a)?, view::<T>(&branch.b)?);
-        let (a, b) = (Dense::new(&a, rank, input), Dense::new(&b, out, rank));
+        let a = Dense::new(&a, rank, input).rounded(rounded);
+        let b = Dense::new(&b, out, rank).rounded(rounded);
         let mut reduced = vec![T::ZERO; tokens * rank];
         gemm(
             &[transposed(self.branch_x(), tokens, input, &a)],
@@ -276,29 +280,58 @@ impl<T: Element + Kernel> Inputs<'_, T> {
     /// Gradients of what the branch trains, and of its reduced input.
     fn branch_backward<'a>(
         &self,
+        weight: &Weight,
         low_rank: &'a LowRank,
         kept: &BranchKept,
         grads: Option<&BranchGrads>,
         dy: &[T],
-        out: usize,
     ) -> Result<BranchBack<'a, T>> {
         let (tokens, input, rank) = (self.tokens, self.input, low_rank.rank());
+        let (out, _) = weight.dims()?;
+        let rounded = weight.multiplies_in_bf16();
         let rescaled = match &low_rank.dora {
             Some(dora) => Some(rescaled(dy, &dora.gains()?)),
             None => None,
         };
         let dz = rescaled.as_deref().unwrap_or(dy);
         let b = view::<T>(&low_rank.b)?;
-        let b = Dense::new(&b, out, rank);
+        let b = Dense::new(&b, out, rank).rounded(rounded);
         let mut reduced = vec![T::ZERO; tokens * rank];
         gemm(&[plain(dz, tokens, out, &b)], rank, &mut reduced, false);
         multiply(&mut reduced, low_rank.scale);
         if let Some(grads) = grads {
-            // dB += dzᵀ (s x Aᵀ)
+            // dBᵀ += (s x Aᵀ)ᵀ dz; turned round, the wide operand would have to be transposed.
             let forward = view::<T>(&kept.reduced)?;
-            weight_grad(dz, out, &forward, rank, tokens, grads.b)?;
+            let mut turned = vec![T::ZERO; rank * out];
+            let right = Dense::new(dz, tokens, out).rounded(rounded);
+            gemm(
+                &[across(&forward, rank, tokens, &right)],
+                out,
+                &mut turned,
+                false,
+            );
+            let mut gradient = vec![T::ZERO; out * rank];
+            transpose::<T>(
+                Level::detect(),
+                &turned,
+                out,
+                rank,
+                out,
+                &mut gradient,
+                rank,
+            );
+            update(grads.b, |into: &mut [T]| {
+                for (into, gradient) in into.iter_mut().zip(&gradient) {
+                    *into += *gradient;
+                }
+                Ok(())
+            })?;
             // dA += (s dz B)ᵀ x
-            weight_grad(&reduced, rank, self.branch_x(), input, tokens, grads.a)?;
+            let right = Dense::new(self.branch_x(), tokens, input).rounded(rounded);
+            update(grads.a, |into: &mut [T]| {
+                gemm(&[across(&reduced, rank, tokens, &right)], input, into, true);
+                Ok(())
+            })?;
             if let (Some(dora), Some(sum), Some(into)) =
                 (&low_rank.dora, &kept.sum, grads.magnitude)
             {
@@ -330,7 +363,8 @@ impl<T: Element + Kernel> Inputs<'_, T> {
             };
             let rank = branch.low_rank.rank();
             let a = view::<T>(&branch.low_rank.a)?;
-            let a = Dense::new(&a, rank, self.input);
+            let a =
+                Dense::new(&a, rank, self.input).rounded(projection.weight.multiplies_in_bf16());
             let low = plain(&branch.reduced, tokens, rank, &a);
             match (branch_dx, &branch.rescaled) {
                 (None, dz) => {
@@ -375,22 +409,13 @@ fn plain<'a, T>(left: &'a [T], rows: usize, depth: usize, right: &'a dyn Rows<T>
     }
 }
 
-/// `into += leftᵀ right`, summed over the tokens.
-fn weight_grad<T: Element + Kernel>(
-    left: &[T],
-    rows: usize,
-    right: &[T],
-    columns: usize,
-    tokens: usize,
-    into: &Tensor,
-) -> Result<()> {
+/// `leftᵀ · right`, summed over the tokens, with a left operand of `[tokens, rows]`.
+fn across<'a, T>(left: &'a [T], rows: usize, tokens: usize, right: &'a dyn Rows<T>) -> Term<'a, T> {
     let left = Left::transposed(left, tokens, rows);
-    let right = Dense::new(right, tokens, columns);
-    update(into, |into: &mut [T]| {
-        let right = Right::Plain(&right);
-        gemm(&[Term { left, right }], columns, into, true);
-        Ok(())
-    })
+    Term {
+        left,
+        right: Right::Plain(right),
+    }
 }
 
 fn multiply<T: Element>(values: &mut [T], factor: f64) {

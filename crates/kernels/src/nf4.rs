@@ -11,14 +11,20 @@
 //! The bytes equal those of bitsandbytes 0.50 on the CPU; the fixtures of `tests/fixtures/bnb` hold
 //! it to that.
 
+mod expand;
+
 use std::ops::Range;
 
 use candle_core::{Result, bail};
+use half::bf16;
 use rayon::prelude::*;
 
+pub use self::expand::Lookup;
+use self::expand::expand;
+use crate::cpu::Level;
 use crate::gemm::Rows;
-use crate::host::Element;
 use crate::host::num::Float;
+use crate::vector::Real;
 
 /// Numbers that share one `absmax`.
 pub const BLOCK: usize = 64;
@@ -58,6 +64,8 @@ pub struct Nf4 {
     /// Scale of each block of numbers, expanded from its eight bits where it has them.
     absmax: std::sync::Arc<[f32]>,
     nested: Option<std::sync::Arc<Nested>>,
+    /// Whether its products may be of numbers rounded to bf16.
+    pub(crate) rounded: bool,
 }
 
 /// The stored form of the scales under double quantisation.
@@ -155,6 +163,7 @@ impl Nf4 {
             packed: packed.into(),
             absmax: absmax.into(),
             nested: None,
+            rounded: false,
         })
     }
 
@@ -222,7 +231,30 @@ impl Nf4 {
     }
 }
 
-impl<T: Element> Rows<T> for Nf4 {
+impl Nf4 {
+    /// Writes numbers of a row, block by block; `table` makes the sixteen numbers of a scale.
+    fn expand<N: Lookup>(
+        &self,
+        row: usize,
+        columns: Range<usize>,
+        out: &mut [N],
+        table: impl Fn(f32) -> [N; 16],
+    ) {
+        let level = Level::detect();
+        let mut at = row * self.columns + columns.start;
+        let mut out = out;
+        while !out.is_empty() {
+            let block = at / self.block;
+            let length = out.len().min((block + 1) * self.block - at);
+            let (now, rest) = out.split_at_mut(length);
+            expand(level, &self.packed, at, &table(self.absmax[block]), now);
+            at += length;
+            out = rest;
+        }
+    }
+}
+
+impl<T: Real> Rows<T> for Nf4 {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -232,41 +264,21 @@ impl<T: Element> Rows<T> for Nf4 {
     }
 
     fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
-        let mut at = row * self.columns + columns.start;
-        let mut out = out;
-        while !out.is_empty() {
-            let block = at / self.block;
-            let length = out.len().min((block + 1) * self.block - at);
-            let (now, rest) = out.split_at_mut(length);
-            let scale = self.absmax[block];
-            let levels = self
-                .levels
-                .map(|level| <T as Float>::of(f64::from(level * scale)));
-            expand(&self.packed, at, &levels, now);
-            at += length;
-            out = rest;
-        }
+        self.expand(row, columns, out, |scale| {
+            let number = |level| <T as Float>::of(f64::from(level * scale));
+            self.levels.map(number)
+        });
     }
-}
 
-/// Writes the numbers from index `at` on, which all belong to one block.
-fn expand<T: Copy>(packed: &[u8], mut at: usize, levels: &[T; 16], mut out: &mut [T]) {
-    if at % 2 == 1 {
-        let Some((first, rest)) = out.split_first_mut() else {
-            return;
-        };
-        *first = levels[usize::from(packed[at / 2] & 15)];
-        at += 1;
-        out = rest;
+    fn rounded(&self) -> bool {
+        self.rounded
     }
-    let bytes = &packed[at / 2..][..out.len().div_ceil(2)];
-    let mut pairs = out.chunks_exact_mut(2);
-    for (pair, byte) in (&mut pairs).zip(bytes) {
-        pair[0] = levels[usize::from(byte >> 4)];
-        pair[1] = levels[usize::from(byte & 15)];
-    }
-    if let ([last], Some(byte)) = (pairs.into_remainder(), bytes.last()) {
-        *last = levels[usize::from(byte >> 4)];
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        self.expand(row, columns, out, |scale| {
+            let number = |level: f32| bf16::from_bits((level * scale).to_bf16_bits());
+            self.levels.map(number)
+        });
     }
 }
 

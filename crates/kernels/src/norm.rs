@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::by_element;
 use crate::cpu::Level;
 use crate::host::{matrix, tensor, update, view};
-use crate::vector::{dot, levels};
+use crate::vector::{Real, dot, levels};
 
 /// Rows of one task; also the rows whose share of the weight's gradient is summed together, so it
 /// must not depend on the number of threads.

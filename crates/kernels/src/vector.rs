@@ -7,6 +7,7 @@
 
 use crate::gemm::Kernel;
 use crate::host::Element;
+use crate::nf4::Lookup;
 
 /// Partial results that a reduction carries along; a multiple of every vector's width.
 pub(crate) const LANES: usize = 16;
@@ -14,7 +15,7 @@ pub(crate) const LANES: usize = 16;
 const SUM_BLOCK: usize = 16 * LANES;
 
 /// An element type with the operations that the vectorised loops need.
-pub trait Real: Element + Kernel {
+pub trait Real: Element + Kernel + Lookup {
     /// `self · b + c`, rounded once where `FMA` says that the instruction is at hand.
     fn mul_add<const FMA: bool>(self, b: Self, c: Self) -> Self;
     /// `eˣ` without a call or a branch, within 2 ulp; f64 uses the standard library's.
@@ -90,29 +91,29 @@ impl Real for f64 {
 
 /// Compiles one function of slices for every instruction level.
 ///
-/// The function is generic over a [`Real`] and gains a first argument, the level; its body may use
+/// The function is generic over a type (a [`Real`], as a rule) and gains a first argument, the level; its body may use
 /// the constant `FMA`.
 macro_rules! levels {
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident<$t:ident: Real>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+        $vis:vis fn $name:ident<$t:ident: $bound:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     ) => {
         $(#[$meta])*
         #[expect(unsafe_code, reason = "enters code compiled for wider instruction sets")]
-        $vis fn $name<$t: $crate::vector::Real>(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$t: $bound>(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
             #[allow(clippy::inline_always, clippy::extra_unused_type_parameters, reason = "must be compiled within each of its callers")]
             #[inline(always)]
-            fn body<$t: $crate::vector::Real, const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$t: $bound, const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2<$t: $crate::vector::Real>($($arg: $ty),*) $(-> $ret)? {
+            fn avx2<$t: $bound>($($arg: $ty),*) $(-> $ret)? {
                 body::<$t, true>($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")]
-            fn avx512<$t: $crate::vector::Real>($($arg: $ty),*) $(-> $ret)? {
+            fn avx512<$t: $bound>($($arg: $ty),*) $(-> $ret)? {
                 body::<$t, true>($($arg),*)
             }
 
@@ -123,13 +124,53 @@ macro_rules! levels {
                 $crate::cpu::Level::Avx2 => unsafe { avx2::<$t>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                $crate::cpu::Level::Avx512 => unsafe { avx512::<$t>($($arg),*) },
+                $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 => unsafe { avx512::<$t>($($arg),*) },
                 _ => body::<$t, false>($($arg),*),
             }
         }
     };
 }
 pub(crate) use levels;
+
+/// What can be moved about without looking at it.
+pub(crate) trait Plain: Copy + Default {}
+impl<T: Copy + Default> Plain for T {}
+
+levels! {
+    /// `to[column · to_stride + row] = from[row · from_stride + column]`
+    pub(crate) fn transpose<T: Plain>(
+        from: &[T],
+        from_stride: usize,
+        rows: usize,
+        columns: usize,
+        to: &mut [T],
+        to_stride: usize,
+    ) {
+        const SIDE: usize = 8;
+        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
+        for row in (0..whole_rows).step_by(SIDE) {
+            for column in (0..whole_columns).step_by(SIDE) {
+                let mut tile = [[T::default(); SIDE]; SIDE];
+                for (r, tile) in tile.iter_mut().enumerate() {
+                    tile.copy_from_slice(&from[(row + r) * from_stride + column..][..SIDE]);
+                }
+                for c in 0..SIDE {
+                    let mut turned = [T::default(); SIDE];
+                    for r in 0..SIDE {
+                        turned[r] = tile[r][c];
+                    }
+                    to[(column + c) * to_stride + row..][..SIDE].copy_from_slice(&turned);
+                }
+            }
+        }
+        for row in 0..rows {
+            let done = if row < whole_rows { whole_columns } else { 0 };
+            for column in done..columns {
+                to[column * to_stride + row] = from[row * from_stride + column];
+            }
+        }
+    }
+}
 
 levels! {
     /// `cap · tanh(x / cap)`, in place; `tanh y = 1 − 2 / (1 + e²ʸ)`.
@@ -196,15 +237,9 @@ mod tests {
         }
     }
 
-    fn available() -> impl Iterator<Item = Level> {
-        [Level::Portable, Level::Avx2, Level::Avx512]
-            .into_iter()
-            .filter(|level| *level <= Level::detect())
-    }
-
     #[test]
     fn the_exponential_is_within_two_ulp() {
-        for level in available() {
+        for level in Level::available() {
             let x: Vec<f32> = (0..400_000)
                 .map(|i| (i as f32 - 210_000.0) * 4.3e-4)
                 .collect();
@@ -224,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_exponential_keeps_its_ends() {
-        for level in available() {
+        for level in Level::available() {
             let mut y = [
                 0.0,
                 -0.0,
@@ -255,8 +290,36 @@ mod tests {
             let x: Vec<f32> = (0..length).map(|i| (i % 7) as f32 - 3.0).collect();
             let y: Vec<f32> = (0..length).map(|i| (i % 5) as f32 - 2.0).collect();
             let exact: f32 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
-            for level in available() {
+            for level in Level::available() {
                 assert_eq!(inner::<f32>(level, &x, &y), f64::from(exact), "{level:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn transposes_every_shape() {
+        for (rows, columns) in [(1, 1), (8, 8), (7, 9), (16, 8), (17, 31), (3, 40)] {
+            let (from_stride, to_stride) = (columns + 3, rows + 2);
+            let from: Vec<f32> = (0..rows * from_stride).map(|i| i as f32).collect();
+            let mut to = vec![-1.0; columns * to_stride];
+            transpose::<f32>(
+                Level::detect(),
+                &from,
+                from_stride,
+                rows,
+                columns,
+                &mut to,
+                to_stride,
+            );
+            for column in 0..columns {
+                for row in 0..to_stride {
+                    let expected = if row < rows {
+                        from[row * from_stride + column]
+                    } else {
+                        -1.0
+                    };
+                    assert_eq!(to[column * to_stride + row], expected);
+                }
             }
         }
     }

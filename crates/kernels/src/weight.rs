@@ -6,13 +6,17 @@
 
 use std::ops::Range;
 
+use candle_core::backend::BackendStorage as _;
 use candle_core::{DType, Device, Result, Storage, StorageRef, Tensor, bail};
+use half::bf16;
 
-use crate::gemm::Rows;
+use crate::cpu::Level;
+use crate::gemm::{Rows, round};
 use crate::ggml::Ggml;
-use crate::host::{self, Element};
+use crate::host;
 use crate::int8::Int8;
 use crate::nf4::Nf4;
+use crate::vector::Real;
 
 /// A weight matrix `[out_features, in_features]` in its stored form.
 #[derive(Clone, Debug)]
@@ -105,13 +109,31 @@ impl Weight {
         host::tensor(values, (rows, columns))
     }
 
-    /// Whether its products are in bf16, on a GPU.
+    /// Whether its products may be of numbers rounded to bf16: they are on a GPU, and on a processor that
+    /// multiplies those faster.
     pub fn multiplies_in_bf16(&self) -> bool {
         match self {
-            Self::Dense(tensor) => tensor.dtype() == DType::BF16 && tensor.device().is_cuda(),
+            Self::Dense(tensor) => tensor.dtype() == DType::BF16,
+            Self::Nf4(weight) => weight.rounded,
+            Self::Int8(weight) => weight.rounded,
+            Self::Ggml(weight) => weight.rounded,
             Self::OnDevice(weight) => weight.compute == DType::BF16,
-            _ => false,
         }
+    }
+
+    /// The same weight; if it is quantised, its products may be of numbers rounded to bf16 if `compute` is
+    /// that. Numbers that are stored plainly are multiplied in the type they have.
+    #[must_use]
+    pub fn computed_in(mut self, compute: DType) -> Self {
+        let bf16 = compute == DType::BF16;
+        match &mut self {
+            Self::Dense(_) => {}
+            Self::Nf4(weight) => weight.rounded = bf16,
+            Self::Int8(weight) => weight.rounded = bf16,
+            Self::Ggml(weight) => weight.rounded = bf16,
+            Self::OnDevice(weight) => weight.compute = compute,
+        }
+        self
     }
 
     /// The same weight in the memory of `device`. A quantised one stays so and is expanded to `compute`, f32 or
@@ -121,7 +143,7 @@ impl Weight {
     /// Too little memory, or a form that is not computed with on a GPU.
     pub fn to_device(&self, device: &Device, compute: DType) -> Result<Self> {
         if device.is_cpu() {
-            return Ok(self.clone());
+            return Ok(self.clone().computed_in(compute));
         }
         let (rows, columns) = self.dims()?;
         let put = |codes: &[u8], scales: &[f32], block, levels: &[f32], form| {
@@ -158,10 +180,7 @@ impl Weight {
     ///
     /// # Errors
     /// A dense weight that is not on the CPU or not contiguous, or f64 numbers asked as f32.
-    pub fn with_rows<T: Element, R>(
-        &self,
-        work: impl FnOnce(&dyn Rows<T>) -> Result<R>,
-    ) -> Result<R> {
+    pub fn with_rows<T: Real, R>(&self, work: impl FnOnce(&dyn Rows<T>) -> Result<R>) -> Result<R> {
         match self {
             Self::Dense(tensor) => work(&DenseRows::new(tensor)?),
             Self::Nf4(weight) => work(weight),
@@ -205,12 +224,16 @@ impl<'a> DenseRows<'a> {
         let Storage::Cpu(storage) = &*self.storage else {
             return None;
         };
+        // Asked first, since candle makes an error with a backtrace of another type, which takes time.
+        if storage.dtype() != S::DTYPE {
+            return None;
+        }
         let values = S::cpu_storage_as_slice(storage).ok()?;
         Some(&values[self.start..self.start + self.rows * self.columns])
     }
 }
 
-impl<T: Element> Rows<T> for DenseRows<'_> {
+impl<T: Real> Rows<T> for DenseRows<'_> {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -227,7 +250,7 @@ impl<T: Element> Rows<T> for DenseRows<'_> {
         }
         let piece = row * self.columns + columns.start..row * self.columns + columns.end;
         let of = <T as crate::host::num::Float>::of;
-        if let Some(values) = self.all::<half::bf16>() {
+        if let Some(values) = self.all::<bf16>() {
             convert(&values[piece], out, |v| of(f64::from(f32::from(v))));
         } else if let Some(values) = self.all::<f32>() {
             convert(&values[piece], out, |v| of(f64::from(v)));
@@ -242,5 +265,38 @@ impl<T: Element> Rows<T> for DenseRows<'_> {
 
     fn dense(&self) -> Option<(&[T], usize)> {
         Some((self.all::<T>()?, self.columns))
+    }
+
+    fn rounded(&self) -> bool {
+        self.all::<bf16>().is_some()
+    }
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        let piece = row * self.columns + columns.start..row * self.columns + columns.end;
+        if let Some(values) = self.all::<bf16>() {
+            out.copy_from_slice(&values[piece]);
+        } else if let Some(values) = self.all::<f32>() {
+            round::<f32>(Level::detect(), &values[piece], out);
+        } else {
+            fill_and_round::<T>(self, row, columns, out);
+        }
+    }
+}
+
+/// [`Rows::fill_bf16`] by way of [`Rows::fill`].
+pub(crate) fn fill_and_round<T: Real>(
+    matrix: &dyn Rows<T>,
+    row: usize,
+    columns: Range<usize>,
+    out: &mut [bf16],
+) {
+    const PIECE: usize = 128;
+    let mut values = [T::ZERO; PIECE];
+    let mut start = columns.start;
+    for out in out.chunks_mut(PIECE) {
+        let values = &mut values[..out.len()];
+        matrix.fill(row, start..start + out.len(), values);
+        round::<T>(Level::detect(), values, out);
+        start += out.len();
     }
 }

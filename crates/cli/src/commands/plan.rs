@@ -19,13 +19,14 @@ use crate::recipe::{Recipe, RecipeFile};
 use crate::run::{Calibration, Work, calibrate, count};
 use crate::speaker::notes;
 use crate::terminal::paint_stdout;
+use crate::threads::within;
 
 /// An arm of a plan before its figures are known: name, keys that make it, recipe.
 type Way = (String, Vec<String>, RecipeFile);
 
 pub(super) fn run_calibrate(args: &CalibrateArgs) -> anyhow::Result<()> {
     let file = RecipeFile::load(&args.recipe, &args.overrides)?;
-    let calibration = calibrate(&file, args.seconds)?;
+    let calibration = within(file.recipe.threads, || calibrate(&file, args.seconds))?;
     writeln!(
         io::stdout().lock(),
         "{}",

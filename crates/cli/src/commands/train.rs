@@ -3,6 +3,7 @@
 use crate::args::TrainArgs;
 use crate::recipe::RecipeFile;
 use crate::run::{self, Start};
+use crate::threads;
 
 pub(super) fn run(args: &TrainArgs, quiet: bool) -> anyhow::Result<()> {
     let file = RecipeFile::load(&args.recipe, &args.overrides)?;
@@ -13,5 +14,5 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> anyhow::Result<()> {
         None => Start::Fresh,
         Some(from) => Start::Resume(from.as_deref()),
     };
-    run::train(&file, start, quiet)
+    threads::within(file.recipe.threads, || run::train(&file, start, quiet))
 }

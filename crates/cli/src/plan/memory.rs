@@ -15,7 +15,7 @@ const F32: f64 = 4.0;
 const PROGRAM: f64 = 70e6;
 
 /// Numbers of logits at a time, as `linear_cross_entropy` takes them.
-const LOGITS: f64 = (1u64 << 23) as f64;
+const LOGITS: f64 = (1u64 << 24) as f64;
 
 /// Memory by part, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -88,12 +88,6 @@ impl Material {
         started: Timestamp,
         quiet: bool,
     ) -> anyhow::Result<Self> {
-        if let Some(threads) = recipe.threads {
-            // Fails only where the pool exists already, as it does after an earlier run in this process.
-            let _ = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global();
-        }
         let new_tokens = recipe
             .eval_generation
             .as_ref()

@@ -12,10 +12,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::AttentionShape;
-use super::block::{HeadRows, Panels, Part, product, transpose};
+use super::block::{HeadRows, Panels, Part, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::vector::{LANES, Real, dot, levels, soften, softened_slope};
+use crate::vector::{LANES, Real, dot, levels, soften, softened_slope, transpose};
 
 /// Keys of a block: a multiple of every microkernel's rows.
 const KEYS: usize = 96;

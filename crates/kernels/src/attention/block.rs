@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use crate::cpu::Level;
-use crate::gemm::Product;
-use crate::vector::{Real, levels};
+use crate::gemm::{Product, Tile};
+use crate::vector::{Real, levels, transpose};
 
 /// The rows of one head, within the rows of all heads.
 #[derive(Clone, Copy)]
@@ -72,14 +72,19 @@ impl<'a, T: Real> HeadRows<'a, T> {
 pub(super) struct Panels<T> {
     values: Vec<T>,
     depth: usize,
-    width: usize,
+    tile: Tile,
+}
+
+/// The tile of blocks, which are wide in either direction.
+fn tile<T: Real>(level: Level) -> Tile {
+    T::tile(level, usize::MAX)
 }
 
 impl<T: Real> Panels<T> {
     /// The matrix as it is: depth runs over the head's rows, columns over its width.
     pub(super) fn plain(level: Level, head: &HeadRows<T>) -> Self {
-        let width = T::tile(level).columns;
-        let depth = head.rows;
+        let tile = tile::<T>(level);
+        let (width, depth) = (tile.columns, head.rows);
         let mut values = vec![T::ZERO; head.width.div_ceil(width) * width * depth];
         for row in 0..depth {
             for (panel, from) in head.row(row).chunks(width).enumerate() {
@@ -89,14 +94,14 @@ impl<T: Real> Panels<T> {
         Self {
             values,
             depth,
-            width,
+            tile,
         }
     }
 
     /// Its transpose: depth runs over the head's width, columns over its rows.
     pub(super) fn transposed(level: Level, head: &HeadRows<T>) -> Self {
-        let width = T::tile(level).columns;
-        let depth = head.width;
+        let tile = tile::<T>(level);
+        let (width, depth) = (tile.columns, head.width);
         let mut values = vec![T::ZERO; head.rows.div_ceil(width) * width * depth];
         for (panel, to) in values.chunks_exact_mut(width * depth).enumerate() {
             let rows = width.min(head.rows - panel * width);
@@ -106,13 +111,13 @@ impl<T: Real> Panels<T> {
         Self {
             values,
             depth,
-            width,
+            tile,
         }
     }
 
     /// Columns of one panel.
     pub(super) fn width(&self) -> usize {
-        self.width
+        self.tile.columns
     }
 
     /// Columns of all panels, the filled-up ones included.
@@ -142,8 +147,8 @@ pub(super) fn product<T: Real>(
     add: bool,
     part: impl Fn(Range<usize>) -> Part,
 ) {
-    let tile = T::tile(level);
-    let width = right.width;
+    let tile = right.tile;
+    let width = tile.columns;
     debug_assert_eq!(first_column % width, 0, "blocks begin at a panel's edge");
     let first_panel = first_column / width;
     let tiles = (0..rows).step_by(tile.rows).map(|row| {
@@ -169,7 +174,7 @@ pub(super) fn product<T: Real>(
                 right: &numbers[depth.start * width..depth.end * width],
             };
             let out = &mut out[row * stride + (panel - first_panel) * width..];
-            T::multiply(level, *height, &product, out, stride, add);
+            T::multiply(level, tile, *height, &product, out, stride, add);
         }
     }
 }
@@ -179,75 +184,6 @@ levels! {
     fn scale<T: Real>(values: &mut [T], factor: T) {
         for value in values {
             *value *= factor;
-        }
-    }
-}
-
-levels! {
-    /// `to[column · to_stride + row] = from[row · from_stride + column]`
-    pub(super) fn transpose<T: Real>(
-        from: &[T],
-        from_stride: usize,
-        rows: usize,
-        columns: usize,
-        to: &mut [T],
-        to_stride: usize,
-    ) {
-        const SIDE: usize = 8;
-        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
-        for row in (0..whole_rows).step_by(SIDE) {
-            for column in (0..whole_columns).step_by(SIDE) {
-                let mut tile = [[T::ZERO; SIDE]; SIDE];
-                for (r, tile) in tile.iter_mut().enumerate() {
-                    tile.copy_from_slice(&from[(row + r) * from_stride + column..][..SIDE]);
-                }
-                for c in 0..SIDE {
-                    let mut turned = [T::ZERO; SIDE];
-                    for r in 0..SIDE {
-                        turned[r] = tile[r][c];
-                    }
-                    to[(column + c) * to_stride + row..][..SIDE].copy_from_slice(&turned);
-                }
-            }
-        }
-        for row in 0..rows {
-            let done = if row < whole_rows { whole_columns } else { 0 };
-            for column in done..columns {
-                to[column * to_stride + row] = from[row * from_stride + column];
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transposes_every_shape() {
-        for (rows, columns) in [(1, 1), (8, 8), (7, 9), (16, 8), (17, 31), (3, 40)] {
-            let (from_stride, to_stride) = (columns + 3, rows + 2);
-            let from: Vec<f32> = (0..rows * from_stride).map(|i| i as f32).collect();
-            let mut to = vec![-1.0; columns * to_stride];
-            transpose::<f32>(
-                Level::detect(),
-                &from,
-                from_stride,
-                rows,
-                columns,
-                &mut to,
-                to_stride,
-            );
-            for column in 0..columns {
-                for row in 0..to_stride {
-                    let expected = if row < rows {
-                        from[row * from_stride + column]
-                    } else {
-                        -1.0
-                    };
-                    assert_eq!(to[column * to_stride + row], expected);
-                }
-            }
         }
     }
 }

@@ -6,14 +6,14 @@
 
 use rayon::prelude::*;
 
-use super::{Kernel, Right, Term};
+use super::{Right, Term};
 use crate::cpu::Level;
-use crate::host::Element;
+use crate::vector::Real;
 
 /// Stored rows of one task.
 const COLUMNS_PER_TASK: usize = 64;
 
-pub(super) fn multiply<T: Element + Kernel>(
+pub(super) fn multiply<T: Real>(
     level: Level,
     terms: &[Term<T>],
     rows: usize,

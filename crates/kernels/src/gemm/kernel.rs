@@ -1,14 +1,16 @@
 //! The microkernels: one tile of output, a few rows by a few vectors, held in registers.
 //!
 //! [`Kernel::multiply`] adds `left · right` to a tile, where `left` is read row by row from where it
-//! lies and `right` is a packed panel. The portable version is the meaning; the vector versions are
-//! tested against it by the property test of the driver.
+//! lies and `right` is a packed panel. Numbers are held as they are, or rounded to bf16, two to a
+//! [`Pair`], which [`Kernel::multiply_pairs`] multiplies at once and sums unrounded. The portable
+//! versions are the meaning; the vector versions are tested against them by the property test of the
+//! driver.
 
 use crate::cpu::Level;
 use crate::host::Element;
 
 /// Rows and columns of the tile a microkernel computes at a time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// Greatest number of rows.
     pub rows: usize,
@@ -16,32 +18,69 @@ pub struct Tile {
     pub columns: usize,
 }
 
-/// The operands of one call of a microkernel.
-pub struct Product<'a, T> {
-    /// Length of the sums.
+/// The operands of one call of a microkernel, whose numbers are held as `H`.
+pub struct Product<'a, H> {
+    /// Length of the sums, in `H`.
     pub depth: usize,
     /// Row `r` is `left[r * left_stride..][..depth]`.
-    pub left: &'a [T],
+    pub left: &'a [H],
     /// Distance of two rows of `left`.
     pub left_stride: usize,
     /// Packed panel, `right[d * columns + column]`.
-    pub right: &'a [T],
+    pub right: &'a [H],
+}
+
+/// Two numbers that follow each other in depth, each rounded to bf16: the first in the low half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Pair(pub(crate) u32);
+
+impl Pair {
+    /// The pair of two numbers.
+    #[inline(always)]
+    pub(crate) fn of<T: Element>(first: T, second: T) -> Self {
+        Self(u32::from(second.to_bf16_bits()) << 16 | u32::from(first.to_bf16_bits()))
+    }
+
+    /// The first and the second number, as f32.
+    #[inline(always)]
+    fn numbers(self) -> (f32, f32) {
+        (
+            f32::from_bits(self.0 << 16),
+            f32::from_bits(self.0 & 0xFFFF_0000),
+        )
+    }
 }
 
 /// An element type with microkernels.
 pub trait Kernel: Element {
-    /// The tile of the microkernel at this level.
-    fn tile(level: Level) -> Tile;
+    /// The tile of the microkernels at this level, for an output of so many columns.
+    fn tile(level: Level, columns: usize) -> Tile;
 
     /// `out = left · right`, or `out += …` if `add`, for `rows` rows of a tile with the given stride.
     fn multiply(
         level: Level,
+        tile: Tile,
         rows: usize,
         product: &Product<Self>,
         out: &mut [Self],
         stride: usize,
         add: bool,
     );
+
+    /// [`Kernel::multiply`] of pairs.
+    fn multiply_pairs(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        product: &Product<Pair>,
+        out: &mut [Self],
+        stride: usize,
+        add: bool,
+    );
+
+    /// Whether pairs are multiplied faster than plain numbers at this level.
+    fn pairs_are_faster(level: Level) -> bool;
 
     /// The inner product of two slices of equal length.
     fn dot(level: Level, x: &[Self], y: &[Self]) -> Self;
@@ -53,12 +92,13 @@ const PORTABLE: Tile = Tile {
 };
 
 impl Kernel for f64 {
-    fn tile(_: Level) -> Tile {
+    fn tile(_: Level, _: usize) -> Tile {
         PORTABLE
     }
 
     fn multiply(
         _: Level,
+        _: Tile,
         rows: usize,
         product: &Product<Self>,
         out: &mut [Self],
@@ -68,20 +108,49 @@ impl Kernel for f64 {
         portable(rows, product, out, stride, add);
     }
 
+    fn multiply_pairs(
+        _: Level,
+        _: Tile,
+        rows: usize,
+        product: &Product<Pair>,
+        out: &mut [Self],
+        stride: usize,
+        add: bool,
+    ) {
+        portable_pairs(rows, product, out, stride, add);
+    }
+
+    fn pairs_are_faster(_: Level) -> bool {
+        false
+    }
+
     fn dot(_: Level, x: &[Self], y: &[Self]) -> Self {
         portable_dot(x, y)
     }
 }
 
+/// Asserts that a product and its output hold what a vector microkernel reads and writes.
+fn check<H>(tile: Tile, rows: usize, product: &Product<H>, out: &[f32], stride: usize) {
+    assert!((1..=tile.rows).contains(&rows));
+    assert!(product.left.len() >= (rows - 1) * product.left_stride + product.depth);
+    assert!(product.right.len() >= product.depth * tile.columns);
+    assert!(out.len() >= (rows - 1) * stride + tile.columns);
+}
+
 impl Kernel for f32 {
-    fn tile(level: Level) -> Tile {
+    fn tile(level: Level, columns: usize) -> Tile {
         match level {
             Level::Portable => PORTABLE,
             Level::Avx2 => Tile {
                 rows: 6,
                 columns: 16,
             },
-            Level::Avx512 => Tile {
+            // A low-rank branch fills one vector; two would be half empty.
+            Level::Avx512 | Level::Avx512Bf16 if columns <= 16 => Tile {
+                rows: 16,
+                columns: 16,
+            },
+            Level::Avx512 | Level::Avx512Bf16 => Tile {
                 rows: 12,
                 columns: 32,
             },
@@ -91,6 +160,7 @@ impl Kernel for f32 {
     #[expect(unsafe_code, reason = "the vector microkernels")]
     fn multiply(
         level: Level,
+        tile: Tile,
         rows: usize,
         product: &Product<Self>,
         out: &mut [Self],
@@ -99,26 +169,60 @@ impl Kernel for f32 {
     ) {
         #[cfg(target_arch = "x86_64")]
         {
-            let tile = Self::tile(level);
             if level != Level::Portable {
-                assert!((1..=tile.rows).contains(&rows));
-                assert!(product.left.len() >= (rows - 1) * product.left_stride + product.depth);
-                assert!(product.right.len() >= product.depth * tile.columns);
-                assert!(out.len() >= (rows - 1) * stride + tile.columns);
+                check(tile, rows, product, out, stride);
             }
-            match level {
-                Level::Portable => {}
-                // SAFETY: the processor has the instructions of `level` (the driver checked it against
-                // `Level::detect`), and the assertions above bound every access of the microkernel.
-                Level::Avx2 => return unsafe { avx2::dispatch(rows, product, out, stride, add) },
-                Level::Avx512 => {
-                    // SAFETY: as above.
-                    return unsafe { avx512::dispatch(rows, product, out, stride, add) };
+            // SAFETY: the processor has the instructions of `level` (the driver checked it against
+            // `Level::detect`), and the assertions above bound every access of the microkernels, which
+            // compute the tile that `Self::tile` names.
+            unsafe {
+                match (level, tile.columns) {
+                    (Level::Portable, _) => {}
+                    (Level::Avx2, _) => {
+                        return avx2::multiply(rows, product, out, stride, add);
+                    }
+                    (_, 16) => return avx512_narrow::multiply(rows, product, out, stride, add),
+                    (_, 32) => return avx512::multiply(rows, product, out, stride, add),
+                    _ => unreachable!("there is no tile of {} columns", tile.columns),
+                }
+            }
+        }
+        let _ = (level, tile);
+        portable(rows, product, out, stride, add);
+    }
+
+    #[expect(unsafe_code, reason = "the vector microkernels")]
+    fn multiply_pairs(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        product: &Product<Pair>,
+        out: &mut [Self],
+        stride: usize,
+        add: bool,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::Avx512Bf16 {
+            check(tile, rows, product, out, stride);
+            // SAFETY: as above.
+            unsafe {
+                match tile.columns {
+                    16 => return avx512_bf16_narrow::multiply(rows, product, out, stride, add),
+                    32 => return avx512_bf16::multiply(rows, product, out, stride, add),
+                    _ => unreachable!("there is no tile of {} columns", tile.columns),
                 }
             }
         }
         let _ = level;
-        portable(rows, product, out, stride, add);
+        if tile == PORTABLE {
+            portable_pairs(rows, product, out, stride, add);
+        } else {
+            unreachable!("{level:?} has no microkernel for pairs");
+        }
+    }
+
+    fn pairs_are_faster(level: Level) -> bool {
+        level >= Level::Avx512Bf16
     }
 
     #[expect(unsafe_code, reason = "the vector inner product")]
@@ -141,13 +245,56 @@ fn portable<T: Element>(
     stride: usize,
     add: bool,
 ) {
+    portable_tile(
+        rows,
+        product,
+        out,
+        stride,
+        add,
+        |sum: &mut T, left, right| {
+            *sum += left * right;
+        },
+    );
+}
+
+/// The products of two bf16 numbers are exact in f32.
+fn portable_pairs<T: Element>(
+    rows: usize,
+    product: &Product<Pair>,
+    out: &mut [T],
+    stride: usize,
+    add: bool,
+) {
+    portable_tile(
+        rows,
+        product,
+        out,
+        stride,
+        add,
+        |sum: &mut T, left: Pair, right: Pair| {
+            let (left, right) = (left.numbers(), right.numbers());
+            *sum += T::of(f64::from(left.1 * right.1));
+            *sum += T::of(f64::from(left.0 * right.0));
+        },
+    );
+}
+
+#[inline(always)]
+fn portable_tile<T: Element, H: Copy>(
+    rows: usize,
+    product: &Product<H>,
+    out: &mut [T],
+    stride: usize,
+    add: bool,
+    multiply_add: impl Fn(&mut T, H, H),
+) {
     const COLUMNS: usize = PORTABLE.columns;
     for row in 0..rows {
         let left = &product.left[row * product.left_stride..][..product.depth];
         let mut sums = [T::ZERO; COLUMNS];
         for (value, right) in left.iter().zip(product.right.chunks_exact(COLUMNS)) {
             for (sum, right) in sums.iter_mut().zip(right) {
-                *sum += *value * *right;
+                multiply_add(sum, *value, *right);
             }
         }
         for (out, sum) in out[row * stride..][..COLUMNS].iter_mut().zip(sums) {
@@ -171,73 +318,101 @@ fn portable_dot<T: Element>(x: &[T], y: &[T]) -> T {
     sum + sums.into_iter().sum()
 }
 
-/// A microkernel of `$rows` rows by two vectors, for every number of rows up to that.
+/// The microkernels of one instruction set, for every number of rows up to that of the tile.
+///
+/// Every sum has a name of its own, so that the compiler keeps it in a register: each row is its
+/// number and a name with the number of its vector for each vector of columns. `$load` and `$set1`
+/// read numbers as they are held, `$fma` multiplies and adds them to sums of f32.
 #[cfg(target_arch = "x86_64")]
-macro_rules! microkernel {
-    ($features:literal, $lanes:literal, $load:ident, $store:ident, $zero:ident, $set1:ident, $fma:ident, $add:ident, [$($rows:literal),*]) => {
-        use std::arch::x86_64::*;
-        use super::Product;
-
+macro_rules! microkernels {
+    ($held:ty, $features:literal, $lanes:literal, [$($vector:literal),*], $load:tt, $sums:tt, $rows:tt) => {
         /// # Safety
         /// The processor has the features; `product` and `out` hold a tile of `rows` rows.
         #[expect(unsafe_code, reason = "vector instructions")]
-        pub(super) unsafe fn dispatch(rows: usize, product: &Product<f32>, out: &mut [f32], stride: usize, add: bool) {
-            match rows {
-                // SAFETY: passed on from the caller, `ROWS` is `rows`.
-                $($rows => unsafe { multiply::<$rows>(product, out, stride, add) },)*
-                _ => unreachable!("the tile has no {rows} rows"),
-            }
-        }
-
-        /// # Safety
-        /// As [`dispatch`], for `ROWS` rows.
-        #[expect(unsafe_code, reason = "vector instructions")]
         #[target_feature(enable = $features)]
-        unsafe fn multiply<const ROWS: usize>(product: &Product<f32>, out: &mut [f32], stride: usize, add: bool) {
-            let (left, step) = (product.left.as_ptr(), product.left_stride);
-            let mut right = product.right.as_ptr();
-            let mut sums = [[$zero(); 2]; ROWS];
-            for depth in 0..product.depth {
-                // SAFETY: `right` holds `depth` times two vectors, each row of `left` `depth` numbers.
+        pub(super) unsafe fn multiply(rows: usize, product: &Product<$held>, out: &mut [f32], stride: usize, add: bool) {
+            const WIDTH: usize = [$($vector),*].len() * $lanes;
+            let (left, right, out) = (product.left.as_ptr(), product.right.as_ptr(), out.as_mut_ptr());
+            let lengths = (product.left_stride, product.depth, stride);
+            tiles!(
+                ($lanes, WIDTH, [$($vector),*], $load, $sums, rows, left, right, out, lengths, add),
+                [],
+                $rows
+            );
+            unreachable!("the tile has no {rows} rows");
+        }
+    };
+}
+
+/// A [`tile`] of the first row, one of the first two, and so on.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tiles {
+    ($with:tt, [$($done:tt)*], []) => {};
+    ($with:tt, [$($done:tt)*], [$count:literal $row:literal $sums:tt, $($rest:tt)*]) => {
+        tile!($with, $count, [$($done)* $row $sums]);
+        tiles!($with, [$($done)* $row $sums], [$($rest)*]);
+    };
+}
+
+/// Returns with the tile of `$count` rows done, if `$rows` is that.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile {
+    (
+        (
+            $lanes:literal, $width:ident, [$($vector:literal),*], [$load:expr, $set1:expr, $fma:expr],
+            [$load_sum:ident, $store:ident, $zero:ident, $plus:ident],
+            $rows:ident, $left:ident, $right:ident, $out:ident, $lengths:ident, $add:ident
+        ),
+        $count:literal,
+        [$($row:literal [$($sum:ident $at:literal),*])*]
+    ) => {
+        if $rows == $count {
+            let (step, depth, stride) = $lengths;
+            $($(let mut $sum = $zero();)*)*
+            for d in 0..depth {
+                // SAFETY: `right` holds `depth` times all vectors, each row of `left` `depth` numbers.
                 unsafe {
-                    let (first, second) = ($load(right), $load(right.add($lanes)));
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let value = $set1(*left.add(row * step + depth));
-                        sums[0] = $fma(value, first, sums[0]);
-                        sums[1] = $fma(value, second, sums[1]);
-                    }
-                    right = right.add(2 * $lanes);
+                    let right = $right.add(d * $width);
+                    let columns = [$($load(right.add($vector * $lanes))),*];
+                    $(
+                        let value = $set1($left.add($row * step + d));
+                        $($sum = $fma($sum, value, columns[$at]);)*
+                    )*
                 }
             }
-            let out = out.as_mut_ptr();
-            for (row, [mut first, mut second]) in sums.into_iter().enumerate() {
-                // SAFETY: `out` holds `ROWS` rows of two vectors, `stride` apart.
-                unsafe {
-                    let to = out.add(row * stride);
-                    if add {
-                        first = $add(first, $load(to));
-                        second = $add(second, $load(to.add($lanes)));
+            // SAFETY: `out` holds the rows of all vectors, `stride` apart.
+            unsafe {
+                $($(
+                    let to = $out.add($row * stride + $at * $lanes);
+                    if $add {
+                        $sum = $plus($sum, $load_sum(to));
                     }
-                    $store(to, first);
-                    $store(to.add($lanes), second);
-                }
+                    $store(to, $sum);
+                )*)*
             }
+            return;
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    microkernel!(
+    use std::arch::x86_64::*;
+
+    use super::Product;
+
+    microkernels!(
+        f32,
         "avx2,fma",
         8,
-        _mm256_loadu_ps,
-        _mm256_storeu_ps,
-        _mm256_setzero_ps,
-        _mm256_set1_ps,
-        _mm256_fmadd_ps,
-        _mm256_add_ps,
-        [1, 2, 3, 4, 5, 6]
+        [0, 1],
+        [
+            |at: *const f32| _mm256_loadu_ps(at),
+            |at: *const f32| _mm256_set1_ps(*at),
+            |sum, left, right| _mm256_fmadd_ps(left, right, sum)
+        ],
+        [_mm256_loadu_ps, _mm256_storeu_ps, _mm256_setzero_ps, _mm256_add_ps],
+        [1 0 [a0 0, b0 1], 2 1 [a1 0, b1 1], 3 2 [a2 0, b2 1], 4 3 [a3 0, b3 1], 5 4 [a4 0, b4 1], 6 5 [a5 0, b5 1],]
     );
 
     /// # Safety
@@ -272,17 +447,77 @@ mod avx2 {
     }
 }
 
+/// The microkernels of 512-bit vectors, of plain numbers and of pairs, for one tile.
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
-    microkernel!(
-        "avx512f",
-        16,
-        _mm512_loadu_ps,
-        _mm512_storeu_ps,
-        _mm512_setzero_ps,
-        _mm512_set1_ps,
-        _mm512_fmadd_ps,
-        _mm512_add_ps,
-        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
-    );
+macro_rules! microkernels_512 {
+    ($plain:ident, $pairs:ident, $vectors:tt, $rows:tt) => {
+        mod $plain {
+            use std::arch::x86_64::*;
+
+            use super::Product;
+
+            microkernels!(
+                f32,
+                "avx512f",
+                16,
+                $vectors,
+                [
+                    |at: *const f32| _mm512_loadu_ps(at),
+                    |at: *const f32| _mm512_set1_ps(*at),
+                    |sum, left, right| _mm512_fmadd_ps(left, right, sum)
+                ],
+                [
+                    _mm512_loadu_ps,
+                    _mm512_storeu_ps,
+                    _mm512_setzero_ps,
+                    _mm512_add_ps
+                ],
+                $rows
+            );
+        }
+
+        mod $pairs {
+            use std::arch::x86_64::*;
+
+            use super::{Pair, Product};
+
+            microkernels!(
+                Pair,
+                "avx512f,avx512bf16",
+                16,
+                $vectors,
+                // The same bits, named as bf16 numbers.
+                [
+                    |at: *const Pair| {
+                        std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast()))
+                    },
+                    |at: *const Pair| {
+                        let pair = _mm512_set1_epi32((*at).0.cast_signed());
+                        std::mem::transmute::<__m512i, __m512bh>(pair)
+                    },
+                    |sum, left, right| _mm512_dpbf16_ps(sum, left, right)
+                ],
+                [
+                    _mm512_loadu_ps,
+                    _mm512_storeu_ps,
+                    _mm512_setzero_ps,
+                    _mm512_add_ps
+                ],
+                $rows
+            );
+        }
+    };
 }
+
+#[cfg(target_arch = "x86_64")]
+microkernels_512!(avx512, avx512_bf16, [0, 1], [
+    1 0 [a0 0, b0 1], 2 1 [a1 0, b1 1], 3 2 [a2 0, b2 1], 4 3 [a3 0, b3 1],
+    5 4 [a4 0, b4 1], 6 5 [a5 0, b5 1], 7 6 [a6 0, b6 1], 8 7 [a7 0, b7 1],
+    9 8 [a8 0, b8 1], 10 9 [a9 0, b9 1], 11 10 [a10 0, b10 1], 12 11 [a11 0, b11 1],
+]);
+
+#[cfg(target_arch = "x86_64")]
+microkernels_512!(avx512_narrow, avx512_bf16_narrow, [0], [
+    1 0 [a0 0], 2 1 [a1 0], 3 2 [a2 0], 4 3 [a3 0], 5 4 [a4 0], 6 5 [a5 0], 7 6 [a6 0], 8 7 [a7 0],
+    9 8 [a8 0], 10 9 [a9 0], 11 10 [a10 0], 12 11 [a11 0], 13 12 [a12 0], 14 13 [a13 0], 15 14 [a14 0], 16 15 [a15 0],
+]);
