@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::args::{Cli, Command};
 
 pub(crate) mod bench;
+mod bench_generate;
 mod card;
 mod chat;
 mod compare;
@@ -42,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Unpack(args) => unpack::run(&args, cli.quiet),
         Command::PackBuiltin(args) => unpack::pack_builtin(&args),
         Command::Train(args) => train::run(&args, cli.quiet),
+        Command::BenchGenerate(args) => bench_generate::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Estimate(args) => estimate::run(&args),

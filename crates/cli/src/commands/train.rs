@@ -13,5 +13,5 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> anyhow::Result<()> {
         None => Start::Fresh,
         Some(from) => Start::Resume(from.as_deref()),
     };
-    run::train(&file, start, quiet)
+    run::train(&file, start, quiet, args.dashboard)
 }

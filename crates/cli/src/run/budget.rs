@@ -7,6 +7,8 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use sparsam_adapter::data::questions::Question;
+use sparsam_adapter::evaluate::Answer;
 use sparsam_tracker::{EnergyRecord, Live};
 
 use crate::error::Failure;
@@ -144,9 +146,14 @@ impl Meter {
         self.last = None;
     }
 
-    /// The answers before the training were written.
-    pub(super) fn answered(&mut self, live: &Live) {
-        self.answers = self.phase(live);
+    /// The answers before the training were written. Those after it will be so many times as long: a model
+    /// that has learned nothing yet seldom ends where one does that has.
+    pub(super) fn answered(&mut self, live: &Live, longer: f64) {
+        let took = self.phase(live);
+        self.answers = Spent {
+            joules: took.joules * longer,
+            seconds: took.seconds * longer,
+        };
     }
 
     /// A checkpoint was written.
@@ -258,6 +265,14 @@ impl BudgetUse {
         .collect::<Vec<_>>()
         .join(", ")
     }
+}
+
+/// How many times as long the expected answers are as those that were written, by their letters.
+pub(super) fn longer(questions: &[Question], answers: &[Answer]) -> f64 {
+    let expected: usize = questions.iter().map(|q| q.expected.trim().len()).sum();
+    let written: usize = answers.iter().map(|answer| answer.text.len()).sum();
+    // Of a model that writes nothing, or writes on and on, nothing more precise can be said.
+    (expected as f64 / written.max(1) as f64).clamp(0.25, 4.0)
 }
 
 #[cfg(test)]
