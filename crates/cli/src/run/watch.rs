@@ -182,6 +182,11 @@ impl Observer for Watch<'_> {
         interrupt::requested()
     }
 
+    fn affords(&self, phase: Phase) -> bool {
+        let meter = self.budget.as_deref();
+        meter.is_none_or(|meter| meter.affords(phase, &self.tracker.live()))
+    }
+
     fn used(&self) -> Option<f64> {
         let live = self.tracker.live();
         self.budget.as_ref().map(|meter| meter.used(&live))
