@@ -12,16 +12,18 @@ out=target/report-check
 mkdir -p "$out/shots" "$out/pages"
 rm -f "$out"/shots/* "$out"/pages/*.html
 
-if [ ! -e "$out/runs/compare/comparison.json" ]; then
-  rm -rf "$out/runs"
-  small="max_steps=40 eval_steps=10 eval_generation.samples=8 eval_generation.max_new_tokens=48 country=DEU"
-  small="$small energy.interval_seconds=0.5 logging.tensorboard=false"
+# Runs that are there already are shown again; remove target/report-check to make them anew.
+small="max_steps=40 eval_steps=10 eval_generation.samples=8 eval_generation.max_new_tokens=48"
+small="$small energy.interval_seconds=0.5 logging.tensorboard=false epochs=null"
+train() {
   # shellcheck disable=SC2086
-  "$program" -q train configs/quickstart.yaml $small epochs=null output_dir="$out/runs/one" > /dev/null
-  # shellcheck disable=SC2086
-  "$program" -q train configs/quickstart.yaml $small epochs=null country=null lora.r=8 output_dir="$out/runs/placeless" > /dev/null
-  "$program" -q track --country FRA -o "$out/runs/tracked" -- sleep 4
-  cat > "$out/compare.yaml" <<YAML
+  [ -e "$out/runs/$1/README.md" ] || { rm -rf "$out/runs/$1"; "$program" -q train configs/quickstart.yaml $small \
+    "output_dir=$out/runs/$1" "${@:2}" > /dev/null; }
+}
+train one country=DEU
+train placeless lora.r=8
+[ -e "$out/runs/tracked/energy.json" ] || "$program" -q track --country FRA -o "$out/runs/tracked" -- sleep 4
+cat > "$out/compare.yaml" <<YAML
 recipe: configs/quickstart.yaml
 set: [epochs=null, max_steps=24, eval_steps=8, eval_generation.samples=8, eval_generation.max_new_tokens=32, country=DEU]
 arms:
@@ -33,8 +35,7 @@ pause_seconds: 0
 warm_up_seconds: 0
 output_dir: $out/runs/compare
 YAML
-  "$program" -q compare "$out/compare.yaml" > /dev/null
-fi
+"$program" -q compare "$out/compare.yaml" > /dev/null
 for language in en de; do
   "$program" report --language $language -o "$out/pages/one-$language.html" "$out/runs/one" > /dev/null
   "$program" report --language $language -o "$out/pages/several-$language.html" \

@@ -87,7 +87,7 @@ pub(super) fn by_year(runs: &[&RunData], id: &str, speech: Speech) -> Plot {
             .iter()
             .any(|(x, y): &(f64, f64)| (x - at.0).abs() < 1.0 && (y - at.1).abs() < 9.0)
         {
-            at.0 -= 12.0;
+            at.0 -= 9.5;
         }
         marks_at.push(at);
         let column = frame.across(mark.year);

@@ -285,12 +285,14 @@ impl BudgetUse {
     }
 }
 
-/// How many times as long the expected answers are as those that were written, by their letters.
+/// How many times as long the expected answers are as those that were written, by letters. The longest of
+/// either decides, as the others of its batch wait for it.
 pub(super) fn longer(questions: &[Question], answers: &[Answer]) -> f64 {
-    let expected: usize = questions.iter().map(|q| q.expected.trim().len()).sum();
-    let written: usize = answers.iter().map(|answer| answer.text.len()).sum();
+    let expected = questions.iter().map(|q| q.expected.trim().len()).max();
+    let written = answers.iter().map(|answer| answer.text.len()).max();
+    let ratio = expected.unwrap_or(0) as f64 / written.unwrap_or(0).max(1) as f64;
     // Of a model that writes nothing, or writes on and on, nothing more precise can be said.
-    (expected as f64 / written.max(1) as f64).clamp(0.25, 4.0)
+    ratio.clamp(0.5, 4.0)
 }
 
 #[cfg(test)]
