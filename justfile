@@ -43,6 +43,18 @@ interop-hub python="python3":
     cargo build --release -p sparsam-hub --example loopback
     {{python}} tests/interop/check_hub.py --sparsam target/release/sparsam --loopback target/release/examples/loopback
 
+# Reports in headless Chromium: axe-core finds nothing, nothing is asked of a network (needs Chromium, Node with npm)
+report-check program="target/release/sparsam":
+    tests/report/check.sh {{program}}
+
+# Random budgets against real runs: each ends within 2 % of its own, with a usable adapter (about twenty minutes)
+budgets runs="20" seed="1":
+    SPARSAM_RUNS={{runs}} SPARSAM_SEED={{seed}} cargo test -p sparsam --test budgets -- --ignored --nocapture
+
+# A comparison's arms as a job array of a Slurm cluster, on a cluster of one machine (needs slurm-wlm, munge, root)
+slurm-check program="target/release/sparsam":
+    tests/slurm/check.sh {{program}}
+
 # Write the fixtures of tests/fixtures again (needs Python with the packages of tests/peers/requirements.txt)
 fixtures:
     python3 tests/fixtures/make.py

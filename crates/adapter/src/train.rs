@@ -145,6 +145,11 @@ pub trait Observer {
     fn used(&self) -> Option<f64> {
         None
     }
+    /// Whether the budget has room for an evaluation or a checkpoint now and for steps after it. Where it
+    /// has not, the run goes on without, as both come again at its end.
+    fn affords(&self, _phase: Phase) -> bool {
+        true
+    }
 }
 
 /// How a run ended.
@@ -207,14 +212,16 @@ impl Run<'_> {
             let per_epoch = steps_per_epoch(self.train, self.settings.accumulation);
             let spent = progress.step < total && observer.used().is_some_and(|used| used >= 1.0);
             let last = progress.step == total || spent;
-            if last || self.settings.evaluate.due(progress.step, per_epoch) {
+            let due = self.settings.evaluate.due(progress.step, per_epoch);
+            if last || due && observer.affords(Phase::Evaluate) {
                 self.evaluate(progress, observer)?;
             }
             let stops = self.settings.early_stopping.is_some_and(|early| {
                 progress.best.is_some() && progress.without_gain >= early.patience
             });
             let saves = self.settings.save != Cadence::Never;
-            if self.settings.save.due(progress.step, per_epoch) || saves && (last || stops) {
+            let due = self.settings.save.due(progress.step, per_epoch);
+            if saves && (last || stops) || due && observer.affords(Phase::Save) {
                 self.save(progress, observer)?;
             }
             if spent {

@@ -13,6 +13,7 @@ use sparsam_base::model::Quantize;
 use crate::commands::bench;
 use crate::recipe::manual;
 
+pub(crate) mod bench_generate;
 pub(crate) mod compare;
 pub(crate) mod data;
 pub(crate) mod energy;
@@ -22,6 +23,7 @@ pub(crate) mod ledger;
 pub(crate) mod plan;
 pub(crate) mod report;
 
+use bench_generate::BenchGenerateArgs;
 use compare::CompareArgs;
 use data::DataArgs;
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
@@ -80,6 +82,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Show runs as one page with pictures, to read and to pass on
     Report(ReportArgs),
+    /// Measure what a model takes to answer: energy and time of 1,000 generated tokens
+    BenchGenerate(BenchGenerateArgs),
     /// Add up all runs below some folders, failed ones included
     Ledger(LedgerArgs),
     /// Say what can be measured here, and how to make the rest measurable
@@ -137,6 +141,10 @@ pub(crate) struct TrainArgs {
     /// Read and check everything, say what would be trained, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// Show loss, power, time and energy left as one live screen; lines where there is no terminal
+    #[arg(long)]
+    pub(crate) dashboard: bool,
 }
 
 /// Print a recipe to start from, or check one

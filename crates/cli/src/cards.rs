@@ -139,6 +139,25 @@ fn data(run: &RunRecord) -> Vec<String> {
             budget.words()
         ));
     }
+    if let Some(waited) = &run.waited {
+        sentences.push(format!(
+            "The run waited {} for a grid below {} gCO2e/kWh ({}){}.",
+            sparsam_tracker::format::duration(waited.seconds),
+            sparsam_tracker::format::plain_decimal(waited.wanted_below, 3),
+            waited.source,
+            match (waited.intensity, waited.reached) {
+                (Some(grams), true) => format!(
+                    " and began at {}",
+                    sparsam_tracker::format::plain_decimal(grams, 3)
+                ),
+                (Some(grams), false) => format!(
+                    " and began at {} as the longest wait was over",
+                    sparsam_tracker::format::plain_decimal(grams, 3)
+                ),
+                (None, _) => " and began without a figure as the longest wait was over".to_owned(),
+            }
+        ));
+    }
     match run.state {
         State::Finished => {}
         State::Running | State::Failed => sentences.push(

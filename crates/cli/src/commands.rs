@@ -6,6 +6,7 @@ use crate::args::{Cli, Command};
 use crate::threads::within;
 
 pub(crate) mod bench;
+mod bench_generate;
 mod card;
 mod chat;
 mod compare;
@@ -43,6 +44,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Unpack(args) => unpack::run(&args, cli.quiet),
         Command::PackBuiltin(args) => unpack::pack_builtin(&args),
         Command::Train(args) => train::run(&args, cli.quiet),
+        Command::BenchGenerate(args) => {
+            within(None, || bench_generate::run(&args, cli.quiet))
+        }
         Command::Bench(args) => within(None, || bench::run(&args)),
         Command::Probe(args) => probe::run(&args),
         Command::Estimate(args) => estimate::run(&args),

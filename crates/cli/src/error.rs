@@ -231,6 +231,7 @@ pub(crate) fn io_reason(error: &io::Error) -> String {
 /// Replaces Rust's panic message by one that a user can act on.
 pub(crate) fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
+        crate::dashboard::screen::leave();
         let place = panic
             .location()
             .map(|location| format!(" at {}:{}", location.file(), location.line()))

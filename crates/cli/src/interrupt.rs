@@ -1,9 +1,9 @@
 //! Ctrl-C: the first one asks the run to stop after its step and write a checkpoint, the second
 //! ends the process at once.
 //!
-//! The handler only sets a flag, and is installed so that it is removed when it has been called
-//! once (`SA_RESETHAND`); what follows the second signal is the system's own default. `SIGTERM`,
-//! which Slurm and systemd send before they kill, is treated the same.
+//! The handler only sets a flag the first time. The second time it gives the terminal back, where the
+//! dashboard has it, and lets the system do what it does by default. `SIGTERM`, which Slurm and systemd
+//! send before they kill, is treated the same.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,18 +18,35 @@ pub(crate) fn requested() -> bool {
 #[cfg(unix)]
 #[expect(unsafe_code, reason = "signal handlers are installed through libc")]
 pub(crate) fn listen() -> std::io::Result<()> {
-    extern "C" fn stop(_signal: libc::c_int) {
-        REQUESTED.store(true, Ordering::Relaxed);
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    static TERMINATED: AtomicBool = AtomicBool::new(false);
+
+    extern "C" fn stop(signal: libc::c_int) {
+        let seen = if signal == libc::SIGINT {
+            &INTERRUPTED
+        } else {
+            &TERMINATED
+        };
+        if !seen.swap(true, Ordering::Relaxed) {
+            REQUESTED.store(true, Ordering::Relaxed);
+            return;
+        }
+        crate::dashboard::screen::leave();
+        // SAFETY: both calls are async-signal-safe. The signal is blocked until this handler is done, and
+        // then ends the process.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
     }
 
     for signal in [libc::SIGINT, libc::SIGTERM] {
         // SAFETY: the structure is plain data for which all zeros are valid, `sigemptyset` fills
-        // the mask, and the handler does nothing but store to an atomic, which is
-        // async-signal-safe.
+        // the mask, and the handler does nothing that is not async-signal-safe.
         let outcome = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = stop as extern "C" fn(libc::c_int) as libc::sighandler_t;
-            action.sa_flags = libc::SA_RESETHAND | libc::SA_RESTART;
+            action.sa_flags = libc::SA_RESTART;
             libc::sigemptyset(&raw mut action.sa_mask);
             libc::sigaction(signal, &raw const action, std::ptr::null_mut())
         };

@@ -13,6 +13,7 @@ mod cards;
 mod columns;
 mod commands;
 mod compare;
+mod dashboard;
 mod device;
 mod error;
 mod figures;

@@ -1,14 +1,16 @@
 //! How a run looks while it goes on.
 //!
-//! A bar on a terminal; a plain line every few seconds where standard error is a file or a pipe;
-//! nothing with `--quiet`. All of it goes to standard error. What is shown is given in a
+//! A bar on a terminal, or the dashboard where it is asked for; a plain line every few seconds where
+//! standard error is a file or a pipe; nothing with `--quiet`. All of it goes to standard error. What is shown is given in a
 //! [`Status`] after each step; this file measures nothing but the time left.
 
+use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::dashboard::{Dashboard, Detail};
 use crate::figures::{duration, significant, thousands};
 
 /// Seconds between two plain lines.
@@ -33,8 +35,19 @@ pub(crate) struct Status {
 #[derive(Debug)]
 enum Output {
     Bar(ProgressBar),
+    Dashboard(Box<RefCell<Dashboard>>),
     Lines { last: Option<Instant> },
     Quiet,
+}
+
+/// How progress is to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look<'a> {
+    Quiet,
+    /// A bar, or lines where there is no terminal.
+    Usual,
+    /// A screen under this title, or lines where there is no terminal.
+    Dashboard(&'a str),
 }
 
 /// The progress of one run.
@@ -48,13 +61,16 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Begins to show a run of `total` steps of which `done` were made by an earlier session.
-    pub(crate) fn start(total: u64, done: u64, quiet: bool) -> Self {
-        let output = if quiet {
-            Output::Quiet
-        } else if io::stderr().is_terminal() {
-            Output::Bar(bar(total, done))
-        } else {
-            Output::Lines { last: None }
+    pub(crate) fn start(total: u64, done: u64, look: Look) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let output = match look {
+            Look::Quiet => Output::Quiet,
+            _ if !io::stderr().is_terminal() => Output::Lines { last: None },
+            Look::Dashboard(title) if !dumb => match Dashboard::open(title, total, done) {
+                Ok(dashboard) => Output::Dashboard(Box::new(RefCell::new(dashboard))),
+                Err(_) => Output::Lines { last: None },
+            },
+            _ => Output::Bar(bar(total, done)),
         };
         Self {
             output,
@@ -64,8 +80,8 @@ impl Progress {
         }
     }
 
-    /// Shows the state after a step.
-    pub(crate) fn update(&mut self, status: &Status) {
+    /// Shows the state after a step. `detail` is asked for where there is room for it.
+    pub(crate) fn update(&mut self, status: &Status, detail: impl FnOnce() -> Detail) {
         let left = time_left(
             self.started.elapsed(),
             status.step.saturating_sub(self.first),
@@ -76,6 +92,11 @@ impl Progress {
                 bar.set_position(status.step);
                 bar.set_message(figures(status, left));
             }
+            Output::Dashboard(dashboard) => dashboard.get_mut().stepped(
+                (status.step, status.loss, status.tokens_per_second),
+                (status.watts, status.grams),
+                detail(),
+            ),
             Output::Lines { last } => {
                 let due = last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
                 if due || status.step == self.total {
@@ -96,6 +117,7 @@ impl Progress {
     pub(crate) fn note(&self, text: &str) {
         match &self.output {
             Output::Bar(bar) => bar.suspend(|| line(text)),
+            Output::Dashboard(dashboard) => dashboard.borrow_mut().note(text),
             Output::Lines { .. } => line(text),
             Output::Quiet => {}
         }
@@ -103,15 +125,26 @@ impl Progress {
 
     /// Says what is being done between steps, such as `evaluating`, in place of the figures.
     pub(crate) fn doing(&self, what: &str) {
-        if let Output::Bar(bar) = &self.output {
-            bar.set_message(what.to_owned());
+        match &self.output {
+            Output::Bar(bar) => bar.set_message(what.to_owned()),
+            Output::Dashboard(dashboard) => dashboard.borrow_mut().doing(what),
+            Output::Lines { .. } | Output::Quiet => {}
         }
     }
 
-    /// Takes the bar away.
+    /// The evaluation data was measured after a step; the dashboard draws it.
+    pub(crate) fn evaluated(&self, step: u64, loss: f64, best: bool) {
+        if let Output::Dashboard(dashboard) = &self.output {
+            dashboard.borrow_mut().evaluated(step, loss, best);
+        }
+    }
+
+    /// Takes the bar away, and gives the terminal back.
     pub(crate) fn finish(self) {
-        if let Output::Bar(bar) = self.output {
-            bar.finish_and_clear();
+        match self.output {
+            Output::Bar(bar) => bar.finish_and_clear(),
+            Output::Dashboard(dashboard) => drop(dashboard),
+            Output::Lines { .. } | Output::Quiet => {}
         }
     }
 }

@@ -208,6 +208,10 @@ pub(crate) struct Recipe {
     /// What the card calls the training. `pre-training` is for a model whose weights were random.
     pub(crate) training_type: TrainingType,
 
+    /// The part of a project the run belongs to, by which `sparsam ledger` sums. `search` is for runs that
+    /// are made to choose settings, such as the arms of a comparison.
+    pub(crate) stage: Stage,
+
     /// The folder for everything the run leaves: adapter, card, record, checkpoints. Created if
     /// it does not exist. A folder that already holds a run is only continued, with `--resume`.
     pub(crate) output_dir: PathBuf,
@@ -259,6 +263,7 @@ impl Default for Recipe {
             tags: Names::default(),
             logging: Logging::default(),
             training_type: TrainingType::FineTuning,
+            stage: Stage::Train,
             output_dir: PathBuf::from("runs/latest"),
         }
     }
@@ -282,6 +287,16 @@ pub(crate) enum TrainingType {
     FineTuning,
     /// from random weights
     PreTraining,
+}
+
+/// The part of a project that a training belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stage {
+    /// training what is used
+    Train,
+    /// choosing settings
+    Search,
 }
 
 /// How the frozen base is held in memory.
@@ -644,6 +659,32 @@ pub(crate) struct Energy {
     pub(crate) water_grid_l_per_kwh: Option<f64>,
     /// Seconds between two readings of the meters.
     pub(crate) interval_seconds: f64,
+    /// What says how clean the grid is now, for `start_when`: `uk-grid` (Great Britain, no key),
+    /// `electricity-maps:ZONE` (key in ELECTRICITY_MAPS_TOKEN), an address, or a file that holds gCO2e per
+    /// kWh. Nothing is asked without it.
+    #[schemars(example = &"uk-grid")]
+    pub(crate) live_intensity: Option<String>,
+    /// Wait before the start until the grid is clean. Needs `live_intensity`.
+    pub(crate) start_when: Option<StartWhen>,
+}
+
+/// What a run waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct StartWhen {
+    /// Begin when the grid emits less than this, in gCO2e per kWh.
+    pub(crate) intensity_below: f64,
+    /// Begin after so many hours at the latest, whatever the grid emits.
+    pub(crate) within_hours: f64,
+}
+
+impl Default for StartWhen {
+    fn default() -> Self {
+        Self {
+            intensity_below: 200.0,
+            within_hours: 12.0,
+        }
+    }
 }
 
 impl Default for Energy {
@@ -659,6 +700,8 @@ impl Default for Energy {
             water_site_l_per_kwh: None,
             water_grid_l_per_kwh: None,
             interval_seconds: 1.0,
+            live_intensity: None,
+            start_when: None,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The report: one page of HTML on one run or several, which asks nothing of any network, and its pictures
 //! as files.
 //!
-//! [`data`] reads what the runs left, [`plots`] draws, [`svg`] writes pictures, [`language`] has the words,
-//! [`published`] what others emitted. The page is a template; here it is filled. Figures are worded by the
+//! [`data`] reads what the runs left and [`comparison`] what `compare` made of its runs; [`plots`], [`bars`] and
+//! [`models`] draw, [`svg`] writes pictures, [`language`] has the words, [`published`] what others emitted. The page is a template; here it is filled. Figures are worded by the
 //! tracker, as on the card and in the terminal.
 
 use std::path::{Path, PathBuf};
@@ -16,12 +16,16 @@ use crate::figures::{bytes, thousands};
 use crate::recipe::Method;
 use crate::run_record::State;
 
+mod bars;
+pub(crate) mod comparison;
 mod data;
 mod language;
+mod models;
 pub(crate) mod plots;
 mod published;
 mod svg;
 
+use comparison::Comparison;
 use data::RunData;
 pub(crate) use language::Language;
 use plots::{Plot, Speech};
@@ -52,40 +56,43 @@ struct Shown {
     notes: Vec<String>,
 }
 
-/// Makes the report of the runs in these folders, which name them.
+/// Makes the report of the runs in these folders, which name them, or of a comparison in its folder.
 ///
 /// # Errors
 /// A folder that holds no run, or a file of it that cannot be read.
 pub(crate) fn make(folders: &[PathBuf], language: Language) -> anyhow::Result<Report> {
-    let named: Vec<(String, PathBuf)> = folders
-        .iter()
-        .map(|folder| (data::name(folder), folder.clone()))
-        .collect();
-    make_named(&named, language)
-}
-
-/// The same with names for the runs.
-///
-/// # Errors
-/// As [`make`].
-pub(crate) fn make_named(
-    named: &[(String, PathBuf)],
-    language: Language,
-) -> anyhow::Result<Report> {
+    let comparison = match folders {
+        [one] => Comparison::of(one)?.map(|comparison| (one, comparison)),
+        _ => None,
+    };
+    let named: Vec<(String, PathBuf)> = match &comparison {
+        Some((folder, comparison)) => comparison.runs(folder),
+        None => folders
+            .iter()
+            .map(|folder| (data::name(folder), folder.clone()))
+            .collect(),
+    };
     let runs = named
         .iter()
         .map(|(name, folder)| RunData::read(name, folder))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    let comparison = comparison.map(|(_, comparison)| comparison);
     let all: Vec<&RunData> = runs.iter().collect();
     let speech = Speech::new(language);
+    let w = speech.words;
     let several = runs.len() > 1;
     let mut together: Vec<Plot> = Vec::new();
     if several {
+        let (sides, trades, about) = match &comparison {
+            Some(comparison) => (comparison.sides(), comparison.trades(), w.arms_about),
+            None => (bars::of_runs(&all), plots::trades(&all), w.compared_about),
+        };
+        together.extend(plots::trade_off(&trades, "all-quality", speech));
+        together.extend(bars::compared(&sides, about, speech));
         together.extend(plots::losses(&all, "all-loss", speech));
-        together.extend(plots::compared(&all, "all-energy", speech));
-        together.extend(plots::trade_off(&all, "all-quality", speech));
     }
     together.push(plots::among_published(&all, "all-published", speech));
+    together.push(models::by_year(&all, "all-models", speech));
     let shown: Vec<Shown> = runs
         .iter()
         .enumerate()
@@ -107,6 +114,7 @@ pub(crate) fn make_named(
         title,
         runs => Value::from(Serde(&shown)),
         plots => Value::from(Serde(&together)),
+        advice => Value::from(Serde(comparison.as_ref().map(Comparison::advice))),
         version => env!("CARGO_PKG_VERSION"),
         style => format!("{}{}", svg::COLOURS, svg::STYLE),
     })?;

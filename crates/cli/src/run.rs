@@ -24,7 +24,7 @@ use crate::device::{self, Place};
 use crate::error::Failure;
 use crate::interrupt;
 use crate::machine::Platform;
-use crate::progress::Progress;
+use crate::progress::{Look, Progress};
 use crate::recipe::{Recipe, RecipeFile};
 use crate::run_record::{Base, FORMAT, Quality, RunRecord, State, Versions};
 
@@ -37,6 +37,7 @@ mod material;
 mod metrics;
 mod outputs;
 mod settings;
+mod wait;
 mod watch;
 mod words;
 
@@ -47,7 +48,8 @@ use folder::{Folder, Resumed};
 pub(crate) use held_out::HeldOut;
 use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
-pub(crate) use settings::quantize as quantize_of;
+pub(crate) use settings::{gpus as gpus_of, quantize as quantize_of};
+pub(crate) use wait::Waited;
 use watch::Watch;
 use words::{examples, opening, say};
 
@@ -79,8 +81,13 @@ pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
 }
 
 /// Trains as a recipe says.
-pub(crate) fn train(file: &RecipeFile, start: Start, quiet: bool) -> anyhow::Result<()> {
-    let mut session = Session::begin(file, start, quiet)?;
+pub(crate) fn train(
+    file: &RecipeFile,
+    start: Start,
+    quiet: bool,
+    dashboard: bool,
+) -> anyhow::Result<()> {
+    let mut session = Session::begin(file, start, quiet, dashboard)?;
     let ending = session.work();
     session.end(ending)
 }
@@ -101,12 +108,19 @@ struct Session<'a> {
     progress: Progress,
     /// The meter of the budget, where there is one.
     budget: Option<Meter>,
+    /// How many times as long as the last answers those that are expected are.
+    longer: f64,
     held_out: HeldOut,
 }
 
 impl<'a> Session<'a> {
     /// Everything before the first step. An error leaves nothing behind.
-    fn begin(file: &'a RecipeFile, start: Start, quiet: bool) -> anyhow::Result<Self> {
+    fn begin(
+        file: &'a RecipeFile,
+        start: Start,
+        quiet: bool,
+        dashboard: bool,
+    ) -> anyhow::Result<Self> {
         let recipe = &file.recipe;
         let resumed = to_resume(recipe, start)?;
         file.check_files()?;
@@ -114,6 +128,7 @@ impl<'a> Session<'a> {
         interrupt::listen()?;
         let name = folder.path.display().to_string();
         let place = place(recipe)?;
+        let waited = wait::for_clean_grid(recipe, quiet)?;
         let options =
             settings::tracker(recipe, &place.device, &folder.path, name, resumed.is_some());
         let seconds = recipe.energy.baseline_seconds;
@@ -177,13 +192,23 @@ impl<'a> Session<'a> {
             }
             None => new_record(recipe, &ready, &data, &place, started),
         };
+        let record = RunRecord {
+            waited: waited.or(record.waited),
+            ..record
+        };
         record.write(&folder.path)?;
         folder.keep();
         let step = trained.step;
         let logging = &recipe.logging;
         let metrics = Metrics::open(&folder.path, step, logging.tensorboard, logging.steps)?;
         let total = settings.schedule.total_steps as u64;
-        let progress = Progress::start(total, step as u64, quiet);
+        let title = format!("{}: {}", folder.path.display(), recipe.model);
+        let look = match (quiet, dashboard) {
+            (true, _) => Look::Quiet,
+            (false, true) => Look::Dashboard(&title),
+            (false, false) => Look::Usual,
+        };
+        let progress = Progress::start(total, step as u64, look);
         Ok(Self {
             recipe,
             folder,
@@ -197,6 +222,7 @@ impl<'a> Session<'a> {
             metrics,
             progress,
             budget,
+            longer: 1.0,
             held_out: if step > 0 {
                 HeldOut::read(&recipe.output_dir)
             } else {
@@ -213,7 +239,7 @@ impl<'a> Session<'a> {
             }
             let before = self.answer("before")?;
             if let Some(meter) = &mut self.budget {
-                meter.answered(&self.tracker.live());
+                meter.answered(&self.tracker.live(), self.longer);
             }
             before
         } else {
@@ -257,6 +283,7 @@ impl<'a> Session<'a> {
             return Ok(None);
         }
         let questions = &self.data.questions;
+        self.longer = budget::longer(questions, &answers);
         examples(&self.progress, when, questions, &answers, generation);
         if when == "after" && generation.exact_match {
             self.held_out.exact = answers.iter().map(|answer| answer.exact).collect();
@@ -426,6 +453,7 @@ fn new_record(
         results: None,
         energy: None,
         budget: None,
+        waited: None,
         files: Vec::new(),
     }
 }
@@ -446,6 +474,7 @@ fn same_recipe(now: &Recipe, then: &Recipe) -> Result<(), Failure> {
         "output_dir",
         "save_steps",
         "training_type",
+        "stage",
     ];
     let value = |recipe: &Recipe| serde_json::to_value(recipe).unwrap_or_default();
     let (now, then) = (value(now), value(then));

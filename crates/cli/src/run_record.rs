@@ -14,8 +14,8 @@ use sparsam_tracker::journal;
 
 use crate::error::Failure;
 use crate::machine::Platform;
-use crate::recipe::Recipe;
-use crate::run::BudgetUse;
+use crate::recipe::{Method, Recipe};
+use crate::run::{BudgetUse, Waited};
 
 /// The name of the file in the run's folder.
 pub(crate) const FILE_NAME: &str = "run.json";
@@ -70,6 +70,9 @@ pub(crate) struct RunRecord {
     /// What was used of the budget, where the recipe has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) budget: Option<BudgetUse>,
+    /// How it waited for a cleaner grid, where the recipe asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waited: Option<Waited>,
     /// Files of the run, relative to its folder.
     pub(crate) files: Vec<FileRecord>,
 }
@@ -216,6 +219,19 @@ impl RunRecord {
         write_whole(&folder.join(FILE_NAME), text.as_bytes())
     }
 
+    /// The size of the weights that are published.
+    pub(crate) fn published_bytes(&self) -> Option<u64> {
+        let name = match self.recipe.method {
+            Method::Lora => "adapter_model.safetensors",
+            Method::Full => "model.safetensors",
+        };
+        let file = self
+            .files
+            .iter()
+            .find(|file| file.path == Path::new(name))?;
+        Some(file.bytes)
+    }
+
     /// Reads the record of the run that has left an adapter in `folder`, if there is one.
     pub(crate) fn beside(folder: &Path) -> Result<Option<Self>, Failure> {
         if folder.join(FILE_NAME).exists() {
@@ -282,6 +298,7 @@ mod tests {
             results: None,
             energy: Some(serde_json::json!({"anything": [1, 2.5]})),
             budget: None,
+            waited: None,
             files: Vec::new(),
         }
     }

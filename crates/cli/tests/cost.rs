@@ -126,10 +126,11 @@ fn the_report_is_one_page_that_asks_for_nothing() {
     ] {
         assert!(!page.contains(foreign), "{foreign}");
     }
-    // Loss, power, phases, emissions so far, published models: each with a title, a description and a table.
-    assert_eq!(page.matches("role=\"img\"").count(), 5);
-    assert_eq!(page.matches("<desc ").count(), 5);
-    assert_eq!(page.matches("<details>").count(), 6);
+    // Loss, power, phases, emissions so far, published emissions, models: each with a title, a description and
+    // a table.
+    assert_eq!(page.matches("role=\"img\"").count(), 6);
+    assert_eq!(page.matches("<desc ").count(), 6);
+    assert_eq!(page.matches("<details>").count(), 7);
     for word in [
         "BLOOM",
         "Strubell",
@@ -139,7 +140,7 @@ fn the_report_is_one_page_that_asks_for_nothing() {
     ] {
         assert!(page.contains(word), "{word}");
     }
-    assert_eq!(files.len(), 6);
+    assert_eq!(files.len(), 7);
     for file in &files[1..] {
         let svg = desk.read(file);
         is_well_formed(&svg, &[]);
@@ -164,6 +165,14 @@ fn the_report_is_one_page_that_asks_for_nothing() {
     is_well_formed(&page, &["meta"]);
     assert!(page.contains("lang=\"de\"") && page.contains("Woher die Zahlen kommen"));
     assert!(page.contains("Güte und Energie") && !page.contains("Loss on held-out"));
+    for bars in [
+        "Energie im Vergleich",
+        "Dauer im",
+        "Speicherbedarf im",
+        "Größe des Ergebnisses",
+    ] {
+        assert!(page.contains(bars), "{bars}");
+    }
     desk.refused(&["report", "nix"], 2, "not the folder of a run");
     desk.refused(&["report", "-o", "run", "run"], 2, "is a folder");
 }
@@ -306,6 +315,111 @@ fn a_plan_is_made_of_real_steps_and_kept() {
     );
 }
 
+/// A server on loopback that answers each request with the next of some texts, the last again and again.
+fn serves(texts: Vec<String>) -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/intensity", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for (next, stream) in listener.incoming().enumerate() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 2048];
+            let _ = stream.read(&mut request);
+            let text = &texts[next.min(texts.len() - 1)];
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+                 Connection: close\r\n\r\n{text}",
+                text.len()
+            );
+        }
+    });
+    address
+}
+
+#[test]
+fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
+    let desk = Desk::new();
+    let uk = |actual: &str| {
+        format!("{{\"data\": [{{\"intensity\": {{\"forecast\": 310, \"actual\": {actual}}}}}]}}")
+    };
+    let address = serves(vec![uk("300"), uk("null"), uk("150")]);
+    let source = format!("energy.live_intensity={address}");
+    let train = |more: &[&str], folder: &str, code: i32| -> String {
+        let output = format!("output_dir={folder}");
+        let arguments = [
+            &["train", "recipe.yaml", "max_steps=2", output.as_str()],
+            more,
+        ]
+        .concat();
+        desk.ends(&arguments, code).1
+    };
+    let waited = |folder: &str| -> Value {
+        let record: Value =
+            serde_json::from_str(&desk.read(&format!("{folder}/run.json"))).unwrap();
+        record["waited"].clone()
+    };
+    let when = "energy.start_when={intensity_below: 200, within_hours: 0.01}";
+    let said = train(&[source.as_str(), when], "clean", 0);
+    for part in [
+        "the grid emits 300 gCO2e/kWh now; waiting for less than 200",
+        "the grid emits 310 gCO2e/kWh now; waiting",
+        "the grid emits 150 gCO2e/kWh now: starting",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let record = waited("clean");
+    assert_eq!(
+        (&record["reached"], &record["intensity"]),
+        (&true.into(), &150.0.into())
+    );
+    assert!(record["seconds"].as_f64().unwrap() >= 2.0);
+    assert!(
+        desk.read("clean/README.md")
+            .contains("for a grid below 200 gCO2e/kWh")
+    );
+    // The wait is no part of the run.
+    let run: Value = serde_json::from_str(&desk.read("clean/run.json")).unwrap();
+    assert_eq!(run["energy"]["place"]["alpha3"], "DEU");
+
+    // A grid that stays dirty, and a source that says nothing: the run starts when the time is up.
+    desk.write("grid.txt", "500\n");
+    let soon = "energy.start_when={intensity_below: 200, within_hours: 0.0005}";
+    let said = train(&["energy.live_intensity=grid.txt", soon], "dirty", 0);
+    assert!(
+        said.contains("the longest wait of 2 s is over: starting"),
+        "{said}"
+    );
+    assert_eq!(waited("dirty")["reached"], false);
+    let said = train(&["energy.live_intensity=nowhere.txt", soon], "unknown", 0);
+    assert!(said.contains("`nowhere.txt` gives no answer"), "{said}");
+    assert!(waited("unknown")["intensity"].is_null());
+
+    for (key, word) in [
+        (soon, "nothing says how clean"),
+        ("energy.live_intensity=electricity-maps", "names no zone"),
+        (
+            "energy.start_when={within_hours: 0}",
+            "nothing says how clean",
+        ),
+    ] {
+        desk.refused(&["train", "recipe.yaml", "output_dir=x", key], 2, word);
+    }
+    let zero = [
+        "train",
+        "recipe.yaml",
+        "output_dir=x",
+        "energy.live_intensity=uk-grid",
+        "energy.start_when={within_hours: 0}",
+    ];
+    let (_, err) = desk.ends(&zero, 2);
+    assert!(
+        err.contains("`energy.start_when.within_hours` must be more than 0"),
+        "{err}"
+    );
+    assert!(!desk.path("x").exists());
+}
+
 fn modified(path: &Path) -> std::time::SystemTime {
     path.metadata().unwrap().modified().unwrap()
 }
@@ -363,7 +477,40 @@ fn a_comparison_goes_on_where_it_stopped_and_says_what_its_figures_carry() {
     assert_eq!(desk.read("out/comparison.csv").lines().count(), 3);
     assert!(desk.read("out/comparison.md").contains("| LoRA r 2 |"));
     is_well_formed(&desk.read("out/pareto.svg"), &[]);
-    assert!(desk.read("out/report.html").contains("LoRA r 2"));
+    let page = desk.read("out/report.html");
+    for part in [
+        "LoRA r 2",
+        "What follows",
+        "Time, side by side",
+        "Memory, side by side",
+        "Size of what is",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    // The folder of a comparison is one for `report` too, in either language.
+    desk.ends(
+        &["report", "--language", "de", "-o", "vergleich.html", "out"],
+        0,
+    );
+    let page = desk.read("vergleich.html");
+    is_well_formed(&page, &["meta"]);
+    assert!(page.contains("Was daraus folgt") && page.contains("Dauer im Vergleich"));
+    // The ledger takes its runs for a search.
+    let ledger = desk.json(&["ledger", "--json", "out"]);
+    assert_eq!(ledger["stages"][0]["stage"], "search");
+    assert_eq!(ledger["stages"].as_array().unwrap().len(), 1);
+
+    // One run alone, as a job array makes it; then the result without a run.
+    std::fs::remove_dir_all(desk.path("out/arms/full/1")).unwrap();
+    let (out, err) = desk.ends(&["-q", "compare", "compare.yaml", "--result"], 1);
+    assert!(
+        out.is_empty() && err.contains("repeat 1 of the arm `full` is not finished"),
+        "{err}"
+    );
+    let (out, _) = desk.ends(&["-q", "compare", "compare.yaml", "--run", "1"], 0);
+    assert_eq!(out, "out/arms/full/1\n");
+    desk.ends(&["-q", "compare", "compare.yaml", "--result"], 0);
+    desk.refused(&["compare", "compare.yaml", "--run", "9"], 2, "no run 9");
 
     // Another recipe in the same folder is not taken for the same comparison.
     let changed = desk

@@ -342,6 +342,162 @@ fn the_sum_equals_the_journals_and_nothing_is_there_twice() {
 }
 
 #[test]
+fn what_answering_takes_is_measured_and_multiplied() {
+    let desk = Desk::new();
+    desk.ends(&["-q", "train", "recipe.yaml", "output_dir=runs/a"], 0);
+    let bench = |more: &[&str]| -> Value {
+        let base = [
+            "-q",
+            "bench-generate",
+            "--model",
+            "builtin:sprout",
+            "--adapter",
+            "runs/a",
+            "--seconds",
+            "1",
+            "--tokens",
+            "12",
+            "--prompt-tokens",
+            "5",
+            "--country",
+            "DEU",
+            "--cpu-watts",
+            "50",
+            "--ram-watts",
+            "2",
+            "--json",
+        ];
+        let (out, _) = desk.ends(&[&base, more].concat(), 0);
+        serde_json::from_str(&out).unwrap()
+    };
+    let plain = bench(&["-o", "runs/bench"]);
+    assert_eq!(plain["answer_tokens"], 12);
+    let energy = |of: &Value| of["energy_kwh"]["central"].as_f64().unwrap();
+    let per = &plain["per_1000_tokens"];
+    let parts = energy(&per["prefill"]) + energy(&per["decode"]);
+    assert!((parts / energy(&per["all"]) - 1.0).abs() < 1e-9, "{per}");
+    assert!(energy(&plain["answers"]) > 0.0 && energy(&per["all"]) > 0.0);
+    // What the window of the journal holds is what is multiplied.
+    let requests = plain["answers"]["requests"].as_f64().unwrap();
+    let each = energy(&plain["answers"]) / requests;
+    assert!((energy(&per["all"]) / (each / 12.0 * 1000.0) - 1.0).abs() < 1e-9);
+
+    bench(&[
+        "-o",
+        "runs/merged",
+        "--merged",
+        "--quantize",
+        "int8",
+        "--batch",
+        "2",
+    ]);
+    let ask = ["ledger", "runs", "--requests-per-day", "50", "--days", "10"];
+    let (out, _) = desk.ends(&[&ask[..], &["--json"]].concat(), 0);
+    let ledger: Value = serde_json::from_str(&out).unwrap();
+    let stages: Vec<&str> = ledger["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stage| stage["stage"].as_str().unwrap())
+        .collect();
+    assert_eq!(stages, ["train", "inference"]);
+    let ways = ledger["expected"]["ways"].as_array().unwrap();
+    assert_eq!(ways[0]["name"], "adapter beside the base");
+    assert_eq!(ways[1]["name"], "adapter merged, base in int8, 2 at once");
+    assert!((energy(&ways[0]) / (each * 500.0) - 1.0).abs() < 1e-9);
+    let train = energy(&ledger["stages"][0]);
+    let after = ways[0]["overtakes_after"]["central"].as_f64().unwrap();
+    assert!((after / (train / each) - 1.0).abs() < 1e-9);
+    let (screen, _) = desk.ends(&ask, 0);
+    assert!(
+        screen.contains("\ninference  50 requests a day for 10 days"),
+        "{screen}"
+    );
+    assert!(
+        screen.lines().all(|line| line.chars().count() <= 80),
+        "{screen}"
+    );
+    desk.write("card.md", "# Model\n");
+    let card = [
+        "-q",
+        "card",
+        "update",
+        "card.md",
+        "--ledger",
+        "runs",
+        "--requests-per-day",
+        "50",
+        "--inference",
+        "runs/bench",
+    ];
+    desk.ends(&card, 0);
+    let card = std::fs::read_to_string(desk.path("card.md")).unwrap();
+    assert!(
+        card.contains("expected for answering, 50 requests a day for 365 days"),
+        "{card}"
+    );
+    assert!(!card.contains("adapter merged"), "{card}");
+
+    for (arguments, code, word) in [
+        (
+            &["ledger", "runs", "--days", "3"][..],
+            2,
+            "--requests-per-day",
+        ),
+        (
+            &["ledger", "runs/a", "--requests-per-day", "3"],
+            2,
+            "not known",
+        ),
+        (
+            &[
+                "ledger",
+                "runs",
+                "--requests-per-day",
+                "3",
+                "--inference",
+                "runs/a",
+            ],
+            2,
+            "no measurement",
+        ),
+        (
+            &[
+                "bench-generate",
+                "--model",
+                "builtin:sprout",
+                "-o",
+                "runs/a",
+            ],
+            2,
+            "holds a run",
+        ),
+        (
+            &[
+                "bench-generate",
+                "--model",
+                "builtin:sprout",
+                "--tokens",
+                "9999",
+                "-o",
+                "runs/x",
+            ],
+            2,
+            "tokens",
+        ),
+        (
+            &["bench-generate", "--model", "builtin:nix", "-o", "runs/x"],
+            2,
+            "builtin:nix",
+        ),
+    ] {
+        let (_, err) = desk.ends(arguments, code);
+        assert!(err.starts_with("error: ") && err.contains(word), "{err}");
+    }
+    assert!(!desk.path("runs/x").exists());
+}
+
+#[test]
 fn what_is_no_run_is_refused_in_one_sentence() {
     let desk = Desk::new();
     std::fs::create_dir(desk.path("empty")).unwrap();

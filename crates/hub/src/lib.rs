@@ -9,6 +9,7 @@
 //! - [`select`]: which of a repository's files are needed
 //! - [`fetch`](mod@fetch): from the Hub into the cache that Python's `huggingface_hub` uses too
 //! - [`publish`]: files to a repository, as one commit
+//! - [`grid`]: how clean the electricity is now, for runs that wait; nothing of the Hub
 //! - [`digest`]: the checksums files are named by
 //! - [`error`]: what can go wrong, and what to do about it
 
@@ -18,6 +19,7 @@ pub mod digest;
 mod download;
 pub mod error;
 pub mod fetch;
+pub mod grid;
 mod http;
 pub mod hub;
 pub mod name;

@@ -23,9 +23,11 @@ use crate::window::Ledger;
 use crate::{accounting, embodied, water};
 
 mod find;
+mod inference;
 mod shared;
 mod words;
 
+pub use inference::{BENCH_FILE, BENCH_VERSION, Bench, Cost, Expectation, Requests, Way, Work};
 pub use shared::Shared;
 pub use words::{card_section, lines};
 
@@ -63,6 +65,12 @@ pub struct Lifecycle {
     pub copies: Vec<String>,
     /// Runs whose energy is not known at all, and why.
     pub unknown: Vec<String>,
+    /// Ways of answering that were measured, the last measurement of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inference: Vec<Bench>,
+    /// What answering is expected to cost, where that was asked. Beside the sums.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<Expectation>,
 }
 
 /// One run.
@@ -189,6 +197,17 @@ pub enum LedgerError {
         /// Why.
         reason: String,
     },
+    /// A measurement of answering that was named is none.
+    #[error("`{}` is no measurement of a model that answers: {reason}", path.display())]
+    NotABench {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Requests are expected, and nothing says what one costs.
+    #[error("no measurement of a model that answers was found, so what requests cost is not known")]
+    NoBench,
     /// A journal of a newer version.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -221,6 +240,9 @@ impl LedgerError {
                 "a ledger is what `sparsam ledger --json` prints; for a journal name its folder"
                     .to_owned(),
             ),
+            Self::NotABench { .. } | Self::NoBench => {
+                Some("`sparsam bench-generate` measures one and leaves it in its folder".to_owned())
+            }
             Self::Journal(error) => error.hint(),
             Self::Place(error) => error.hint(),
             Self::NoRun { .. } => Some(
@@ -250,7 +272,14 @@ pub fn gather(
     let (folders, files) = find::below(paths)?;
     let mut drafts = Vec::new();
     let mut unknown = Vec::new();
+    let mut benches = Vec::new();
     for folder in &folders {
+        if let Some(path) = inference::beside(&folder.path) {
+            match Bench::read(&path) {
+                Ok(bench) => benches.push(bench),
+                Err(error) => unknown.push(error.to_string()),
+            }
+        }
         let about = about(&folder.path);
         read_folder(folder, about, placeless, &mut drafts, &mut unknown)?;
     }
@@ -286,13 +315,16 @@ pub fn gather(
         }
         shared.extend(other.shared);
         unknown.extend(other.unknown);
+        benches.extend(other.inference);
     }
     if runs.is_empty() && unknown.is_empty() {
         return Err(LedgerError::NoRun {
             paths: paths.to_vec(),
         });
     }
-    Ok(total(runs, shared, copies, unknown))
+    let mut ledger = total(runs, shared, copies, unknown);
+    ledger.inference = inference::latest(benches);
+    Ok(ledger)
 }
 
 fn read_folder(
@@ -541,6 +573,8 @@ fn total(
         shared,
         copies,
         unknown,
+        inference: Vec::new(),
+        expected: None,
         runs,
     }
 }

@@ -73,6 +73,14 @@ pub struct Live {
     pub seconds: f64,
 }
 
+/// What the thread tells: the sums, and the power of each domain.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    pub(crate) live: Live,
+    /// In the order of the domains; empty before the second sample.
+    pub(crate) watts: Vec<f64>,
+}
+
 /// Messages to the thread.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -101,10 +109,13 @@ pub(crate) struct Sampler {
     flushed: Duration,
     /// The sample against which live power is taken.
     power_base: (f64, f64),
+    /// Joules of each domain at that sample.
+    domain_base: Vec<f64>,
     watts: Option<f64>,
+    domain_watts: Vec<f64>,
     g_per_kwh: Span,
     pue: f64,
-    live: Arc<Mutex<Option<Live>>>,
+    live: Arc<Mutex<Option<Published>>>,
 }
 
 impl Sampler {
@@ -117,7 +128,7 @@ impl Sampler {
         mut journal: Option<Writer>,
         start: Start,
         notes: Vec<String>,
-        live: Arc<Mutex<Option<Live>>>,
+        live: Arc<Mutex<Option<Published>>>,
     ) -> Self {
         let mut first_domain = 0;
         let meters = meters
@@ -156,7 +167,9 @@ impl Sampler {
             journal,
             journal_failed: false,
             power_base,
+            domain_base: vec![0.0; first_domain],
             watts: None,
+            domain_watts: Vec::new(),
             g_per_kwh,
             pue,
             live,
@@ -284,6 +297,10 @@ impl Sampler {
         if elapsed >= LIVE_WINDOW_SECONDS {
             self.watts = Some((joules.central - self.power_base.1) / elapsed);
             self.power_base = (seconds, joules.central);
+            let now: Vec<f64> = self.totals.joules.iter().map(|j| j[1]).collect();
+            let drawn = now.iter().zip(&self.domain_base);
+            self.domain_watts = drawn.map(|(now, then)| (now - then) / elapsed).collect();
+            self.domain_base = now;
         }
         let live = Live {
             watts: self.watts,
@@ -295,7 +312,11 @@ impl Sampler {
             ),
             seconds,
         };
-        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = Some(live);
+        let published = Published {
+            live,
+            watts: self.domain_watts.clone(),
+        };
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = Some(published);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::meter::powercap::Powercap;
 use crate::meter::{Component, Domain, EnergyMeter, Gap, Reading, Roots, nvml, powercap, system};
 use crate::range::Range;
 use crate::record::{Baseline, EnergyRecord, Hardware, Place};
-use crate::sampler::{Clock, Command, Live, Sampler, SystemClock};
+use crate::sampler::{Clock, Command, Live, Published, Sampler, SystemClock};
 use crate::stage::Stage;
 use crate::water;
 use crate::window::{Ledger, format_time};
@@ -613,7 +613,7 @@ pub(crate) fn preview(options: &Options) -> Result<Preview, StartError> {
 pub struct Tracker {
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
-    live: Arc<Mutex<Option<Live>>>,
+    live: Arc<Mutex<Option<Published>>>,
     g_per_kwh: crate::range::Span,
     pue: f64,
     journal: Option<PathBuf>,
@@ -746,13 +746,26 @@ impl Tracker {
 
     /// What a progress bar shows: power now, joules and grams so far. Never waits for a sensor.
     pub fn live(&self) -> Live {
-        let live = *self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = live.as_ref().map(|published| published.live);
         live.unwrap_or(Live {
             watts: None,
             joules: Range::ZERO,
             emissions_g: accounting::operational_g(Range::ZERO, 1.0, self.g_per_kwh),
             seconds: 0.0,
         })
+    }
+
+    /// The components by their names for people, and the power of each in watts over the last second or
+    /// so; nothing before the second sample.
+    pub fn components(&self) -> Vec<(String, f64)> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let watts = live.as_ref().map_or(&[][..], |published| &published.watts);
+        let domains = self.start.domains.iter();
+        domains
+            .zip(watts)
+            .map(|(domain, watts)| (domain.label.clone(), *watts))
+            .collect()
     }
 
     /// gCO2e of a kilowatt-hour of the machine, PUE included, where the place is known.

@@ -315,6 +315,93 @@ fn a_run_without_figures_is_named_and_nothing_at_all_is_an_error() {
     assert!(error.to_string().contains("not a ledger"), "{error}");
 }
 
+/// 30 runs on two machines: 8 killed, 3 resumed, 2 at once. The journals are read here by other code, line
+/// by line, and the ledger must be their sum to the last joule, nothing twice.
+#[test]
+fn thirty_runs_are_their_journals_to_the_last_joule() {
+    let desk = tempfile::tempdir().unwrap();
+    let mut paths = Vec::new();
+    for run in 0..30u32 {
+        let boot = if run % 5 == 4 { "n" } else { "m" };
+        // Number 29 begins while number 28 goes on; all others have their hour to themselves.
+        let began = 3600.0 * f64::from(if run == 29 { 28 } else { run });
+        let boot = if run >= 28 { "m" } else { boot };
+        let began = if run == 29 { began + 100.0 } else { began };
+        let seconds = 200.0 + 7.0 * f64::from(run);
+        let session = |began: f64, seconds: f64, ended: bool| Session {
+            ended,
+            ..Session::at(boot, began, seconds)
+        };
+        let sessions = match run {
+            // Killed.
+            0..8 => vec![session(began, seconds, false)],
+            // Killed and resumed.
+            8..11 => vec![
+                session(began, seconds / 2.0, false),
+                session(began + 1800.0, seconds, true),
+            ],
+            _ => vec![session(began, seconds, true)],
+        };
+        let name = format!("{}/{run}/energy.jsonl", run % 3);
+        let path = write(desk.path(), &name, &sessions);
+        if run % 4 == 0 {
+            // A kill can tear the last line.
+            let mut text = fs::read_to_string(&path).unwrap();
+            if run < 8 {
+                text.push_str("{\"event\":\"sample\",\"t\":9");
+            }
+            fs::write(&path, text).unwrap();
+        }
+        paths.push(path);
+    }
+    // A backup of everything counts nothing.
+    for (run, path) in paths.iter().enumerate() {
+        let copy = desk.path().join(format!("backup/{run}"));
+        fs::create_dir_all(&copy).unwrap();
+        fs::copy(path, copy.join("energy.jsonl")).unwrap();
+    }
+    let last_counters = |path: &PathBuf| -> f64 {
+        let mut sessions: Vec<f64> = Vec::new();
+        for line in fs::read_to_string(path).unwrap().lines() {
+            let Ok(event) = serde_json::from_str::<serde_json::Value>(line) else {
+                continue;
+            };
+            if event["event"] == "start" {
+                sessions.push(0.0);
+            } else if let Some(joules) = event["joules"].as_array() {
+                let sum = joules
+                    .iter()
+                    .map(|domain| domain[1].as_f64().unwrap())
+                    .sum();
+                *sessions.last_mut().unwrap() = sum;
+            }
+        }
+        sessions.into_iter().sum()
+    };
+    let joules: f64 = paths.iter().map(last_counters).sum();
+    let ledger = ledger(&[desk.path().to_owned()]);
+    let states = |state| ledger.runs.iter().filter(|run| run.state == state).count();
+    let resumed = ledger.runs.iter().filter(|run| run.sessions == 2).count();
+    assert_eq!(
+        (
+            ledger.runs.len(),
+            states(State::Cut),
+            resumed,
+            ledger.copies.len()
+        ),
+        (30, 8, 3, 30)
+    );
+    let got = ledger.journals_kwh.central * 3.6e6;
+    assert!((got - joules).abs() < 1e-6, "{got} J and {joules} J");
+    // Number 28 runs 396 s and number 29 from its 100th second 403 s: 296 s of 110 W were counted twice.
+    let twice = ledger.counted_twice_kwh.central * 3.6e6;
+    assert!((twice - 296.0 * 110.0).abs() < 1e-6, "{twice} J");
+    let sum = (ledger.energy_kwh.central + ledger.counted_twice_kwh.central) * 3.6e6;
+    assert!((sum - joules).abs() < 1e-6, "{sum} J and {joules} J");
+    assert_eq!(ledger.shared.len(), 1);
+    assert_eq!(ledger.shared[0].runs.len(), 2);
+}
+
 /// Luccioni et al. 2022, "Estimating the carbon footprint of BLOOM": 433,196 kWh of dynamic and
 /// 256,646 kWh of idle power at 57 g/kWh, and 1,082,990 hours of A100 in servers of eight, over
 /// 44,676 hours of life: 24.7 + 14.6 + 11.2 = 50.5 t, of which 48.9, 28.9 and 22.2 %.

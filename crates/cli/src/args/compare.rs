@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 
 /// Train in several ways on the same work, and say what each achieved and cost
 ///
@@ -19,4 +20,13 @@ pub(crate) struct CompareArgs {
     /// Check everything, say what would be run in which order, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// Make this run alone, by its line in what `--dry-run` prints, and stop; for job arrays of a cluster
+    #[arg(long, value_name = "N", conflicts_with = "dry_run",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) run: Option<usize>,
+
+    /// Make no run: put the figures of those that are finished side by side
+    #[arg(long, conflicts_with_all = ["dry_run", "run"])]
+    pub(crate) result: bool,
 }

@@ -344,7 +344,7 @@ pub(crate) enum CardTraining {
 #[derive(Debug, Subcommand)]
 pub(crate) enum CardCommand {
     /// Write the energy and emissions of runs into any model card
-    Update(CardUpdateArgs),
+    Update(Box<CardUpdateArgs>),
     /// Check what cards say of their emissions
     Lint(CardLintArgs),
 }
@@ -370,6 +370,9 @@ pub(crate) struct CardUpdateArgs {
     /// them; may be given again
     #[arg(long, value_name = "DIR")]
     pub(crate) ledger: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) requests: super::ledger::RequestsArgs,
 
     /// Leave out runs that were started in the same folders before
     #[arg(long)]

@@ -13,6 +13,7 @@ use crate::columns;
 use crate::compare::file::{Comparison, Planned};
 use crate::compare::{result, words};
 use crate::error::Failure;
+use crate::report::comparison::{FILE_NAME, spread};
 use crate::report::plots::{Trade, pareto};
 use crate::report::{self, Language};
 use crate::run_record::{RunRecord, State, write_whole};
@@ -40,9 +41,37 @@ pub(super) fn run(args: &CompareArgs, quiet: bool) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    make(&comparison, &runs, quiet)?;
+    if let Some(number) = args.run {
+        let Some(run) = runs.get(number - 1) else {
+            return Err(Failure::usage(format!(
+                "there is no run {number}: the comparison has {}",
+                runs.len()
+            ))
+            .hint("`--dry-run` lists them, a line each")
+            .into());
+        };
+        make(&comparison, &[run], quiet)?;
+        writeln!(io::stdout().lock(), "{}", run.folder.display())?;
+        return Ok(());
+    }
+    let all: Vec<&Planned> = runs.iter().collect();
+    if args.result {
+        for run in &all {
+            if !is_finished(run)? {
+                return Err(Failure::run(format!(
+                    "repeat {} of the arm `{}` is not finished",
+                    run.repeat + 1,
+                    run.arm
+                ))
+                .hint("without `--result` the runs that are missing are made")
+                .into());
+            }
+        }
+    } else {
+        make(&comparison, &all, quiet)?;
+    }
     let outcome = result::gather(&comparison, &runs)?;
-    let written = write(&comparison, &runs, &outcome)?;
+    let written = write(&comparison, &outcome)?;
     let mut out = io::stdout().lock();
     out.write_all(columns::fit(&words::lines(&outcome), paint_stdout()).as_bytes())?;
     writeln!(out)?;
@@ -53,12 +82,12 @@ pub(super) fn run(args: &CompareArgs, quiet: bool) -> anyhow::Result<()> {
 }
 
 /// Makes the runs that are not finished.
-fn make(comparison: &Comparison, runs: &[Planned], quiet: bool) -> anyhow::Result<()> {
+fn make(comparison: &Comparison, runs: &[&Planned], quiet: bool) -> anyhow::Result<()> {
     let mut notes = notes(quiet);
     let mut to_do = Vec::new();
     for run in runs {
         if !is_finished(run)? {
-            to_do.push(run);
+            to_do.push(*run);
         }
     }
     if to_do.len() < runs.len() {
@@ -161,11 +190,7 @@ fn sparsam(command: &[&str], comparison: &Comparison, run: &Planned) -> anyhow::
 }
 
 /// Writes the result in all its forms, and gives the paths.
-fn write(
-    comparison: &Comparison,
-    runs: &[Planned],
-    outcome: &result::Outcome,
-) -> anyhow::Result<Vec<PathBuf>> {
+fn write(comparison: &Comparison, outcome: &result::Outcome) -> anyhow::Result<Vec<PathBuf>> {
     let folder = &comparison.output_dir;
     let mut written = Vec::new();
     let trades: Vec<Trade> = outcome
@@ -173,15 +198,12 @@ fn write(
         .iter()
         .map(|arm| Trade {
             name: arm.name.clone(),
-            energy_kwh: spread(&arm.energies_kwh),
+            energy_kwh: spread(&arm.energies_kwh).unwrap_or(Range::ZERO),
             loss: Range::new(arm.loss.low, arm.loss.mean, arm.loss.high),
         })
         .collect();
     let mut files = vec![
-        (
-            "comparison.json",
-            serde_json::to_string_pretty(outcome)? + "\n",
-        ),
+        (FILE_NAME, serde_json::to_string_pretty(outcome)? + "\n"),
         ("comparison.csv", words::csv(outcome)),
         ("comparison.md", words::markdown(outcome)),
     ];
@@ -193,29 +215,9 @@ fn write(
         write_whole(&path, text.as_bytes())?;
         written.push(path);
     }
-    // A run of each arm, under the arm's name: the first.
-    let first: Vec<(String, PathBuf)> = outcome
-        .arms
-        .iter()
-        .filter_map(|arm| {
-            let run = runs
-                .iter()
-                .find(|run| run.arm == arm.name && run.repeat == 0)?;
-            Some((arm.name.clone(), run.folder.clone()))
-        })
-        .collect();
     let page = folder.join("report.html");
-    report::make_named(&first, Language::En)?.write(&page)?;
+    let report = report::make(std::slice::from_ref(folder), Language::En)?;
+    report.write(&page)?;
     written.push(page);
     Ok(written)
-}
-
-/// The mean of some energies and the ends of what was seen, kWh.
-fn spread(energies: &[f64]) -> Range {
-    let count = energies.len().max(1) as f64;
-    Range::new(
-        energies.iter().copied().fold(f64::INFINITY, f64::min),
-        energies.iter().sum::<f64>() / count,
-        energies.iter().copied().fold(0.0, f64::max),
-    )
 }

@@ -5,17 +5,17 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use sparsam_tracker::lifecycle::{self, About, Lifecycle, Placeless};
+use sparsam_tracker::lifecycle::{self, About, Bench, LedgerError, Lifecycle, Placeless, Requests};
 use sparsam_tracker::{Stage, StartError};
 
 use crate::args::energy::{PlaceArgs, refused};
-use crate::args::ledger::LedgerArgs;
+use crate::args::ledger::{LedgerArgs, RequestsArgs};
 use crate::columns;
 use crate::run_record::{self, RunRecord, State};
 use crate::terminal::paint_stdout;
 
 pub(super) fn run(args: &LedgerArgs) -> anyhow::Result<()> {
-    let ledger = gather(&args.paths, &args.place)?;
+    let ledger = gather(&args.paths, &args.place, &args.requests)?;
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&ledger)?)?;
@@ -26,16 +26,33 @@ pub(super) fn run(args: &LedgerArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The ledger of all runs below `paths`.
-pub(super) fn gather(paths: &[PathBuf], place: &PlaceArgs) -> anyhow::Result<Lifecycle> {
+/// The ledger of all runs below `paths`, with what requests are expected to cost.
+pub(super) fn gather(
+    paths: &[PathBuf],
+    place: &PlaceArgs,
+    requests: &RequestsArgs,
+) -> anyhow::Result<Lifecycle> {
     let placeless = Placeless {
         country: place.country.clone(),
         intensity: place.stated()?,
     };
-    lifecycle::gather(paths, &placeless, &about).map_err(|error| match error {
-        lifecycle::LedgerError::Place(error @ StartError::OutOfRange { .. }) => refused(error),
+    let mut ledger = lifecycle::gather(paths, &placeless, &about).map_err(|error| match error {
+        LedgerError::Place(error @ StartError::OutOfRange { .. }) => refused(error),
         error => error.into(),
-    })
+    })?;
+    if let Some(per_day) = requests.requests_per_day {
+        if !requests.inference.is_empty() {
+            let read = requests.inference.iter().map(|run| Bench::read(run));
+            ledger.inference = read.collect::<Result<_, _>>()?;
+        }
+        ledger.expect(Requests {
+            per_day,
+            days: requests.days,
+            prompt_tokens: requests.prompt_tokens_per_request.map(f64::from),
+            answer_tokens: requests.tokens_per_request.map(f64::from),
+        })?;
+    }
+    Ok(ledger)
 }
 
 /// What `run.json` says of a folder, where there is one.

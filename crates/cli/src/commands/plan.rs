@@ -97,9 +97,10 @@ fn elsewhere(
         .collect();
     Ok(Plan {
         machine: format!(
-            "{}: {} TFLOP/s, {}, {} W by its data sheet",
+            "{}: {} TFLOP/s ({}), {}, {} W by its data sheet",
             device.name,
             device.tflops,
+            device.source,
             bytes(device.memory as u64),
             device.watts
         ),

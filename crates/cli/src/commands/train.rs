@@ -14,5 +14,7 @@ pub(super) fn run(args: &TrainArgs, quiet: bool) -> anyhow::Result<()> {
         None => Start::Fresh,
         Some(from) => Start::Resume(from.as_deref()),
     };
-    threads::within(file.recipe.threads, || run::train(&file, start, quiet))
+    threads::within(file.recipe.threads, || {
+        run::train(&file, start, quiet, args.dashboard)
+    })
 }

@@ -244,6 +244,8 @@ mod tests {
             exact_match: None,
             exact_match_difference: None,
             minutes: 1.0,
+            minutes_each: Vec::new(),
+            peak_memory_each: Vec::new(),
             peak_memory_bytes: None,
             energy_kwh: Range::exactly(kwh),
             energies_kwh,

@@ -149,7 +149,9 @@ impl Comparison {
                     .join("arms")
                     .join(slug(arm))
                     .join((repeat + 1).to_string());
-                let mut overrides = self.set.clone();
+                // Most of them are not what will be used; `set` can say otherwise.
+                let mut overrides = vec!["stage=search".to_owned()];
+                overrides.extend(self.set.iter().cloned());
                 overrides.extend(self.arms[arm].iter().cloned());
                 overrides.push(format!("seed={}", seed + repeat as u64));
                 overrides.push(format!("output_dir={}", yaml(&folder)));

@@ -272,6 +272,8 @@ mod tests {
             exact_match: None,
             exact_match_difference: None,
             minutes: 1.0,
+            minutes_each: Vec::new(),
+            peak_memory_each: Vec::new(),
             peak_memory_bytes: None,
             energy_kwh: sparsam_tracker::Range::exactly(0.001),
             energies_kwh: Vec::new(),

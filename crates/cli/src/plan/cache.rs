@@ -30,6 +30,9 @@ pub(crate) fn place(recipe: &Recipe, cpu: Option<&str>) -> Option<PathBuf> {
     decisive.description = None;
     decisive.license = None;
     decisive.budget = None;
+    decisive.stage = plain.stage;
+    decisive.energy.start_when = None;
+    decisive.energy.live_intensity = None;
     hasher.update(&serde_json::to_vec(&decisive).ok()?);
     hasher.update(&serde_json::to_vec(&Platform::here(&recipe.device)).ok()?);
     hasher.update(cpu.unwrap_or_default().as_bytes());

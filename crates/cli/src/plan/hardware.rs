@@ -24,23 +24,61 @@ pub(crate) struct Device {
     pub(crate) memory: f64,
     /// Rated power, W.
     pub(crate) watts: f64,
+    /// Where the speed stands.
+    pub(crate) source: &'static str,
 }
 
-/// Name as the tracker's table has it or finds it, TFLOP/s, GB.
-const TABLE: [(&str, f64, f64); 13] = [
-    ("NVIDIA V100 SXM2", 125.0, 32.0),
-    ("NVIDIA T4", 65.0, 16.0),
-    ("NVIDIA A10", 125.0, 24.0),
-    ("NVIDIA L4", 121.0, 24.0),
-    ("NVIDIA L40S", 362.0, 48.0),
-    ("NVIDIA A100 PCIe 40GB", 312.0, 40.0),
-    ("NVIDIA A100 SXM4 40GB", 312.0, 40.0),
-    ("NVIDIA A100 SXM4 80GB", 312.0, 80.0),
-    ("NVIDIA H100 PCIe 80GB", 756.0, 80.0),
-    ("NVIDIA H100 SXM5 80GB", 989.0, 80.0),
-    ("NVIDIA H200 SXM", 989.0, 141.0),
-    ("RTX 3090", 71.0, 24.0),
-    ("RTX 4090", 165.0, 24.0),
+/// Name as the tracker's table has it or finds it, TFLOP/s, GB, and where the speed stands. Data sheets that
+/// give the speed for sparse matrices alone are halved.
+const TABLE: [(&str, f64, f64, &str); 13] = [
+    (
+        "NVIDIA V100 SXM2",
+        125.0,
+        32.0,
+        "V100 data sheet, tensor performance",
+    ),
+    ("NVIDIA T4", 65.0, 16.0, "T4 data sheet, fp16"),
+    (
+        "NVIDIA A10",
+        125.0,
+        24.0,
+        "A10 data sheet, bf16 tensor core",
+    ),
+    ("NVIDIA L4", 121.0, 24.0, "L4 data sheet, 242 sparse"),
+    ("NVIDIA L40S", 362.0, 48.0, "L40S data sheet, 733 sparse"),
+    ("NVIDIA A100 PCIe 40GB", 312.0, 40.0, "A100 data sheet"),
+    ("NVIDIA A100 SXM4 40GB", 312.0, 40.0, "A100 data sheet"),
+    ("NVIDIA A100 SXM4 80GB", 312.0, 80.0, "A100 data sheet"),
+    (
+        "NVIDIA H100 PCIe 80GB",
+        756.0,
+        80.0,
+        "H100 data sheet, 1,513 sparse",
+    ),
+    (
+        "NVIDIA H100 SXM5 80GB",
+        989.0,
+        80.0,
+        "H100 data sheet, 1,979 sparse",
+    ),
+    (
+        "NVIDIA H200 SXM",
+        989.0,
+        141.0,
+        "H200 data sheet, 1,979 sparse",
+    ),
+    (
+        "RTX 3090",
+        71.0,
+        24.0,
+        "GA102 white paper, appendix A, fp16 with sums in fp32",
+    ),
+    (
+        "RTX 4090",
+        165.0,
+        24.0,
+        "Ada white paper, appendix A, fp16 with sums in fp32",
+    ),
 ];
 
 /// The device of a name.
@@ -56,7 +94,7 @@ pub(crate) fn find(name: &str) -> Result<Device, Failure> {
         same || listed.eq_ignore_ascii_case(name.trim())
     });
     let power = row.and_then(|(listed, ..)| hardware::find(listed));
-    let Some(((name, tflops, gigabytes), power)) = row.zip(power) else {
+    let Some(((name, tflops, gigabytes, source), power)) = row.zip(power) else {
         let names: Vec<&str> = TABLE.iter().map(|(name, ..)| *name).collect();
         return Err(
             Failure::usage(format!("there is no speed for the hardware `{name}`"))
@@ -68,6 +106,7 @@ pub(crate) fn find(name: &str) -> Result<Device, Failure> {
         tflops: *tflops,
         memory: gigabytes * 1e9,
         watts: power.watts,
+        source,
     })
 }
 
@@ -77,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_device_has_a_power_and_is_found_by_its_own_name() {
-        for (name, tflops, _) in TABLE {
+        for (name, tflops, _, _) in TABLE {
             let device = find(name).unwrap_or_else(|failure| panic!("{name}: {failure}"));
             assert_eq!((device.name, device.tflops), (name, tflops));
         }

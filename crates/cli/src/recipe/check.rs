@@ -3,8 +3,10 @@
 //! Run once, after which a recipe is trusted. Everything that needs files or the model (does the
 //! data exist, do the targets match) is checked where it is read.
 
+use sparsam_hub::grid::Grid;
+
 use super::tree::{Node, Origin, Problem};
-use super::{Method, Quantize, Recipe, TargetModules};
+use super::{Energy, Method, Quantize, Recipe, TargetModules};
 use crate::device::Choice;
 
 /// Refuses the first impossible value, and settles which of two exclusive keys holds.
@@ -317,6 +319,39 @@ impl Check<'_> {
         Ok(())
     }
 
+    fn start(&self, energy: &Energy) -> Result<(), Problem> {
+        if let Some(source) = &energy.live_intensity
+            && let Err(what) = Grid::parse(source)
+        {
+            let origin = self.origin("energy.live_intensity");
+            return Err(
+                Problem::new(origin, format!("`energy.live_intensity` {what}")).hint(
+                    "write `uk-grid`, `electricity-maps:DE`, an address or the path of a file",
+                ),
+            );
+        }
+        let Some(start) = energy.start_when else {
+            return Ok(());
+        };
+        if energy.live_intensity.is_none() {
+            return Err(Problem::new(
+                self.origin("energy.start_when"),
+                "`energy.start_when` waits for a clean grid, and nothing says how clean it is",
+            )
+            .hint("add `energy.live_intensity`, such as `uk-grid` or `electricity-maps:DE`"));
+        }
+        self.must(
+            start.intensity_below > 0.0,
+            "energy.start_when.intensity_below",
+            "greater than 0",
+        )?;
+        self.must(
+            start.within_hours > 0.0 && start.within_hours <= 168.0,
+            "energy.start_when.within_hours",
+            "more than 0 and up to 168",
+        )
+    }
+
     fn energy(&self, recipe: &Recipe) -> Result<(), Problem> {
         let energy = &recipe.energy;
         self.must(
@@ -383,6 +418,7 @@ impl Check<'_> {
                 "from 0 to 1000 litres",
             )?;
         }
+        self.start(energy)?;
         self.must(
             (0.05..=60.0).contains(&energy.interval_seconds),
             "energy.interval_seconds",

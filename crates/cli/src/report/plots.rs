@@ -6,13 +6,15 @@ use sparsam_tracker::accounting;
 use sparsam_tracker::format::{self, plain_decimal};
 use sparsam_tracker::range::{Range, Span};
 
+use super::bars::{Bar, bars};
 use super::data::{RunData, thinned};
 use super::language::{Language, Words};
 use super::published::PUBLISHED;
 use super::svg::{Anchor, Frame, Scale, Svg, fill_class, line_class, tick};
+use crate::figures::thousands;
 
 /// Width of every picture.
-const WIDTH: f64 = 720.0;
+pub(super) const WIDTH: f64 = 720.0;
 /// Height of those with two axes.
 const HEIGHT: f64 = 320.0;
 /// Points of a curve, more than there are pixels to tell them apart.
@@ -55,7 +57,7 @@ impl Speech {
             .figure(&format!("{sign}{}", plain_decimal(value.abs(), digits)))
     }
 
-    fn tick(self) -> impl Fn(f64) -> String {
+    pub(super) fn tick(self) -> impl Fn(f64) -> String {
         move |value| self.language.figure(&tick(value))
     }
 
@@ -74,7 +76,7 @@ impl Speech {
 }
 
 /// A unit in which the largest value is at least one.
-fn unit(largest: f64, units: &[(&'static str, f64)]) -> (&'static str, f64) {
+pub(super) fn unit(largest: f64, units: &[(&'static str, f64)]) -> (&'static str, f64) {
     units
         .iter()
         .copied()
@@ -84,7 +86,8 @@ fn unit(largest: f64, units: &[(&'static str, f64)]) -> (&'static str, f64) {
 }
 
 const TIME: [(&str, f64); 3] = [("h", 7200.0), ("min", 120.0), ("s", 1.0)];
-const ENERGY: [(&str, f64); 4] = [("MWh", 1e3), ("kWh", 1.0), ("Wh", 1e-3), ("mWh", 1e-6)];
+pub(super) const ENERGY: [(&str, f64); 4] =
+    [("MWh", 1e3), ("kWh", 1.0), ("Wh", 1e-3), ("mWh", 1e-6)];
 const MASS: [(&str, f64); 4] = [("t", 1e6), ("kg", 1e3), ("g", 1.0), ("mg", 1e-3)];
 
 /// Seconds of one `h`, `min`, `s`.
@@ -289,66 +292,7 @@ pub(super) fn power(run: &RunData, id: &str, speech: Speech) -> Option<Plot> {
     })
 }
 
-/// A bar: name, value, bounds, what is said, and the series that paints it.
-struct Bar {
-    name: String,
-    value: f64,
-    bounds: Option<(f64, f64)>,
-    says: String,
-    series: usize,
-}
-
-/// Bars from the left, one below the other, and their picture's height.
-fn bars(title: &str, about: &str, x_title: &str, bars: &[Bar], speech: Speech) -> Svg {
-    let height = 76.0 + 34.0 * bars.len() as f64;
-    let reach = bars
-        .iter()
-        .flat_map(|bar| [bar.value, bar.bounds.map_or(0.0, |b| b.1)]);
-    let frame = Frame {
-        left: 180.0,
-        top: 12.0,
-        right: WIDTH - 86.0,
-        bottom: height - 52.0,
-        x: Scale::linear(reach, true),
-        y: Scale::linear([], true),
-    };
-    let mut svg = Svg::new(WIDTH, height, title, about);
-    frame.draw_x(&mut svg, x_title, &speech.tick());
-    for (index, bar) in bars.iter().enumerate() {
-        let y = frame.top + 6.0 + 34.0 * index as f64;
-        svg.text(
-            (frame.left - 8.0, y + 15.0),
-            Anchor::End,
-            "label",
-            &shortened(&bar.name, 24),
-        );
-        let end = frame.across(bar.value);
-        svg.rect(
-            (frame.left, y),
-            (end - frame.left, 22.0),
-            &fill_class(bar.series),
-            &bar.says,
-        );
-        let mut reached = end;
-        if let Some((low, high)) = bar.bounds {
-            let (low, high) = (frame.across(low), frame.across(high));
-            svg.line((low, y + 11.0), (high, y + 11.0), "axis range");
-            for x in [low, high] {
-                svg.line((x, y + 6.0), (x, y + 16.0), "axis range");
-            }
-            reached = reached.max(high);
-        }
-        svg.text(
-            (reached + 6.0, y + 15.0),
-            Anchor::Start,
-            "tick",
-            &speech.number(bar.value, 3),
-        );
-    }
-    svg
-}
-
-fn shortened(text: &str, letters: usize) -> String {
+pub(super) fn shortened(text: &str, letters: usize) -> String {
     if text.chars().count() <= letters {
         return text.to_owned();
     }
@@ -555,7 +499,21 @@ pub(super) fn among_published(runs: &[&RunData], id: &str, speech: Speech) -> Pl
             &mark,
             &says,
         );
-        let figure = span.central.map_or_else(|| speech.grams(*span), mass);
+        let figure = match span.central {
+            None => speech.grams(*span),
+            Some(grams) if own => mass(grams),
+            // As its source gives it.
+            Some(grams) => {
+                let (name, size) = unit(grams, &MASS);
+                let value = grams / size;
+                let digits = if value < 1000.0 {
+                    plain_decimal(value, 3)
+                } else {
+                    thousands(value.round() as u64)
+                };
+                speech.language.figure(&format!("{digits} {name}"))
+            }
+        };
         let beside = frame.across(if own { span.high } else { middle(span) }) + 10.0;
         svg.text((beside, y + 4.0), Anchor::Start, "tick", &figure);
     }
@@ -574,61 +532,6 @@ pub(super) fn among_published(runs: &[&RunData], id: &str, speech: Speech) -> Pl
             })
             .collect(),
     }
-}
-
-/// The energy of several runs side by side.
-pub(super) fn compared(runs: &[&RunData], id: &str, speech: Speech) -> Option<Plot> {
-    let w = speech.words;
-    let largest = runs
-        .iter()
-        .map(|run| run.energy.energy_kwh.central)
-        .fold(0.0, f64::max);
-    if runs.len() < 2 || largest <= 0.0 {
-        return None;
-    }
-    let (name, size) = unit(largest, &ENERGY);
-    let drawn: Vec<Bar> = runs
-        .iter()
-        .enumerate()
-        .map(|(index, run)| {
-            let kwh = run.energy.energy_kwh;
-            Bar {
-                name: run.name.clone(),
-                value: kwh.central / size,
-                bounds: (!kwh.is_exact()).then_some((kwh.low / size, kwh.high / size)),
-                says: format!("{}: {}", run.name, speech.energy(kwh)),
-                series: index,
-            }
-        })
-        .collect();
-    let svg = bars(
-        w.compared,
-        w.compared_about,
-        &format!("{}, {name}", w.energy),
-        &drawn,
-        speech,
-    );
-    Some(Plot {
-        id: id.to_owned(),
-        title: w.compared.to_owned(),
-        about: w.compared_about.to_owned(),
-        svg: svg.inline(id),
-        file: svg.file(),
-        head: [w.run, w.energy, w.emissions, w.time]
-            .map(str::to_owned)
-            .to_vec(),
-        rows: runs
-            .iter()
-            .map(|run| {
-                vec![
-                    run.name.clone(),
-                    speech.energy(run.energy.energy_kwh),
-                    speech.grams(run.energy.emissions_g),
-                    speech.duration(run.energy.duration_seconds),
-                ]
-            })
-            .collect(),
-    })
 }
 
 /// A place in a plot of quality against energy.
@@ -748,11 +651,9 @@ pub(crate) fn pareto(trades: &[Trade], id: &str, language: Language) -> Option<(
     Some((svg.inline(id), svg))
 }
 
-/// The same for runs of a report.
-pub(super) fn trade_off(runs: &[&RunData], id: &str, speech: Speech) -> Option<Plot> {
-    let w = speech.words;
-    let trades: Vec<Trade> = runs
-        .iter()
+/// The places of the runs of a report.
+pub(super) fn trades(runs: &[&RunData]) -> Vec<Trade> {
+    runs.iter()
         .filter_map(|run| {
             let after = run.record.as_ref()?.results.as_ref()?.after?;
             after.loss.is_finite().then(|| Trade {
@@ -761,8 +662,13 @@ pub(super) fn trade_off(runs: &[&RunData], id: &str, speech: Speech) -> Option<P
                 loss: Range::exactly(after.loss),
             })
         })
-        .collect();
-    let (inline, svg) = pareto(&trades, id, speech.language)?;
+        .collect()
+}
+
+/// The same with its table.
+pub(super) fn trade_off(trades: &[Trade], id: &str, speech: Speech) -> Option<Plot> {
+    let w = speech.words;
+    let (inline, svg) = pareto(trades, id, speech.language)?;
     Some(Plot {
         id: id.to_owned(),
         title: w.pareto.to_owned(),

@@ -7,6 +7,9 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use sparsam_adapter::data::questions::Question;
+use sparsam_adapter::evaluate::Answer;
+use sparsam_adapter::train::Phase;
 use sparsam_tracker::{EnergyRecord, Live};
 
 use crate::error::Failure;
@@ -144,9 +147,14 @@ impl Meter {
         self.last = None;
     }
 
-    /// The answers before the training were written.
-    pub(super) fn answered(&mut self, live: &Live) {
-        self.answers = self.phase(live);
+    /// The answers before the training were written. Those after it will be so many times as long: a model
+    /// that has learned nothing yet seldom ends where one does that has.
+    pub(super) fn answered(&mut self, live: &Live, longer: f64) {
+        let took = self.phase(live);
+        self.answers = Spent {
+            joules: took.joules * longer,
+            seconds: took.seconds * longer,
+        };
     }
 
     /// A checkpoint was written.
@@ -183,8 +191,25 @@ impl Meter {
     /// The part of the budget for training that is used: 0 at the first step, 1 when the next step would
     /// more likely pass the limit than not.
     pub(super) fn used(&self, live: &Live) -> f64 {
+        self.used_with(live, Spent::default())
+    }
+
+    /// Whether there is room for such a phase now and for some steps after it. Where nothing is known of it
+    /// there is.
+    pub(super) fn affords(&self, phase: Phase, live: &Live) -> bool {
+        let cost = match phase {
+            Phase::Train => self.step,
+            // The best values so far are written after an evaluation.
+            Phase::Evaluate => self.evaluation.and(self.save),
+            Phase::Save => self.save,
+        };
+        self.used_with(live, cost.and(self.step)) < 1.0
+    }
+
+    /// The same when `more` will have been used too.
+    fn used_with(&self, live: &Live, more: Spent) -> f64 {
         let begun = self.begun.unwrap_or_default();
-        let now = self.now(live);
+        let now = self.now(live).and(more);
         let half = Spent {
             joules: self.step.joules / 2.0,
             seconds: self.step.seconds / 2.0,
@@ -260,6 +285,16 @@ impl BudgetUse {
     }
 }
 
+/// How many times as long the expected answers are as those that were written, by letters. The longest of
+/// either decides, as the others of its batch wait for it.
+pub(super) fn longer(questions: &[Question], answers: &[Answer]) -> f64 {
+    let expected = questions.iter().map(|q| q.expected.trim().len()).max();
+    let written = answers.iter().map(|answer| answer.text.len()).max();
+    let ratio = expected.unwrap_or(0) as f64 / written.unwrap_or(0).max(1) as f64;
+    // Of a model that writes nothing, or writes on and on, nothing more precise can be said.
+    ratio.clamp(0.5, 4.0)
+}
+
 #[cfg(test)]
 mod tests {
     use sparsam_tracker::Range;
@@ -293,6 +328,10 @@ mod tests {
         meter.stepped(&live(0.0, 500.0));
         meter.stepped(&live(0.0, 520.0));
         assert!(meter.used(&live(0.0, 941.0)) >= 1.0 && meter.used(&live(0.0, 939.0)) < 1.0);
+        // An evaluation of 50 J and a step of 20 J fit before 940 J, or they do not.
+        assert!(meter.affords(Phase::Evaluate, &live(0.0, 865.0)));
+        assert!(!meter.affords(Phase::Evaluate, &live(0.0, 875.0)));
+        assert!(meter.affords(Phase::Save, &live(0.0, 875.0)));
     }
 
     #[test]

@@ -185,6 +185,14 @@ pub(super) fn training(recipe: &Recipe, train: &Batches) -> Settings {
     }
 }
 
+/// The GPUs that belong to a run.
+pub(crate) fn gpus(device: &Device) -> Gpus {
+    match device.location() {
+        DeviceLocation::Cuda { gpu_id } => Gpus::Number(gpu_id),
+        _ => Gpus::None,
+    }
+}
+
 /// What the tracker is told. The place is the recipe's, else that of `SPARSAM_COUNTRY`.
 pub(super) fn tracker(
     recipe: &Recipe,
@@ -201,7 +209,10 @@ pub(super) fn tracker(
     Options {
         name,
         resume,
-        stage: Some(Stage::Train),
+        stage: Some(match recipe.stage {
+            recipe::Stage::Train => Stage::Train,
+            recipe::Stage::Search => Stage::Search,
+        }),
         interval: Duration::from_secs_f64(energy.interval_seconds),
         country: recipe
             .country
@@ -216,10 +227,7 @@ pub(super) fn tracker(
         baseline_seconds: energy.baseline_seconds,
         water_site_l_per_kwh: energy.water_site_l_per_kwh,
         water_grid_l_per_kwh: energy.water_grid_l_per_kwh,
-        gpus: match device.location() {
-            DeviceLocation::Cuda { gpu_id } => Gpus::Number(gpu_id),
-            _ => Gpus::None,
-        },
+        gpus: gpus(device),
         ..Options::in_folder(folder)
     }
 }

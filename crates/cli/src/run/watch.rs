@@ -8,11 +8,12 @@ use sparsam_adapter::checkpoint;
 use sparsam_adapter::error::{Error, Result};
 use sparsam_adapter::evaluate::BatchLoss;
 use sparsam_adapter::train::{Evaluation, Observer, Phase, Step};
-use sparsam_tracker::Tracker;
+use sparsam_tracker::{Tracker, accounting};
 
 use super::budget::Meter;
 use super::held_out::{self, HeldOut, pairs};
 use super::metrics::Metrics;
+use crate::dashboard::Detail;
 use crate::interrupt;
 use crate::machine::peak_memory;
 use crate::progress::{Progress, Status};
@@ -114,12 +115,19 @@ impl Observer for Watch<'_> {
             .tokens_per_second
             .map_or(speed, |s| 0.9 * s + 0.1 * speed);
         self.tokens_per_second = Some(smooth);
-        self.progress.update(&Status {
+        let status = Status {
             step: step.step as u64,
             loss: step.loss,
             tokens_per_second: smooth,
             watts: live.watts,
             grams,
+        };
+        let meter = self.budget.as_deref();
+        self.progress.update(&status, || Detail {
+            components: self.tracker.components(),
+            energy_kwh: accounting::kwh(live.joules).central,
+            used: meter.map(|meter| meter.used(&live)),
+            budget: meter.map(|meter| meter.so_far(&live).words()),
         });
         let path = self.folder.join(super::metrics::FILE_NAME);
         self.metrics
@@ -146,6 +154,9 @@ impl Observer for Watch<'_> {
                 ""
             }
         );
+        let step = evaluation.step as u64;
+        self.progress
+            .evaluated(step, evaluation.loss, evaluation.best);
         self.progress.note(&note);
         self.metrics
             .evaluation(evaluation)
@@ -169,6 +180,11 @@ impl Observer for Watch<'_> {
 
     fn stop(&self) -> bool {
         interrupt::requested()
+    }
+
+    fn affords(&self, phase: Phase) -> bool {
+        let meter = self.budget.as_deref();
+        meter.is_none_or(|meter| meter.affords(phase, &self.tracker.live()))
     }
 
     fn used(&self) -> Option<f64> {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Lifecycle, StageTotal, State};
+use super::{Expectation, Lifecycle, Requests, StageTotal, State, Way};
 use crate::format;
 use crate::range::Range;
 
@@ -19,7 +19,7 @@ pub fn lines(ledger: &Lifecycle) -> Vec<String> {
     ];
     for stage in &ledger.stages {
         lines.push(format!(
-            "  {:9}{}, {} of the energy, {}{}",
+            " {:10}{}, {} of the energy, {}{}",
             name(stage),
             format::energy(stage.energy_kwh),
             format::percent(share(stage.energy_kwh, ledger.energy_kwh)),
@@ -33,7 +33,7 @@ pub fn lines(ledger: &Lifecycle) -> Vec<String> {
     ));
     for stage in &ledger.stages {
         lines.push(format!(
-            "  {:9}{}",
+            " {:10}{}",
             name(stage),
             format::grams(stage.emissions_g)
         ));
@@ -46,6 +46,17 @@ pub fn lines(ledger: &Lifecycle) -> Vec<String> {
     }
     lines.push(format!("embodied   {}", embodied(ledger)));
     lines.push(format!("water      {}", water(ledger)));
+    if let Some(expected) = &ledger.expected {
+        lines.push(format!("inference  {}", asked(expected)));
+        for way in &expected.ways {
+            lines.push(format!("  {}", answering(expected, way)));
+        }
+    } else if !ledger.inference.is_empty() {
+        lines.push(format!(
+            "inference  {} measured: `--requests-per-day` says what they will cost",
+            ways(ledger.inference.len())
+        ));
+    }
     lines.extend(
         shared(ledger)
             .into_iter()
@@ -102,6 +113,12 @@ pub fn card_section(ledger: &Lifecycle) -> String {
         embodied(ledger),
         water(ledger),
     );
+    if let Some(expected) = &ledger.expected {
+        let _ = writeln!(out, "- expected for answering, {}", asked(expected));
+        for way in &expected.ways {
+            let _ = writeln!(out, "  - {}", escaped(&answering(expected, way)));
+        }
+    }
     let notes: Vec<String> = shared(ledger).into_iter().chain(missing(ledger)).collect();
     if !notes.is_empty() {
         out.push('\n');
@@ -233,6 +250,64 @@ fn water(ledger: &Lifecycle) -> String {
     );
     if ledger.without_water > 0 {
         let _ = write!(text, "; without that of {}", runs(ledger.without_water));
+    }
+    text
+}
+
+fn ways(count: usize) -> String {
+    match count {
+        1 => "1 way of answering was".to_owned(),
+        count => format!("{count} ways of answering were"),
+    }
+}
+
+/// A number with its thousands set apart: whole ones as they are, others with three digits.
+fn count(value: f64) -> String {
+    let whole = value.fract() == 0.0 && value < 1e15;
+    let plain = format::plain_decimal(value, if whole { 15 } else { 3 });
+    let (whole, part) = plain.split_once('.').unwrap_or((&plain, ""));
+    let mut text = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if !part.is_empty() {
+        text.push('.');
+        text.push_str(part);
+    }
+    text
+}
+
+/// `1,000 requests a day for 365 days, not yet made and in no sum above:`.
+fn asked(expected: &Expectation) -> String {
+    let Requests { per_day, days, .. } = expected.requests;
+    format!(
+        "{} requests a day for {} days, not made yet and in no sum above:",
+        count(per_day),
+        count(days)
+    )
+}
+
+fn answering(expected: &Expectation, way: &Way) -> String {
+    let mut text = format!(
+        "{}: {}, {} CO2e, at {} tokens read and {} written",
+        way.name,
+        format::energy(way.energy_kwh),
+        format::grams(way.emissions_g),
+        count(way.tokens.0),
+        count(way.tokens.1),
+    );
+    if let Some(after) = way.overtakes_after {
+        let _ = write!(
+            text,
+            "; more than all stages before it after {} requests ({} to {}), on day {}",
+            count(after.central),
+            count(after.low),
+            count(after.high),
+            count((after.central / expected.requests.per_day).ceil().max(1.0)),
+        );
     }
     text
 }

@@ -27,7 +27,7 @@ pub(super) fn run(args: &CardUpdateArgs, quiet: bool) -> anyhow::Result<()> {
     let section = if args.ledger.is_empty() {
         None
     } else {
-        let ledger = ledger::gather(&args.ledger, &args.place)?;
+        let ledger = ledger::gather(&args.ledger, &args.place, &args.requests)?;
         Some(lifecycle::card_section(&ledger))
     };
     let outcome = edit::update_file(&card, &records, &details, section.as_deref())
