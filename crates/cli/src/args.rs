@@ -13,6 +13,7 @@ use sparsam_base::model::Quantize;
 use crate::commands::bench;
 use crate::recipe::manual;
 
+pub(crate) mod classify;
 pub(crate) mod compare;
 pub(crate) mod data;
 pub(crate) mod energy;
@@ -22,6 +23,7 @@ pub(crate) mod ledger;
 pub(crate) mod plan;
 pub(crate) mod report;
 
+use classify::ClassifyArgs;
 use compare::CompareArgs;
 use data::DataArgs;
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
@@ -62,6 +64,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Talk with a model
     Chat(ChatArgs),
+    /// Say of which class texts are
+    Classify(ClassifyArgs),
     /// Merge an adapter into its base model
     Merge(MergeArgs),
     /// Check an adapter before it is published or served

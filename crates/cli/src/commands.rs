@@ -7,6 +7,7 @@ use crate::args::{Cli, Command};
 pub(crate) mod bench;
 mod card;
 mod chat;
+mod classify;
 mod compare;
 mod data;
 mod doctor;
@@ -34,6 +35,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Data(args) => data::run(&args),
         Command::Generate(args) => generate::run(&args, cli.quiet),
         Command::Chat(args) => chat::run(&args, cli.quiet),
+        Command::Classify(args) => classify::run(&args, cli.quiet),
         Command::Fetch(args) => fetch::run(&args, cli.quiet),
         Command::Publish(args) => publish::run(&args, cli.quiet),
         Command::Export(args) => export::run(&args),

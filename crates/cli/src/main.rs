@@ -9,6 +9,7 @@ use std::process::ExitCode;
 mod args;
 mod base_files;
 mod cards;
+mod classifier;
 mod columns;
 mod commands;
 mod compare;
