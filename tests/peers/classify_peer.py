@@ -35,12 +35,16 @@ def rows_of(name, data, part):
     return [tuple(line.split("\t")[:2]) for line in lines if line.strip()]
 
 
-def prepare(name, data, folder):
+def prepare(name, data, folder, most):
     for part in ("train", "test"):
+        rows = rows_of(name, data, part)
+        # The files are in the order of their classes: every so manieth row keeps the mixture.
+        step = max(1, len(rows) // most[part]) if most[part] else 1
+        rows = rows[::step][:most[part] or None]
         with open(folder / f"{name}-{part}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            writer.writerows(rows_of(name, data, part))
+            writer.writerows(rows)
 
 
 def read(path):
@@ -143,7 +147,7 @@ def peers(args):
     args.output.mkdir(parents=True, exist_ok=True)
     results = []
     for task in args.only or TASKS:
-        prepare(task, args.data, args.output)
+        prepare(task, args.data, args.output, dict(train=args.train, test=args.test))
         for seed in args.seeds:
             ours = sparsam_side(args, task, seed)
             out, peak = peak_of([sys.executable, __file__, "--task", task, "--seed", str(seed), "--folder",
@@ -175,6 +179,8 @@ def main():
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--train", type=int, help="about so many texts to train on; all by default")
+    parser.add_argument("--test", type=int, help="about so many texts to measure on; all by default")
     parser.add_argument("--only", nargs="+", choices=TASKS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)

@@ -15,6 +15,9 @@ use crate::from_hub;
 use crate::recipe::{Method, PromptFormat, Recipe, TrainOn, TrainingType};
 use crate::run_record::{DataRecord, Quality, RunRecord, State, write_whole};
 
+/// The form of rows that are texts with classes.
+const LABELLED: &str = "labelled";
+
 /// Name of the card in the run's folder.
 pub(crate) const FILE_NAME: &str = "README.md";
 
@@ -113,28 +116,28 @@ fn dataset_name(recipe: &Recipe) -> String {
 fn data(run: &RunRecord) -> Vec<String> {
     let mut sentences = vec![counted("Trained on", &run.train_data)];
     let answers = run.recipe.data.train_on == TrainOn::Assistant;
-    if !run.labels.is_empty() {
-        let _ = write!(
-            sentences[0],
-            " The loss is the cross entropy over {} classes.",
+    let loss = match (run.train_data.format.as_str(), answers) {
+        (LABELLED, _) => format!(
+            "the cross entropy over {} classes",
             thousands(run.labels.len() as u64)
-        );
-    } else {
-        sentences[0].push_str(match (run.train_data.format.as_str(), answers) {
-            ("text", _) | (_, false) => " The loss is taken over all of the text.",
-            (_, true) => " The loss is taken over the answers alone.",
-        });
-    }
+        ),
+        ("text", _) | (_, false) => "taken over all of the text".to_owned(),
+        (_, true) => "taken over the answers alone".to_owned(),
+    };
+    let _ = write!(sentences[0], " The loss is {loss}.");
     if let Some(data) = &run.eval_data {
         sentences.push(counted("Evaluated on", data));
     }
     if let Some(results) = &run.results {
         sentences.push(format!(
-            "{} steps, {} passes over the data, {} tokens, {} of them targets, at {} tokens/s.",
+            "{} steps, {} passes over the data, {} tokens{}, at {} tokens/s.",
             thousands(results.steps),
             sparsam_tracker::format::plain_decimal(results.epochs, 2),
             thousands(results.tokens),
-            thousands(results.trained_tokens),
+            match run.train_data.format.as_str() {
+                LABELLED => String::new(),
+                _ => format!(", {} of them targets", thousands(results.trained_tokens)),
+            },
             thousands(results.tokens_per_second as u64),
         ));
     }
@@ -164,11 +167,19 @@ fn data(run: &RunRecord) -> Vec<String> {
 
 fn counted(what: &str, data: &DataRecord) -> String {
     let mut sentence = format!(
-        "{what} {} examples with {} tokens, {} of them targets",
+        "{what} {} {} with {} tokens",
         thousands(data.examples),
+        if data.format == LABELLED {
+            "texts"
+        } else {
+            "examples"
+        },
         thousands(data.tokens),
-        thousands(data.trained_tokens)
     );
+    if data.format != LABELLED {
+        let targets = thousands(data.trained_tokens);
+        let _ = write!(sentence, ", {targets} of them targets");
+    }
     if data.truncated > 0 {
         let count = thousands(data.truncated);
         let _ = write!(sentence, "; {count} were cut to the longest length");

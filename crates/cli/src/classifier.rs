@@ -152,7 +152,6 @@ pub(crate) fn open(
     texts: Texts,
     labels: Vec<String>,
     options: &Options,
-    quiet: bool,
 ) -> anyhow::Result<Opened<Classifier>> {
     let load = LoadOptions {
         quantize: options.quantize,
@@ -180,7 +179,6 @@ pub(crate) fn open(
         }
         Place::Gguf(_) => anyhow::bail!("a GGUF file was opened as a classifier"),
     };
-    let _ = quiet;
     model.to_device(options.device, options.dtype.unwrap_or(DType::BF16))?;
     Ok(Opened {
         parameters: model.parameters(),

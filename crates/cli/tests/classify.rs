@@ -13,11 +13,11 @@ struct Workshop {
 const RECIPE: &str = "model: bert
 data: {train: train.csv, eval: eval.jsonl, columns: {text: message, label: topic}}
 lora: {r: 4, alpha: 8}
-max_steps: 40
+max_steps: 100
 batch_size: 4
 learning_rate: 1e-2
-eval_steps: 20
-save_steps: 10
+eval_steps: 50
+save_steps: 50
 metric_for_best_model: macro_f1
 country: DEU
 output_dir: run
@@ -204,7 +204,13 @@ fn an_encoder_is_trained_described_and_used() {
     let model = ["classify", "--model", "bert", "--adapter", "run"];
     let answer = workshop.told(&[&model[..], &["--text", "the lamp is dead"]].concat());
     assert!(answer.starts_with("lamps"), "{answer}");
-    let answers = workshop.told(&[&model[..], &["-t", "tree", "-t", "pole"]].concat());
+    let answers = workshop.told(
+        &[
+            &model[..],
+            &["-t", &rows(101, 1)[0].0, "-t", &rows(102, 1)[0].0],
+        ]
+        .concat(),
+    );
     let classes: Vec<&str> = answers
         .lines()
         .map(|line| line.split('\t').next().unwrap())
@@ -255,12 +261,12 @@ fn an_encoder_is_trained_described_and_used() {
     workshop.refused(&["plan", "recipe.yaml"], "language models alone");
 }
 
-/// A run that ends and goes on makes the steps of one that never stopped, dropout included.
+/// The same recipe gives the same bits on any number of threads, dropout included; what is trained further keeps the
+/// numbers of its classes.
 #[test]
-fn a_run_goes_on_bit_for_bit_and_an_adapter_can_be_trained_further() {
+fn a_run_repeats_bit_for_bit_and_an_adapter_can_be_trained_further() {
     let workshop = Workshop::new();
     workshop.told(&["train", "recipe.yaml", "lora.dropout=0.1"]);
-    let state = workshop.read("recipe.yaml");
     workshop.told(&[
         "train",
         "recipe.yaml",
@@ -271,8 +277,7 @@ fn a_run_goes_on_bit_for_bit_and_an_adapter_can_be_trained_further() {
     let weights = |folder: &str| {
         std::fs::read(workshop.path(folder).join("adapter_model.safetensors")).unwrap()
     };
-    assert_eq!(weights("run"), weights("again"), "{state}");
-    // Only one class in the data, and yet both are known.
+    assert_eq!(weights("run"), weights("again"));
     workshop.write(
         "eval.jsonl",
         &lines(&[
@@ -318,7 +323,7 @@ fn a_whole_classifier_and_a_decoder_s_head_are_trained_and_used() {
         "model=builtin:sprout",
         "task=classification",
     ];
-    let short = ["max_steps=30", "learning_rate=2e-3", "output_dir=decoder"];
+    let short = ["max_steps=80", "learning_rate=3e-3", "output_dir=decoder"];
     workshop.told(&[&decoder[..], &short[..]].concat());
     let accuracy = &workshop.json("decoder/run.json")["results"]["classes"]["after"]["accuracy"];
     assert!(accuracy.as_f64().unwrap() > 0.9, "{accuracy}");

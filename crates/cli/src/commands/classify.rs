@@ -74,7 +74,7 @@ pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
         device: &place.device,
         seed: 0,
     };
-    let mut opened = classifier::open(&named, texts, labels, &options, quiet)?;
+    let mut opened = classifier::open(&named, texts, labels, &options)?;
     let mut trainable = match &adapter {
         Some(folder) => peft::load(folder, &mut opened.model, 0)?.0,
         None if opened.model.fresh.is_empty() => Trainable::none(&opened.model),

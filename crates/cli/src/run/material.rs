@@ -159,7 +159,7 @@ impl Material {
             device: &place.device,
             seed: recipe.seed,
         };
-        let opened = classifier::open(&named, texts, labels.to_vec(), &options, quiet)?;
+        let opened = classifier::open(&named, texts, labels.to_vec(), &options)?;
         let opened = opened.map(|model| Learned::Classes(Box::new(model)));
         Ok(Self { opened, data })
     }

@@ -15,9 +15,10 @@ use crate::recipe::{Recipe, RecipeFile, Task};
 /// A model that means nothing here, or keys that do not go with its task.
 pub(super) fn settled(file: &RecipeFile, quiet: bool) -> anyhow::Result<RecipeFile> {
     let mut file = file.clone();
+    let (model, revision) = (file.recipe.model.clone(), file.recipe.revision.clone());
     let named = Named {
-        model: &file.recipe.model,
-        revision: file.recipe.revision.as_deref(),
+        model: &model,
+        revision: revision.as_deref(),
         max_length: 0,
     };
     let encoder = file.recipe.task != Task::CausalLm && classifier::is_an_encoder(&named, quiet)?;
@@ -40,11 +41,12 @@ pub(super) fn settled(file: &RecipeFile, quiet: bool) -> anyhow::Result<RecipeFi
     }
     // A row is a text, and there is nothing to pack.
     file.recipe.packing = false;
+    // What is not given is what the model reads at most.
+    if !file.given("max_length") {
+        let context = classifier::open_texts(&named, quiet)?.context;
+        file.recipe.max_length = file.recipe.max_length.min(context);
+    }
     if encoder {
-        if !file.given("max_length") {
-            let context = classifier::open_texts(&named, quiet)?.context;
-            file.recipe.max_length = file.recipe.max_length.min(context);
-        }
         on_the_processor(&mut file.recipe)?;
     }
     Ok(file)

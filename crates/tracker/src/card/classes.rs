@@ -61,8 +61,11 @@ impl Classes {
             }
             let _ = write!(out, "\n|---|{}\n", "---|".repeat(self.labels.len()));
             for (label, row) in self.labels.iter().zip(&self.confusion) {
-                let counts: String = row.iter().map(|count| format!(" {count} |")).collect();
-                let _ = writeln!(out, "| **{}** |{counts}", text(label));
+                let _ = write!(out, "| **{}** |", text(label));
+                for count in row {
+                    let _ = write!(out, " {count} |");
+                }
+                out.push('\n');
             }
             return out;
         }
