@@ -90,7 +90,7 @@ impl Encoder {
     }
 
     /// Rows of a table, `[ids, hidden]` in f32.
-    fn rows(&self, name: &str, table: &Weight, ids: &[u32]) -> crate::error::Result<Tensor> {
+    fn rows(name: &str, table: &Weight, ids: &[u32]) -> crate::error::Result<Tensor> {
         let (rows, width) = table.dims()?;
         if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
             let what = format!("has {rows} rows, {id} is beyond them");
@@ -109,10 +109,10 @@ impl Encoder {
     /// Sum of the embeddings of tokens, `[tokens, hidden]`, before the norm.
     fn summed(&self, ids: &[u32], documents: &Documents) -> crate::error::Result<Tensor> {
         let (name, table) = &self.embeddings.tokens;
-        let x = self.rows(name, table, ids)?;
+        let x = Self::rows(name, table, ids)?;
         if let Some((name, table)) = &self.embeddings.positions {
             let table = Weight::Dense(table.clone());
-            add_in_place(&x, &self.rows(name, &table, &self.places(documents))?)?;
+            add_in_place(&x, &Self::rows(name, &table, &self.places(documents))?)?;
         }
         if let Some((_, table)) = &self.embeddings.kinds {
             let first = table.narrow(0, 0, 1)?.contiguous()?.flatten_all()?;
@@ -256,7 +256,7 @@ impl Encoder {
 
     /// Memory of all weights as stored, in bytes.
     pub fn bytes(&self) -> usize {
-        let projections = self.blocks.iter().flat_map(|block| block.groups());
+        let projections = self.blocks.iter().flat_map(EncoderBlock::groups);
         let projections = projections.flat_map(|group| &group.projections);
         let tables = [&self.embeddings.positions, &self.embeddings.kinds];
         let tables = tables.into_iter().flatten();

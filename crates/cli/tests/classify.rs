@@ -246,18 +246,7 @@ fn an_encoder_is_trained_described_and_used() {
         &["generate", "--model", "bert", "--prompt", "x"],
         "not a family",
     );
-    workshop.refused(
-        &[
-            "merge",
-            "--model",
-            "bert",
-            "--adapter",
-            "run",
-            "-o",
-            "merged",
-        ],
-        "bert",
-    );
+    workshop.refused(&["merge", "run", "--output", "merged"], "SEQ_CLS");
     workshop.refused(&["plan", "recipe.yaml"], "language models alone");
 }
 
@@ -347,7 +336,7 @@ fn a_whole_classifier_and_a_decoder_s_head_are_trained_and_used() {
             "--prompt",
             "x",
         ],
-        "head of a classifier",
+        "does not write texts",
     );
 }
 

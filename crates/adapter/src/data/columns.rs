@@ -135,7 +135,7 @@ impl Record {
         let value = self.value("label", columns)?;
         let column = columns.original("label");
         let value = match &columns.label_field {
-            Some(field) => self.field(value, field).ok_or_else(|| DataError::NoField {
+            Some(field) => Self::field(value, field).ok_or_else(|| DataError::NoField {
                 place: self.place.clone(),
                 column: column.into(),
                 field: field.clone(),
@@ -159,7 +159,7 @@ impl Record {
     }
 
     /// A field of an object, or of a text of lines such as `Urgency: low`.
-    fn field(&self, value: &Value, field: &str) -> Option<Value> {
+    fn field(value: &Value, field: &str) -> Option<Value> {
         match value {
             Value::Object(map) => map.get(field).cloned(),
             Value::String(text) => {

@@ -324,14 +324,10 @@ impl EncoderBlock {
         let (normed, _) = self.normed_input(&kept.x)?;
         let dqkv = together(&self.qkv, &[dq, dk, dv])?;
         let dx = hook.backward(&self.qkv, &normed, &dqkv, qkv_kept)?;
-        match (self.input_norm(), &kept.input_moments) {
-            (Some(norm), Some(moments)) => {
-                norm.backward(&dx, &kept.x, moments, Some(&dmiddle), hook)
-            }
-            _ => {
-                add_in_place(&dx, &dmiddle)?;
-                Ok(dx)
-            }
+        if let (Some(norm), Some(moments)) = (self.input_norm(), &kept.input_moments) {
+            return norm.backward(&dx, &kept.x, moments, Some(&dmiddle), hook);
         }
+        add_in_place(&dx, &dmiddle)?;
+        Ok(dx)
     }
 }
