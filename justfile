@@ -30,6 +30,11 @@ peers python="python3" *arguments="":
     {{python}} tests/peers/peft_peer.py --data target/peers --shape 135m --prepare
     {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --output target/peers/peers {{arguments}}
 
+# A small encoder trained to classify beside PEFT: macro F1, time, memory (needs the same Python, and the data)
+peers-classify model data python="python3" *arguments="":
+    cargo build --release
+    {{python}} tests/peers/classify_peer.py --sparsam target/release/sparsam --model {{model}} --data {{data}} --output target/peers/classify {{arguments}}
+
 # An adapter and its card as PEFT and huggingface_hub read them (needs the same Python)
 interop model adapter prompt="Once upon a time" python="python3":
     mkdir -p target/interop

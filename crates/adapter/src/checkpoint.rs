@@ -4,7 +4,7 @@
 //! checkpoints/step-000300/progress.json       counters and the position in the data
 //! checkpoints/step-000300/state.safetensors   what is trained, with the optimiser's moments, f32
 //! checkpoints/step-000300/…                   what is trained in the form it is used in
-//! checkpoints/best-000240.safetensors         what is trained at the lowest evaluation loss
+//! checkpoints/best-000240.safetensors         what is trained at the best evaluation
 //! ```
 //!
 //! A checkpoint is written under another name, flushed, and renamed, so that one which has its name is
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::weights::Weights;
 
+use crate::classes::ClassMetrics;
 use crate::data::Position;
 use crate::error::{Error, Result};
 use crate::files::{write_tensors, write_text};
@@ -31,13 +32,16 @@ const FORMAT: u32 = 1;
 /// Steps over which the training loss of the record is averaged.
 const RECENT: usize = 20;
 
-/// The evaluation with the lowest loss.
+/// The best evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Steps made by then.
     pub step: usize,
     /// Mean loss per target, in nats.
     pub loss: f64,
+    /// Of a classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macro_f1: Option<f64>,
 }
 
 /// How far a run has come.
@@ -60,8 +64,14 @@ pub struct Progress {
     pub train_seconds: f64,
     /// Loss on the evaluation data before the first step.
     pub loss_before: Option<f64>,
-    /// The lowest loss on the evaluation data since.
+    /// The best measurement of the evaluation data since.
     pub best: Option<Best>,
+    /// How well classes were told apart before the first step, of a classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes_before: Option<ClassMetrics>,
+    /// The same at the best measurement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes_best: Option<ClassMetrics>,
     /// Evaluations in a row without improvement.
     pub without_gain: usize,
     /// Losses of the last steps.
@@ -81,6 +91,8 @@ impl Default for Progress {
             train_seconds: 0.0,
             loss_before: None,
             best: None,
+            classes_before: None,
+            classes_best: None,
             without_gain: 0,
             recent: VecDeque::new(),
         }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`formats`] reads every file type into [`Row`]s and says which form it found; [`mask`] decides
-//! which tokens are trained; [`pack`] fills rows up to `max_length`; [`batches`] gives them out in an
+//! which tokens are trained; [`labelled`] makes examples of texts and their classes; [`pack`] fills rows up to `max_length`; [`batches`] gives them out in an
 //! order that depends on the seed and the epoch alone. Nothing here knows a model, only its tokenizer
 //! and its chat template, and nothing prints.
 //!
@@ -20,6 +20,7 @@ mod csv_file;
 mod error;
 pub mod formats;
 mod json_file;
+pub mod labelled;
 pub mod mask;
 pub mod pack;
 mod parquet_file;
@@ -30,6 +31,7 @@ pub mod shuffle;
 pub use batches::{Batches, Order, Position};
 pub use error::{DataError, Place};
 pub use formats::{Columns, Container, Dataset, Format, Row};
+pub use labelled::Labels;
 pub use mask::TrainOn;
 pub use prepare::{Examples, Overlong, PrepareOptions, PromptFormat, Statistics, prepare};
 
@@ -44,11 +46,16 @@ pub struct Example {
     /// `[tokens]`: whether a token is a target, that is, predicted from those before it and counted
     /// in the loss. The first token never is, as nothing comes before it.
     pub trained: Vec<bool>,
+    /// The number of its class, where texts are classified; then no token is a target and the text as a whole is.
+    pub label: Option<u32>,
 }
 
 impl Example {
     /// Number of targets.
     pub fn trained_tokens(&self) -> usize {
+        if self.label.is_some() {
+            return 1;
+        }
         self.trained.iter().filter(|&&trained| trained).count()
     }
 }
@@ -58,7 +65,8 @@ impl Example {
 pub struct Batch {
     /// Ids of all documents one after the other, `[tokens]`.
     pub ids: Vec<u32>,
-    /// `[tokens]`: the next token of the same document where it is trained, else [`IGNORE`].
+    /// `[tokens]`: the next token of the same document where it is trained, else [`IGNORE`]. Of a text that is
+    /// classified, its class at its last token.
     pub targets: Vec<u32>,
     /// Where the documents begin and end.
     pub documents: Documents,
@@ -72,7 +80,7 @@ impl Batch {
             let next = example.ids.iter().zip(&example.trained).skip(1);
             targets.extend(next.map(|(&id, &trained)| if trained { id } else { IGNORE }));
             if !example.ids.is_empty() {
-                targets.push(IGNORE);
+                targets.push(example.label.unwrap_or(IGNORE));
             }
             ids.extend_from_slice(&example.ids);
             lengths.push(example.ids.len());
@@ -102,10 +110,12 @@ mod tests {
         let first = Example {
             ids: vec![1, 5, 6, 2],
             trained: vec![false, false, true, true],
+            label: None,
         };
         let second = Example {
             ids: vec![1, 7],
             trained: vec![false, true],
+            label: None,
         };
         let batch = Batch::new([&first, &second]);
         assert_eq!(batch.ids, [1, 5, 6, 2, 1, 7]);

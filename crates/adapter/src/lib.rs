@@ -1,7 +1,7 @@
 //! The LoRA family, PEFT files, data, optimiser, the training loop, checkpoints.
 //!
 //! [`trainable`] is what a run trains and how it plugs into the base; [`pass`] takes a batch through
-//! the model and back; [`optimizer`] and [`schedule`] make the update; [`train`] is the loop over
+//! the model and back; [`mod@classify`] does so for classifiers, which [`classes`] judges; [`optimizer`] and [`schedule`] make the update; [`train`] is the loop over
 //! them, with [`checkpoint`] to go on from and [`evaluate`] to see how good it is; [`lora`],
 //! [`targets`] and [`peft`] are the adapter as PEFT knows it; [`parts`] and [`merge`] bring it into its
 //! base, [`export`] into the formats of other programs; [`mod@verify`] examines
@@ -9,6 +9,8 @@
 
 pub mod audit;
 pub mod checkpoint;
+pub mod classes;
+pub mod classify;
 pub mod data;
 pub mod error;
 pub mod evaluate;

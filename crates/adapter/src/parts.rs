@@ -15,7 +15,7 @@ use sparsam_kernels::Weight;
 use sparsam_kernels::dora::row_norms;
 
 use crate::error::{Error, Result};
-use crate::peft::{AdapterConfig, WEIGHTS_FILE, open_weights, read_config, registry_name};
+use crate::peft::{AdapterConfig, Task, WEIGHTS_FILE, open_weights, read_config, registry_name};
 
 /// A low-rank branch as stored.
 #[derive(Clone, Debug)]
@@ -113,6 +113,17 @@ impl Parts {
     /// shape that the settings say.
     pub fn read(folder: &Path) -> Result<Self> {
         let config = read_config(folder)?;
+        if config.task == Task::SequenceClassification {
+            return Err(Error::Format {
+                what: format!(
+                    "`{}` is the adapter of a classifier (`task_type: SEQ_CLS`), which is used beside its base",
+                    folder.display()
+                ),
+                hint: "`sparsam classify` uses it, and PEFT's `AutoPeftModelForSequenceClassification`; to get \
+                       a whole model, train with `method: full`"
+                    .to_owned(),
+            });
+        }
         let path = folder.join(WEIGHTS_FILE);
         let files = open_weights(&path)?;
         Self::gather(config, &path, &files)

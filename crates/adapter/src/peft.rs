@@ -13,14 +13,15 @@ use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 use sparsam_base::error::Error as BaseError;
 use sparsam_base::files::safetensors::SafetensorsFiles;
-use sparsam_base::model::{EMBEDDING, HEAD, Model};
+use sparsam_base::model::{EMBEDDING, HEAD};
+use sparsam_base::network::Network;
 use sparsam_base::weights::Weights;
 
 use crate::error::{Error, Result};
 use crate::files::{write_tensors, write_text};
 use crate::lora::{Bias, Init, LoraConfig};
 use crate::targets::{ALL_LINEAR, Targets};
-use crate::trainable::Trainable;
+use crate::trainable::{CLASSIFIERS, Trainable};
 
 /// Name of the file of settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -59,6 +60,18 @@ pub struct AdapterConfig {
     pub lora: LoraConfig,
     /// What the adapter was trained on.
     pub base_model_name_or_path: Option<String>,
+    /// What it was trained for.
+    pub task: Task,
+}
+
+/// What an adapter was trained for; PEFT's `task_type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// `CAUSAL_LM`, and what is not said or another: the language model as it is.
+    #[default]
+    CausalLm,
+    /// `SEQ_CLS`: a model with a head over classes.
+    SequenceClassification,
 }
 
 /// Reads `adapter_config.json` of a folder.
@@ -184,6 +197,14 @@ fn parse(map: &Map<String, Value>) -> Result<AdapterConfig> {
                 .map_err(|_| Error::config("layers_to_transform", "is not a list of numbers"))?,
         ),
     };
+    let task = match get("task_type").and_then(Value::as_str) {
+        Some("SEQ_CLS") => Task::SequenceClassification,
+        _ => Task::CausalLm,
+    };
+    let mut modules_to_save = strings("modules_to_save")?;
+    if task == Task::SequenceClassification {
+        with_classifiers(&mut modules_to_save);
+    }
     let lora = LoraConfig {
         r: whole("r", needed("r")?)?,
         lora_alpha: number("lora_alpha", needed("lora_alpha")?)?,
@@ -205,7 +226,7 @@ fn parse(map: &Map<String, Value>) -> Result<AdapterConfig> {
             .collect::<Result<_>>()?,
         layers_to_transform,
         layers_pattern: strings("layers_pattern")?,
-        modules_to_save: strings("modules_to_save")?,
+        modules_to_save,
         bias,
         init: Init::Kaiming,
     };
@@ -216,14 +237,28 @@ fn parse(map: &Map<String, Value>) -> Result<AdapterConfig> {
     Ok(AdapterConfig {
         lora,
         base_model_name_or_path: base,
+        task,
     })
+}
+
+/// Adds the heads that PEFT trains whole on any classifier, as it does itself.
+pub fn with_classifiers(modules_to_save: &mut Vec<String>) {
+    for head in CLASSIFIERS {
+        if !modules_to_save.iter().any(|module| module == head) {
+            modules_to_save.push(head.to_owned());
+        }
+    }
 }
 
 /// Loads an adapter folder onto a model.
 ///
 /// # Errors
 /// A malformed folder, or tensors that do not fit the model and the settings one to one.
-pub fn load(folder: &Path, model: &mut Model, seed: u64) -> Result<(Trainable, AdapterConfig)> {
+pub fn load(
+    folder: &Path,
+    model: &mut impl Network,
+    seed: u64,
+) -> Result<(Trainable, AdapterConfig)> {
     let config = read_config(folder)?;
     let mut trainable = Trainable::lora(model, &config.lora, seed)?;
     let path = folder.join(WEIGHTS_FILE);
@@ -304,6 +339,12 @@ fn config_text(config: &AdapterConfig, adapted: &[&str]) -> String {
     let lora = &config.lora;
     // PEFT stores `all-linear` as the names it stands for.
     let target_modules = match &lora.target_modules {
+        // Of a classifier, PEFT stores whole paths: its last names would mean the head's modules too.
+        Targets::Text(text)
+            if text == ALL_LINEAR && config.task == Task::SequenceClassification =>
+        {
+            json!(adapted)
+        }
         Targets::Text(text) if text == ALL_LINEAR => {
             let mut names: Vec<&str> = adapted
                 .iter()
@@ -356,7 +397,13 @@ fn config_text(config: &AdapterConfig, adapted: &[&str]) -> String {
         ("rank_pattern", json!(lora.rank_pattern)),
         ("revision", Value::Null),
         ("target_modules", target_modules),
-        ("task_type", json!("CAUSAL_LM")),
+        (
+            "task_type",
+            match config.task {
+                Task::CausalLm => json!("CAUSAL_LM"),
+                Task::SequenceClassification => json!("SEQ_CLS"),
+            },
+        ),
         ("use_dora", json!(lora.use_dora)),
         ("use_rslora", json!(lora.use_rslora)),
     ];

@@ -13,8 +13,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use sparsam_base::model::Model;
+use sparsam_kernels::cross_entropy::Loss;
 
 use crate::checkpoint::{self, Best, Progress};
+use crate::classes::ClassMetrics;
 use crate::data::{Batch, Batches};
 use crate::error::{Error, Result};
 use crate::evaluate::{BatchLoss, batch_losses, mean};
@@ -45,12 +47,86 @@ impl Cadence {
     }
 }
 
+/// By what the best evaluation is chosen, and whether another is better.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BestBy {
+    /// The lowest loss.
+    #[default]
+    Loss,
+    /// The highest macro F1, of a classifier.
+    MacroF1,
+}
+
+impl BestBy {
+    /// A figure that is higher for what is better; less than every other where it is not known or not a number.
+    fn score(self, loss: f64, macro_f1: Option<f64>) -> f64 {
+        let score = match self {
+            Self::Loss => -loss,
+            Self::MacroF1 => macro_f1.unwrap_or(f64::NEG_INFINITY),
+        };
+        if score.is_nan() {
+            f64::NEG_INFINITY
+        } else {
+            score
+        }
+    }
+}
+
+/// A model as the loop sees it.
+pub trait Learner {
+    /// Adds the gradients of `grad_scale · Σ loss` to everything that is trained, and returns the loss.
+    ///
+    /// # Errors
+    /// An operation on tensors failed, or the loss is not a number.
+    fn differentiate(
+        &self,
+        trainable: &mut Trainable,
+        input: Input,
+        grad_scale: f64,
+        checkpointing: bool,
+    ) -> Result<Loss>;
+
+    /// Measures one pass over data; nothing is differentiated and nothing dropped.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    fn measure(&self, trainable: &mut Trainable, batches: &Batches) -> Result<Measured>;
+}
+
+/// What an evaluation measured.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Batch by batch.
+    pub losses: Vec<BatchLoss>,
+    /// How well classes are told apart, of a classifier.
+    pub classes: Option<ClassMetrics>,
+}
+
+impl Learner for Model {
+    fn differentiate(
+        &self,
+        trainable: &mut Trainable,
+        input: Input,
+        grad_scale: f64,
+        checkpointing: bool,
+    ) -> Result<Loss> {
+        differentiate(self, trainable, input, grad_scale, checkpointing)
+    }
+
+    fn measure(&self, trainable: &mut Trainable, batches: &Batches) -> Result<Measured> {
+        Ok(Measured {
+            losses: batch_losses(self, trainable, batches)?,
+            classes: None,
+        })
+    }
+}
+
 /// When a run ends before its last step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EarlyStopping {
     /// Evaluations in a row without improvement.
     pub patience: usize,
-    /// How far the loss must fall to count as improvement.
+    /// How far the loss must fall, or the macro F1 rise, to count as improvement.
     pub min_delta: f64,
 }
 
@@ -69,6 +145,8 @@ pub struct Settings {
     pub save: Cadence,
     /// When the run ends early.
     pub early_stopping: Option<EarlyStopping>,
+    /// Which evaluation is the best.
+    pub best_by: BestBy,
 }
 
 /// Steps in one pass over the data.
@@ -115,8 +193,10 @@ pub struct Evaluation {
     pub step: usize,
     /// Mean loss per target, in nats.
     pub loss: f64,
-    /// Whether it is the lowest so far.
+    /// Whether it is the best so far.
     pub best: bool,
+    /// Accuracy and macro F1, of a classifier.
+    pub scores: Option<(f64, f64)>,
 }
 
 /// Is told what happens.
@@ -168,7 +248,7 @@ pub enum Ending {
 /// A run: what is trained, on what, and where it leaves its checkpoints.
 pub struct Run<'a> {
     /// The base.
-    pub model: &'a Model,
+    pub model: &'a dyn Learner,
     /// What is trained.
     pub trainable: &'a mut Trainable,
     /// Its updates.
@@ -186,8 +266,7 @@ pub struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Trains from `progress` on. Afterwards what is trained holds the values of the lowest evaluation
-    /// loss, or of the last step where nothing is evaluated; after an interruption those of the last
+    /// Trains from `progress` on. Afterwards what is trained holds the values of the best evaluation, or of the last step where nothing is evaluated; after an interruption those of the last
     /// step.
     ///
     /// # Errors
@@ -272,7 +351,10 @@ impl Run<'_> {
             };
             let scale = 1.0 / targets as f64;
             let checkpointing = self.settings.checkpointing;
-            sum += differentiate(self.model, self.trainable, input, scale, checkpointing)?.sum;
+            let (model, trainable) = (self.model, &mut *self.trainable);
+            sum += model
+                .differentiate(trainable, input, scale, checkpointing)?
+                .sum;
             progress.micro_batches += 1;
         }
         let learning_rate = self.settings.schedule.within(progress.step, used);
@@ -297,30 +379,49 @@ impl Run<'_> {
             return Ok(());
         };
         observer.enter(Phase::Evaluate);
-        let losses = batch_losses(self.model, self.trainable, eval);
+        let measured = self.model.measure(self.trainable, eval);
         observer.leave(Phase::Evaluate);
-        let losses = losses?;
+        let Measured { losses, classes } = measured?;
         let loss = mean(&losses)?;
         observer.measured(&losses);
+        let scores = classes
+            .as_ref()
+            .map(|classes| (classes.accuracy, classes.macro_f1));
+        let macro_f1 = scores.map(|(_, macro_f1)| macro_f1);
         let step = progress.step;
         let mut best = false;
         if step == 0 {
             progress.loss_before = Some(loss);
+            progress.classes_before = classes;
         } else {
             let least = self.settings.early_stopping.map_or(0.0, |e| e.min_delta);
-            // A loss that is not a number is never an improvement.
-            let gained = progress.best.is_none_or(|best| loss < best.loss - least);
+            // A figure that is not a number is never an improvement.
+            let by = self.settings.best_by;
+            let score = by.score(loss, macro_f1);
+            let before = progress.best.map(|best| by.score(best.loss, best.macro_f1));
+            let gained = before.is_none_or(|before| score > before + least);
             progress.without_gain = if gained { 0 } else { progress.without_gain + 1 };
-            best = progress.best.is_none_or(|best| loss < best.loss) && loss.is_finite();
+            best = before.is_none_or(|before| score > before) && loss.is_finite();
             if best {
                 observer.enter(Phase::Save);
                 let written = checkpoint::write_best(self.checkpoints, step, self.trainable);
                 observer.leave(Phase::Save);
                 written?;
-                progress.best = Some(Best { step, loss });
+                progress.best = Some(Best {
+                    step,
+                    loss,
+                    macro_f1,
+                });
+                progress.classes_best = classes;
             }
         }
-        observer.evaluated(&Evaluation { step, loss, best }, progress)
+        let evaluation = Evaluation {
+            step,
+            loss,
+            best,
+            scores,
+        };
+        observer.evaluated(&evaluation, progress)
     }
 
     fn save(&mut self, progress: &Progress, observer: &mut dyn Observer) -> Result<()> {

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Device, Tensor};
-use sparsam_base::model::{EMBEDDING, HEAD, Model};
+use sparsam_base::model::{EMBEDDING, HEAD};
+use sparsam_base::network::Network;
 use sparsam_base::projection::{Group, Hook, HookKept};
 use sparsam_kernels::Weight;
 use sparsam_kernels::dora::{Dora, row_norms};
@@ -73,6 +74,9 @@ impl Trained {
     }
 }
 
+/// Heads that PEFT trains whole on any classifier.
+pub(crate) const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
+
 struct Branch {
     low_rank: LowRank,
     a_grad: Tensor,
@@ -118,7 +122,7 @@ pub struct Trainable {
 
 impl Trainable {
     /// Nothing is trained.
-    pub fn none(model: &Model) -> Self {
+    pub fn none(model: &(impl Network + ?Sized)) -> Self {
         Self {
             branches: HashMap::new(),
             registry: BTreeMap::new(),
@@ -130,8 +134,8 @@ impl Trainable {
                 site: 0,
             },
             sites: HashMap::new(),
-            tied: model.config.tie_word_embeddings,
-            lowest: model.blocks.len(),
+            tied: model.tied(),
+            lowest: model.layers(),
         }
     }
 
@@ -139,7 +143,7 @@ impl Trainable {
     ///
     /// # Errors
     /// Settings that are impossible or match no module.
-    pub fn lora(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<Self> {
+    pub fn lora(model: &mut impl Network, config: &LoraConfig, seed: u64) -> Result<Self> {
         config.check()?;
         if config.use_dora && !model.device().is_cpu() {
             return Err(Error::config(
@@ -152,46 +156,52 @@ impl Trainable {
         trainable.dropout = config.lora_dropout;
         trainable.key.seed = seed;
         let mut biases = Vec::new();
-        for (layer, block) in model.blocks.iter().enumerate() {
-            for group in [&block.qkv, &block.o, &block.gate_up, &block.down] {
-                for projection in &group.projections {
-                    let shape = config.branch(&projection.name)?;
-                    if let Some(shape) = shape {
-                        let (out, input) = projection.weight.dims()?;
-                        let mut random = Random::new(seed, &projection.name);
-                        let bound = 1.0 / (input as f64).sqrt();
-                        let a = match config.init {
-                            Init::Gaussian => {
-                                fill((shape.rank, input), || random.normal() / shape.rank as f64)?
-                            }
-                            _ => fill((shape.rank, input), || {
-                                (2.0 * random.uniform() - 1.0) * bound
-                            })?,
-                        };
-                        let bound = 1.0 / (shape.rank as f64).sqrt();
-                        let b = match config.init {
-                            Init::Random => {
-                                fill((out, shape.rank), || (2.0 * random.uniform() - 1.0) * bound)?
-                            }
-                            _ => Tensor::zeros((out, shape.rank), DType::F32, &Device::Cpu)?,
-                        };
-                        // The magnitude starts as the norm: the rescaled weight is W + s B A at first.
-                        let magnitude = if config.use_dora {
-                            Some(row_norms(&projection.weight, &a, &b, shape.scale)?)
-                        } else {
-                            None
-                        };
-                        let (a, b) = (a.to_device(&device)?, b.to_device(&device)?);
-                        trainable.add_branch(&projection.name, a, b, shape.scale, magnitude)?;
-                        trainable.lowest = trainable.lowest.min(layer);
-                    }
-                    if let Some(bias) = &projection.bias
-                        && (config.bias == Bias::All
-                            || config.bias == Bias::LoraOnly && shape.is_some())
-                    {
-                        biases.push((format!("{}.bias", projection.name), bias.clone()));
-                        trainable.lowest = trainable.lowest.min(layer);
-                    }
+        let saved = |path: &str| {
+            let mut modules = config.modules_to_save.iter();
+            modules.any(|module| model.is_saved(path, module))
+        };
+        for (layer, group) in model.groups() {
+            for projection in &group.projections {
+                // What is trained whole gets no branch.
+                if saved(&projection.name) {
+                    continue;
+                }
+                let shape = config.branch(&projection.name)?;
+                if let Some(shape) = shape {
+                    let (out, input) = projection.weight.dims()?;
+                    let mut random = Random::new(seed, &projection.name);
+                    let bound = 1.0 / (input as f64).sqrt();
+                    let a = match config.init {
+                        Init::Gaussian => {
+                            fill((shape.rank, input), || random.normal() / shape.rank as f64)?
+                        }
+                        _ => fill((shape.rank, input), || {
+                            (2.0 * random.uniform() - 1.0) * bound
+                        })?,
+                    };
+                    let bound = 1.0 / (shape.rank as f64).sqrt();
+                    let b = match config.init {
+                        Init::Random => {
+                            fill((out, shape.rank), || (2.0 * random.uniform() - 1.0) * bound)?
+                        }
+                        _ => Tensor::zeros((out, shape.rank), DType::F32, &Device::Cpu)?,
+                    };
+                    // The magnitude starts as the norm: the rescaled weight is W + s B A at first.
+                    let magnitude = if config.use_dora {
+                        Some(row_norms(&projection.weight, &a, &b, shape.scale)?)
+                    } else {
+                        None
+                    };
+                    let (a, b) = (a.to_device(&device)?, b.to_device(&device)?);
+                    trainable.add_branch(&projection.name, a, b, shape.scale, magnitude)?;
+                    trainable.lowest = trainable.lowest.min(layer);
+                }
+                if let Some(bias) = &projection.bias
+                    && (config.bias == Bias::All
+                        || config.bias == Bias::LoraOnly && shape.is_some())
+                {
+                    biases.push((format!("{}.bias", projection.name), bias.clone()));
+                    trainable.lowest = trainable.lowest.min(layer);
                 }
             }
         }
@@ -214,43 +224,37 @@ impl Trainable {
     ///
     /// # Errors
     /// A quantised model: its weights cannot be trained.
-    pub fn full(model: &mut Model) -> Result<Self> {
+    pub fn full(model: &mut impl Network) -> Result<Self> {
         let mut trainable = Self::none(model);
         trainable.lowest = 0;
-        let quantized = || {
-            Error::config(
+        let dense = |weight: &Weight| match weight {
+            Weight::Dense(weight) => Ok(weight.clone()),
+            _ => Err(Error::config(
                 "quantize",
                 "leaves weights that full fine-tuning cannot train",
-            )
+            )),
         };
-        let mut norms = vec![&model.norm];
-        for block in &model.blocks {
-            norms.extend(block.norms());
-            for projection in [&block.qkv, &block.o, &block.gate_up, &block.down]
-                .into_iter()
-                .flat_map(|g| &g.projections)
-            {
-                let Weight::Dense(weight) = &projection.weight else {
-                    return Err(quantized());
-                };
-                trainable.add_parameter(format!("{}.weight", projection.name), weight)?;
+        for (_, group) in model.groups() {
+            for projection in &group.projections {
+                let weight = dense(&projection.weight)?;
+                trainable.add_parameter(format!("{}.weight", projection.name), &weight)?;
                 if let Some(bias) = &projection.bias {
                     trainable.add_parameter(format!("{}.bias", projection.name), bias)?;
                 }
             }
         }
-        for norm in norms {
-            trainable.add_parameter(norm.name.clone(), &norm.weight)?;
+        for (name, vector) in model.vectors() {
+            trainable.add_parameter(name, vector)?;
         }
-        let (Weight::Dense(embedding), Weight::Dense(head)) = (&model.embedding, &model.head)
-        else {
-            return Err(quantized());
-        };
-        trainable.add_parameter(EMBEDDING.to_owned(), embedding)?;
-        if !trainable.tied {
-            trainable.add_parameter(HEAD.to_owned(), head)?;
+        for (name, table) in model.tables() {
+            trainable.add_parameter(name, &dense(table)?)?;
         }
         Ok(trainable)
+    }
+
+    /// Sets the seed of what is dropped in training, where no adapter's settings have done so.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.key.seed = seed;
     }
 
     /// Names and tensors of all that is trained, in order of their names.
@@ -377,23 +381,20 @@ impl Trainable {
         Ok(())
     }
 
-    fn save_module(&mut self, model: &mut Model, module: &str) -> Result<()> {
-        match module {
-            "lm_head" => {
-                let head = model.head.dequantize()?.copy()?;
-                self.add_parameter(HEAD.to_owned(), &head)?;
-                model.head = Weight::Dense(head);
-            }
-            "embed_tokens" => {
-                let embedding = model.embedding.dequantize()?.copy()?;
-                self.add_parameter(EMBEDDING.to_owned(), &embedding)?;
-                model.embedding = Weight::Dense(embedding);
-            }
-            other => {
-                let what =
-                    format!("names `{other}`, this version saves `lm_head` and `embed_tokens`");
-                return Err(Error::config("modules_to_save", what));
-            }
+    /// Trains a module whole. PEFT names both heads of classifiers on every model, of which it has one.
+    fn save_module(&mut self, model: &mut impl Network, module: &str) -> Result<()> {
+        let owned = model.own(module)?;
+        let known = model.ownable();
+        if owned.is_empty() && !(CLASSIFIERS.contains(&module) && known.contains(&module)) {
+            let what = if CLASSIFIERS.contains(&module) {
+                format!("names `{module}`, the head of a classifier, which this model is not")
+            } else {
+                format!("names `{module}`, this version saves {}", listed(&known))
+            };
+            return Err(Error::config("modules_to_save", what));
+        }
+        for (name, tensor) in owned {
+            self.add_parameter(name, &tensor)?;
         }
         self.tied = false;
         Ok(())
@@ -426,6 +427,12 @@ impl Trainable {
             ..self.key
         })
     }
+}
+
+/// "`a` and `b`"
+fn listed(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(" and ")
 }
 
 fn fill(shape: (usize, usize), mut value: impl FnMut() -> f64) -> candle_core::Result<Tensor> {
@@ -506,5 +513,9 @@ impl Hook for Trainable {
             parameter
         };
         self.registry.get(name).map(|trained| trained.grad.clone())
+    }
+
+    fn dropout(&self) -> Option<DropoutKey> {
+        self.training.then_some(self.key)
     }
 }

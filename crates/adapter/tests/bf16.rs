@@ -13,6 +13,7 @@ use sparsam_base::model::{EMBEDDING, LoadOptions, Model};
 use sparsam_base::weights::Weights;
 use sparsam_kernels::Weight;
 use sparsam_kernels::adamw::AdamW;
+use sparsam_kernels::cpu::Level;
 use sparsam_kernels::host::update;
 
 const FAMILY: &str = "qwen2";
@@ -59,6 +60,16 @@ fn differentiated(model: &Model, trainable: &mut Trainable) -> (f64, Vec<(String
     (loss.sum, gradients(trainable))
 }
 
+/// Whether this processor rounds what it multiplies by a base in bf16, which a base of rounded f32 is spared.
+fn rounds_products() -> bool {
+    Level::detect() >= Level::Avx512Bf16
+}
+
+/// How far losses may be apart: `exact` where only the weights are rounded.
+fn loss_tolerance(exact: f64) -> f64 {
+    if rounds_products() { 5e-3 } else { exact }
+}
+
 #[track_caller]
 fn assert_equal(
     what: &str,
@@ -66,12 +77,24 @@ fn assert_equal(
     wide: &(f64, Vec<(String, Vec<f32>)>),
 ) {
     assert!(
-        (narrow.0 - wide.0).abs() < 1e-6 * wide.0,
+        (narrow.0 - wide.0).abs() < loss_tolerance(1e-6) * wide.0,
         "{what}: {} and {}",
         narrow.0,
         wide.0
     );
-    assert_near(what, &narrow.1, &wide.1, 1e-6);
+    if !rounds_products() {
+        return assert_near(what, &narrow.1, &wide.1, 1e-6);
+    }
+    let (mut apart, mut size) = (0.0, 0.0);
+    for ((name, narrow), (other, wide)) in narrow.1.iter().zip(&wide.1) {
+        assert_eq!(name, other);
+        for (narrow, wide) in narrow.iter().zip(wide) {
+            apart += f64::from(narrow - wide).powi(2);
+            size += f64::from(*wide).powi(2);
+        }
+    }
+    let relative = (apart / size).sqrt();
+    assert!(relative < 0.1, "{what}: gradients {relative} apart");
 }
 
 #[test]
@@ -93,7 +116,7 @@ fn adapters_learn_the_same_on_bf16_as_on_rounded_f32() {
             differentiated(&wide, &mut on_wide),
         );
         assert!(
-            (found.0 - expected.0).abs() < 1e-5 * expected.0,
+            (found.0 - expected.0).abs() < loss_tolerance(1e-5) * expected.0,
             "after an update: {} and {}",
             found.0,
             expected.0

@@ -267,6 +267,7 @@ fn dora_is_written_as_peft_names_it() -> Result<(), Error> {
     let config = AdapterConfig {
         lora,
         base_model_name_or_path: None,
+        task: sparsam_adapter::peft::Task::CausalLm,
     };
     let folder = tempfile::tempdir().expect("a folder");
     peft::save(folder.path(), &trainable, &config)?;

@@ -81,6 +81,7 @@ fn an_adapter_learns_on_blocks_that_stay_and_is_applied_to_them_again() {
     let saved = AdapterConfig {
         lora: config,
         base_model_name_or_path: Some("model.gguf".to_owned()),
+        task: peft::Task::CausalLm,
     };
     peft::save(folder.path(), &trainable, &saved).expect("saved");
     let (mut again, _) = pair();

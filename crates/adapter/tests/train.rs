@@ -15,7 +15,7 @@ use sparsam_adapter::lora::LoraConfig;
 use sparsam_adapter::optimizer::Optimizer;
 use sparsam_adapter::schedule::{Schedule, Scheduler};
 use sparsam_adapter::train::{
-    Cadence, EarlyStopping, Ending, Evaluation, Observer, Phase, Run, Settings, Step,
+    BestBy, Cadence, EarlyStopping, Ending, Evaluation, Observer, Phase, Run, Settings, Step,
 };
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::Model;
@@ -29,6 +29,7 @@ fn examples(lengths: &[usize]) -> Vec<Example> {
         .map(|ids| Example {
             trained: (0..ids.len()).map(|i| i > 0).collect(),
             ids,
+            label: None,
         })
         .collect()
 }
@@ -55,6 +56,7 @@ fn settings(total_steps: usize) -> Settings {
         evaluate: Cadence::Epoch,
         save: Cadence::Steps(1),
         early_stopping: None,
+        best_by: BestBy::Loss,
     }
 }
 

@@ -139,7 +139,10 @@ pub struct Cache {
 }
 
 /// Outputs of a group: as many as `widths`, or one that holds them side by side.
-fn parts<const N: usize>(outputs: Vec<Tensor>, widths: [usize; N]) -> Result<[Tensor; N]> {
+pub(crate) fn parts<const N: usize>(
+    outputs: Vec<Tensor>,
+    widths: [usize; N],
+) -> Result<[Tensor; N]> {
     let outputs = match outputs.as_slice() {
         [together] if N > 1 => {
             let mut start = 0;
@@ -159,14 +162,14 @@ fn parts<const N: usize>(outputs: Vec<Tensor>, widths: [usize; N]) -> Result<[Te
 }
 
 /// Gradients of a group's outputs, put side by side where the group has one output.
-fn together(group: &Group, gradients: &[Tensor]) -> Result<Vec<Tensor>> {
+pub(crate) fn together(group: &Group, gradients: &[Tensor]) -> Result<Vec<Tensor>> {
     if group.projections.len() == 1 && gradients.len() > 1 {
         return Ok(vec![Tensor::cat(gradients, 1)?]);
     }
     Ok(gradients.to_vec())
 }
 
-fn one(mut tensors: Vec<Tensor>) -> Result<Tensor> {
+pub(crate) fn one(mut tensors: Vec<Tensor>) -> Result<Tensor> {
     match tensors.pop() {
         Some(tensor) => Ok(tensor),
         None => candle_core::bail!("a projection gave no output"),

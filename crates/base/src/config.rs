@@ -219,9 +219,7 @@ impl ModelConfig {
     /// # Errors
     /// Not JSON, an unknown family, a missing or impossible value, or a key that cannot be honoured.
     pub fn parse(text: &str) -> Result<Self> {
-        let value: Map<String, Value> = serde_json::from_str(text)
-            .map_err(|e| Error::config("config.json", format!("is not a JSON object: {e}")))?;
-        Reader { value }.read()
+        Reader::new(text)?.read()
     }
 
     /// Inverse frequencies of the rotary embedding, `[rotary_dim / 2]`.
@@ -298,11 +296,27 @@ impl RopeScaling {
     }
 }
 
-struct Reader {
-    value: Map<String, Value>,
+/// A `config.json` from which keys are taken as they are understood.
+pub(crate) struct Reader {
+    pub(crate) value: Map<String, Value>,
 }
 
 impl Reader {
+    /// The keys of a `config.json`.
+    pub(crate) fn new(text: &str) -> Result<Self> {
+        let value = serde_json::from_str(text)
+            .map_err(|e| Error::config("config.json", format!("is not a JSON object: {e}")))?;
+        Ok(Self { value })
+    }
+
+    /// Keys that were not taken and are not known to mean nothing here.
+    pub(crate) fn unrecognised(&self) -> Vec<String> {
+        let keys = self.value.keys();
+        keys.filter(|key| !HARMLESS.contains(&key.as_str()))
+            .cloned()
+            .collect()
+    }
+
     fn read(mut self) -> Result<ModelConfig> {
         let family = self.text("model_type")?;
         if !FAMILIES.contains(&family.as_str()) {
@@ -453,12 +467,7 @@ impl Reader {
             rope,
             local_rope,
             layers,
-            unrecognised: self
-                .value
-                .keys()
-                .filter(|k| !HARMLESS.contains(&k.as_str()))
-                .cloned()
-                .collect(),
+            unrecognised: self.unrecognised(),
             family,
         };
         Ok(config)
@@ -686,23 +695,23 @@ impl Reader {
             .collect()
     }
 
-    fn take(&mut self, key: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.value.shift_remove(key)
     }
 
-    fn text(&mut self, key: &str) -> Result<String> {
+    pub(crate) fn text(&mut self, key: &str) -> Result<String> {
         match self.take(key) {
             Some(Value::String(text)) => Ok(text),
             _ => Err(Error::config(key, "is missing or not a text")),
         }
     }
 
-    fn count(&mut self, key: &str) -> Result<usize> {
+    pub(crate) fn count(&mut self, key: &str) -> Result<usize> {
         self.optional_count(key)?
             .ok_or_else(|| Error::config(key, "is missing"))
     }
 
-    fn optional_count(&mut self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn optional_count(&mut self, key: &str) -> Result<Option<usize>> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64() {
@@ -715,7 +724,7 @@ impl Reader {
         }
     }
 
-    fn number(&mut self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn number(&mut self, key: &str) -> Result<Option<f64>> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_f64() {
@@ -725,7 +734,7 @@ impl Reader {
         }
     }
 
-    fn flag(&mut self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn flag(&mut self, key: &str, default: bool) -> Result<bool> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(default),
             Some(Value::Bool(flag)) => Ok(flag),
@@ -736,7 +745,7 @@ impl Reader {
         }
     }
 
-    fn object(&mut self, key: &str) -> Result<Map<String, Value>> {
+    pub(crate) fn object(&mut self, key: &str) -> Result<Map<String, Value>> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(Map::new()),
             Some(Value::Object(map)) => Ok(map),
@@ -747,7 +756,7 @@ impl Reader {
         }
     }
 
-    fn list(&mut self, key: &str, count: usize) -> Result<Option<Vec<Value>>> {
+    pub(crate) fn list(&mut self, key: &str, count: usize) -> Result<Option<Vec<Value>>> {
         match self.take(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Array(list)) if list.len() == count => Ok(Some(list)),

@@ -354,14 +354,16 @@ fn tables(config: &ModelConfig, positions: usize) -> Result<(RopeTable, Option<R
     Ok((table(&config.rope)?, local))
 }
 
-struct Loader<'a> {
-    weights: &'a dyn Weights,
-    options: LoadOptions,
-    norm_offset: f64,
+/// Reads tensors and checks that they are what the configuration says.
+pub(crate) struct Loader<'a> {
+    pub(crate) weights: &'a dyn Weights,
+    pub(crate) options: LoadOptions,
+    /// Added to the stored weights of norms.
+    pub(crate) norm_offset: f64,
 }
 
 impl Loader<'_> {
-    fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
+    pub(crate) fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
         let tensor = self.weights.tensor(name)?;
         if tensor.dims() != dims {
             let what = format!(
@@ -412,14 +414,20 @@ impl Loader<'_> {
     }
 
     /// The embedding or the head, which are not quantised here.
-    fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
+    pub(crate) fn table(&self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
         match self.kept(name, rows, columns)? {
             Some(weight) => Ok(weight),
             None => Ok(Weight::Dense(self.dense(name, &[rows, columns])?)),
         }
     }
 
-    fn projection(&self, name: String, out: usize, input: usize, bias: bool) -> Result<Projection> {
+    pub(crate) fn projection(
+        &self,
+        name: String,
+        out: usize,
+        input: usize,
+        bias: bool,
+    ) -> Result<Projection> {
         let parameter = format!("{name}.weight");
         let asked = self.options.quantize;
         let kept = self.kept(&parameter, out, input)?;

@@ -9,6 +9,7 @@ use std::any::Any;
 
 use candle_core::{Result, Tensor};
 use sparsam_kernels::Weight;
+use sparsam_kernels::dropout::DropoutKey;
 use sparsam_kernels::linear::{add_bias, linear};
 use sparsam_kernels::lora::{Projection as Product, lora_linear, lora_linear_backward};
 
@@ -57,6 +58,12 @@ pub trait Hook {
     /// Where the gradient of a parameter outside the projections (`model.norm.weight`, say) is added
     /// up, if it is trained.
     fn accumulator(&self, _parameter: &str) -> Option<Tensor> {
+        None
+    }
+
+    /// The key of what is dropped in the base itself in this pass, if anything is: encoders drop hidden numbers
+    /// while they are trained. The site is the base's business.
+    fn dropout(&self) -> Option<DropoutKey> {
         None
     }
 }

@@ -14,6 +14,7 @@ use crate::commands::bench;
 use crate::recipe::manual;
 
 pub(crate) mod bench_generate;
+pub(crate) mod classify;
 pub(crate) mod compare;
 pub(crate) mod data;
 pub(crate) mod energy;
@@ -24,6 +25,7 @@ pub(crate) mod plan;
 pub(crate) mod report;
 
 use bench_generate::BenchGenerateArgs;
+use classify::ClassifyArgs;
 use compare::CompareArgs;
 use data::DataArgs;
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
@@ -64,6 +66,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Talk with a model
     Chat(ChatArgs),
+    /// Say of which class texts are
+    Classify(ClassifyArgs),
     /// Merge an adapter into its base model
     Merge(MergeArgs),
     /// Check an adapter before it is published or served

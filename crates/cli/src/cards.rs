@@ -6,13 +6,17 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use sparsam_tracker::card::{self, CardInputs, Metric, ModelKind, Origin, TrainingKind};
+use sparsam_adapter::classes::ClassMetrics;
+use sparsam_tracker::card::{self, CardInputs, Classes, Metric, ModelKind, Origin, TrainingKind};
 use sparsam_tracker::{EnergyRecord, journal};
 
 use crate::figures::thousands;
 use crate::from_hub;
 use crate::recipe::{Method, PromptFormat, Recipe, TrainOn, TrainingType};
 use crate::run_record::{DataRecord, Quality, RunRecord, State, write_whole};
+
+/// The form of rows that are texts with classes.
+const LABELLED: &str = "labelled";
 
 /// Name of the card in the run's folder.
 pub(crate) const FILE_NAME: &str = "README.md";
@@ -76,6 +80,7 @@ fn inputs(folder: &Path, run: &RunRecord) -> CardInputs {
             .map(|path| path.display().to_string()),
         metrics: metrics(run),
         command: Some(command(folder, run)),
+        classes: classes(run),
         example_prompt: run.example_prompt.clone(),
         chat: run.train_data.format != "text" && recipe.data.prompt_format == PromptFormat::Chat,
         cloud_provider: None,
@@ -111,20 +116,28 @@ fn dataset_name(recipe: &Recipe) -> String {
 fn data(run: &RunRecord) -> Vec<String> {
     let mut sentences = vec![counted("Trained on", &run.train_data)];
     let answers = run.recipe.data.train_on == TrainOn::Assistant;
-    sentences[0].push_str(match (run.train_data.format.as_str(), answers) {
-        ("text", _) | (_, false) => " The loss is taken over all of the text.",
-        (_, true) => " The loss is taken over the answers alone.",
-    });
+    let loss = match (run.train_data.format.as_str(), answers) {
+        (LABELLED, _) => format!(
+            "the cross entropy over {} classes",
+            thousands(run.labels.len() as u64)
+        ),
+        ("text", _) | (_, false) => "taken over all of the text".to_owned(),
+        (_, true) => "taken over the answers alone".to_owned(),
+    };
+    let _ = write!(sentences[0], " The loss is {loss}.");
     if let Some(data) = &run.eval_data {
         sentences.push(counted("Evaluated on", data));
     }
     if let Some(results) = &run.results {
         sentences.push(format!(
-            "{} steps, {} passes over the data, {} tokens, {} of them targets, at {} tokens/s.",
+            "{} steps, {} passes over the data, {} tokens{}, at {} tokens/s.",
             thousands(results.steps),
             sparsam_tracker::format::plain_decimal(results.epochs, 2),
             thousands(results.tokens),
-            thousands(results.trained_tokens),
+            match run.train_data.format.as_str() {
+                LABELLED => String::new(),
+                _ => format!(", {} of them targets", thousands(results.trained_tokens)),
+            },
             thousands(results.tokens_per_second as u64),
         ));
     }
@@ -173,11 +186,19 @@ fn data(run: &RunRecord) -> Vec<String> {
 
 fn counted(what: &str, data: &DataRecord) -> String {
     let mut sentence = format!(
-        "{what} {} examples with {} tokens, {} of them targets",
+        "{what} {} {} with {} tokens",
         thousands(data.examples),
+        if data.format == LABELLED {
+            "texts"
+        } else {
+            "examples"
+        },
         thousands(data.tokens),
-        thousands(data.trained_tokens)
     );
+    if data.format != LABELLED {
+        let targets = thousands(data.trained_tokens);
+        let _ = write!(sentence, ", {targets} of them targets");
+    }
     if data.truncated > 0 {
         let count = thousands(data.truncated);
         let _ = write!(sentence, "; {count} were cut to the longest length");
@@ -256,6 +277,30 @@ fn metrics(run: &RunRecord) -> Vec<Metric> {
     let Some(after) = results.after else {
         return Vec::new();
     };
+    if let Some(classes) = &results.classes {
+        let figures: [(&str, &str, fn(&ClassMetrics) -> f64); 3] = [
+            ("accuracy", "Accuracy", |m| m.accuracy),
+            ("f1", "Macro F1", |m| m.macro_f1),
+            (
+                "expected_calibration_error",
+                "Expected calibration error",
+                |m| m.calibration_error,
+            ),
+        ];
+        let loss = Metric {
+            kind: "loss".to_owned(),
+            name: "Loss (nats per text)".to_owned(),
+            before: results.before.map(|before| before.loss),
+            after: after.loss,
+        };
+        let figures = figures.into_iter().map(|(kind, name, figure)| Metric {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            before: classes.before.as_ref().map(figure),
+            after: figure(&classes.after),
+        });
+        return figures.chain([loss]).collect();
+    }
     let measured: [(&str, &str, &dyn Fn(&Quality) -> Option<f64>); 3] = [
         ("loss", "Loss (nats per token)", &|q| Some(q.loss)),
         ("perplexity", "Perplexity", &|q| Some(q.perplexity())),
@@ -274,9 +319,42 @@ fn metrics(run: &RunRecord) -> Vec<Metric> {
         .collect()
 }
 
+/// The classes of a classifier as its card shows them.
+fn classes(run: &RunRecord) -> Option<Classes> {
+    if run.labels.is_empty() {
+        return None;
+    }
+    let mut classes = Classes {
+        labels: run.labels.clone(),
+        ..Classes::default()
+    };
+    let measured = run
+        .results
+        .as_ref()
+        .and_then(|results| results.classes.as_ref());
+    if let Some(measured) = measured {
+        let after = &measured.after;
+        let scores = after.per_class.iter();
+        classes.scores = scores
+            .map(|class| ([class.precision, class.recall, class.f1], class.texts))
+            .collect();
+        classes.confusion.clone_from(&after.confusion);
+        let bins = after.bins.iter();
+        classes.bins = bins
+            .map(|bin| (bin.answers, bin.confidence, bin.accuracy))
+            .collect();
+        classes.calibration_error = after.calibration_error;
+    }
+    Some(classes)
+}
+
 /// The line that lets the model answer.
 pub(crate) fn command(folder: &Path, run: &RunRecord) -> String {
     let prompt = run.example_prompt.as_deref().unwrap_or("Hello");
+    if !run.labels.is_empty() {
+        let arguments = model_arguments(folder, run);
+        return format!("sparsam classify {arguments} --text {}", quoted(prompt));
+    }
     format!(
         "sparsam generate {} --prompt {}",
         model_arguments(folder, run),

@@ -9,6 +9,7 @@ pub(crate) mod bench;
 mod bench_generate;
 mod card;
 mod chat;
+mod classify;
 mod compare;
 mod data;
 mod doctor;
@@ -36,6 +37,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Data(args) => data::run(&args),
         Command::Generate(args) => within(None, || generate::run(&args, cli.quiet)),
         Command::Chat(args) => within(None, || chat::run(&args, cli.quiet)),
+        Command::Classify(args) => within(None, || classify::run(&args, cli.quiet)),
         Command::Fetch(args) => fetch::run(&args, cli.quiet),
         Command::Publish(args) => publish::run(&args, cli.quiet),
         Command::Export(args) => export::run(&args),
@@ -44,9 +46,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Unpack(args) => unpack::run(&args, cli.quiet),
         Command::PackBuiltin(args) => unpack::pack_builtin(&args),
         Command::Train(args) => train::run(&args, cli.quiet),
-        Command::BenchGenerate(args) => {
-            within(None, || bench_generate::run(&args, cli.quiet))
-        }
+        Command::BenchGenerate(args) => within(None, || bench_generate::run(&args, cli.quiet)),
         Command::Bench(args) => within(None, || bench::run(&args)),
         Command::Probe(args) => probe::run(&args),
         Command::Estimate(args) => estimate::run(&args),

@@ -10,6 +10,7 @@ mod allocator;
 mod args;
 mod base_files;
 mod cards;
+mod classifier;
 mod columns;
 mod commands;
 mod compare;

@@ -24,9 +24,9 @@ use crate::error::{Failure, io_reason};
 use crate::from_hub::{self, Source, hub_name};
 
 /// A base model with its tokenizer and template, as a recipe or an argument names it.
-pub(crate) struct Opened {
+pub(crate) struct Opened<M = Model> {
     /// The model.
-    pub(crate) model: Model,
+    pub(crate) model: M,
     /// Its tokenizer, which fits it.
     pub(crate) tokenizer: Tokenizer,
     /// The template asked for, or else the model's own or its family's.
@@ -134,8 +134,24 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
     })
 }
 
+impl<M> Opened<M> {
+    /// The same with the model as something else.
+    pub(crate) fn map<N>(self, change: impl FnOnce(M) -> N) -> Opened<N> {
+        Opened {
+            model: change(self.model),
+            tokenizer: self.tokenizer,
+            template: self.template,
+            blake3: self.blake3,
+            parameters: self.parameters,
+            architecture: self.architecture,
+            place: self.place,
+            hub: self.hub,
+        }
+    }
+}
+
 /// Opens a GGUF file; what is wrong with it is said with its name.
-fn open_gguf(path: &Path) -> anyhow::Result<GgufFile> {
+pub(crate) fn open_gguf(path: &Path) -> anyhow::Result<GgufFile> {
     GgufFile::open(path).map_err(|error| match error {
         // These name the file themselves.
         Error::Read { .. } | Error::File { .. } | Error::Unfit { .. } => error.into(),
@@ -274,7 +290,7 @@ pub(crate) fn find(name: &str) -> anyhow::Result<Place<'_>> {
 }
 
 /// A path as text.
-fn text_of(path: &Path) -> anyhow::Result<&str> {
+pub(crate) fn text_of(path: &Path) -> anyhow::Result<&str> {
     path.to_str().ok_or_else(|| {
         Failure::run(format!("the path `{}` is not UTF-8", path.display()))
             .hint("set HF_HOME to another folder")
@@ -290,7 +306,11 @@ fn read_config(folder: &Path) -> anyhow::Result<ModelConfig> {
 }
 
 fn check_length(name: &str, max_length: usize, config: &ModelConfig) -> anyhow::Result<()> {
-    let context = config.max_position_embeddings;
+    within(name, max_length, config.max_position_embeddings)
+}
+
+/// Refuses a length beyond the longest text a model reads.
+pub(crate) fn within(name: &str, max_length: usize, context: usize) -> anyhow::Result<()> {
     if max_length <= context {
         return Ok(());
     }

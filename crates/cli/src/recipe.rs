@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Failure;
 
-mod check;
+pub(crate) mod check;
 mod decode;
 pub(crate) mod manual;
 mod suggest;
@@ -41,6 +41,11 @@ pub(crate) struct Recipe {
     /// branch may move.
     #[schemars(example = &"main")]
     pub(crate) revision: Option<String>,
+
+    /// What the model is to do: go on with a text, or say of which class it is. A classifier gets a head over the
+    /// classes of the training data, which are texts with a `label`; its steps are counted in texts, a row each,
+    /// never packed. `auto` classifies with a model that can do nothing else (BERT and its kind).
+    pub(crate) task: Task,
 
     /// What is trained. LoRA needs a fraction of the memory and publishes a file of megabytes;
     /// full training can learn more and costs memory for the gradient and optimiser state of
@@ -150,6 +155,10 @@ pub(crate) struct Recipe {
     /// count those that are exactly right. Generation is slow beside training: limit `samples`.
     pub(crate) eval_generation: Option<EvalGeneration>,
 
+    /// By which figure of the evaluation the best adapter is chosen, and a run stops early. `macro_f1` needs a
+    /// classifier; it counts rare classes as much as common ones.
+    pub(crate) metric_for_best_model: BestMetric,
+
     /// Stop when the evaluation loss no longer falls; the best adapter is kept. Saves energy on
     /// runs whose length was a guess.
     pub(crate) early_stopping: Option<EarlyStopping>,
@@ -222,6 +231,7 @@ impl Default for Recipe {
         Self {
             model: String::new(),
             revision: None,
+            task: Task::Auto,
             method: Method::Lora,
             quantize: Quantize::None,
             dtype: Dtype::Auto,
@@ -249,6 +259,7 @@ impl Default for Recipe {
             max_grad_norm: 1.0,
             eval_steps: Cadence::Epoch,
             eval_generation: None,
+            metric_for_best_model: BestMetric::Loss,
             early_stopping: None,
             budget: None,
             save_steps: Cadence::Epoch,
@@ -267,6 +278,28 @@ impl Default for Recipe {
             output_dir: PathBuf::from("runs/latest"),
         }
     }
+}
+
+/// What the model is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Task {
+    /// what the model's architecture is made for
+    Auto,
+    /// go on with a text
+    CausalLm,
+    /// say of which class a text is
+    Classification,
+}
+
+/// By which figure an evaluation is the best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BestMetric {
+    /// the lowest mean loss
+    Loss,
+    /// the highest mean F1 over the classes
+    MacroF1,
 }
 
 /// What is trained.
@@ -484,6 +517,11 @@ pub(crate) struct Data {
     /// Which columns hold what, where they have other names than the form expects.
     pub(crate) columns: Columns,
 
+    /// Of a classifier: the field that is the class, where the label column holds lines such as `Urgency: low`, or
+    /// an object.
+    #[schemars(example = &"Urgency")]
+    pub(crate) label_field: Option<String>,
+
     /// Which tokens are learned.
     pub(crate) train_on: TrainOn,
 
@@ -536,9 +574,12 @@ pub(crate) struct Columns {
     /// The column with the system message.
     #[schemars(example = &"system")]
     pub(crate) system: Option<String>,
-    /// The column with plain text.
+    /// The column with plain text, or with what is classified.
     #[schemars(example = &"body")]
     pub(crate) text: Option<String>,
+    /// The column with the class: names or whole numbers.
+    #[schemars(example = &"category")]
+    pub(crate) label: Option<String>,
 }
 
 /// Which tokens are learned.
@@ -762,7 +803,7 @@ impl Recipe {
 }
 
 /// A checked recipe with what is needed to say where each key came from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct RecipeFile {
     /// The recipe, checked.
     pub(crate) recipe: Recipe,
@@ -795,6 +836,11 @@ impl RecipeFile {
             path: path.to_owned(),
             tree,
         })
+    }
+
+    /// Whether `key` (dotted) was set, and is not a default.
+    pub(crate) fn given(&self, key: &str) -> bool {
+        self.tree.find(key).is_some()
     }
 
     /// Where `key` (dotted) was set, for a message about its value: `recipe.yaml:7` or

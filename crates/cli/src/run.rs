@@ -20,6 +20,7 @@ use sparsam_base::chat_template::TemplateSource;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
 use crate::cards;
+use crate::classifier;
 use crate::device::{self, Place};
 use crate::error::Failure;
 use crate::interrupt;
@@ -33,10 +34,12 @@ mod calibrate;
 mod folder;
 mod held_out;
 pub(crate) mod inspect;
+mod learned;
 mod material;
 mod metrics;
 mod outputs;
 mod settings;
+mod task;
 mod wait;
 mod watch;
 mod words;
@@ -49,6 +52,7 @@ pub(crate) use held_out::HeldOut;
 use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
 pub(crate) use settings::{gpus as gpus_of, quantize as quantize_of};
+pub(crate) use task::only_language;
 pub(crate) use wait::Waited;
 use watch::Watch;
 use words::{examples, opening, say};
@@ -69,6 +73,7 @@ pub(crate) enum Start<'a> {
 
 /// Says what a recipe would train, and trains nothing.
 pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
+    let file = &task::settled(file, false)?;
     let recipe = &file.recipe;
     file.check_files()?;
     let place = place(recipe)?;
@@ -87,7 +92,8 @@ pub(crate) fn train(
     quiet: bool,
     dashboard: bool,
 ) -> anyhow::Result<()> {
-    let mut session = Session::begin(file, start, quiet, dashboard)?;
+    let file = task::settled(file, quiet)?;
+    let mut session = Session::begin(&file, start, quiet, dashboard)?;
     let ending = session.work();
     session.end(ending)
 }
@@ -255,6 +261,7 @@ impl<'a> Session<'a> {
         let after = self.answer("after")?;
         self.record.results = Some(watch::results(&self.trained, before, after, &self.tracker));
         self.tracker.enter(watch::SAVE);
+        let labels = &self.record.labels;
         let template = &self.ready.opened.template;
         let own = matches!(template.origin(), TemplateSource::Model)
             && self.recipe.chat_template.is_none();
@@ -264,7 +271,8 @@ impl<'a> Session<'a> {
             &self.ready.trainable,
             &self.ready.opened.model,
             self.ready.adapter.as_ref(),
-            (!own).then(|| template.source()),
+            (!own && labels.is_empty()).then(|| template.source()),
+            labels,
         )?;
         self.tracker.leave(watch::SAVE);
         Ok(ending)
@@ -299,8 +307,12 @@ impl<'a> Session<'a> {
 
     fn fit(&mut self, before: Option<Quality>) -> anyhow::Result<Ending> {
         let adapter = self.ready.adapter.as_ref();
+        let labels = self.record.labels.clone();
         let export = |trainable: &Trainable, folder: &Path| match adapter {
-            Some(config) => peft::save(folder, trainable, config),
+            Some(config) => {
+                peft::save(folder, trainable, config)?;
+                classifier::write_labels(folder, &labels)
+            }
             // A whole model is in the checkpoint's state already; a second copy would cost its size.
             None => Ok(()),
         };
@@ -446,10 +458,14 @@ fn new_record(
         train_data: data.train_record.clone(),
         eval_data: data.eval_record.clone(),
         trainable_parameters: ready.trainable.parameters() as u64,
-        example_prompt: data
-            .questions
-            .first()
-            .map(|question| question.asked.clone()),
+        example_prompt: match &data.example {
+            Some(text) => Some(text.clone()),
+            None => data
+                .questions
+                .first()
+                .map(|question| question.asked.clone()),
+        },
+        labels: ready.opened.model.labels().to_vec(),
         results: None,
         energy: None,
         budget: None,

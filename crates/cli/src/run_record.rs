@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sparsam_adapter::classes::ClassMetrics;
 pub(crate) use sparsam_adapter::files::write_whole;
 use sparsam_tracker::journal;
 
@@ -63,6 +64,9 @@ pub(crate) struct RunRecord {
     pub(crate) trainable_parameters: u64,
     /// A held-out question, or the beginning of the data, for the card.
     pub(crate) example_prompt: Option<String>,
+    /// The classes by number, of a classifier.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) labels: Vec<String>,
     /// What came out; `None` until the first step is done.
     pub(crate) results: Option<Results>,
     /// The tracker's energy record, as it is.
@@ -180,6 +184,18 @@ pub(crate) struct Results {
     pub(crate) total_seconds: f64,
     /// The most memory the process held, in bytes.
     pub(crate) peak_memory_bytes: Option<u64>,
+    /// How well classes are told apart, of a classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) classes: Option<Classified>,
+}
+
+/// How well a classifier tells the classes of held-out data apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Classified {
+    /// Before the first step.
+    pub(crate) before: Option<ClassMetrics>,
+    /// With what was kept.
+    pub(crate) after: ClassMetrics,
 }
 
 /// How good the model is on held-out data.
@@ -295,6 +311,7 @@ mod tests {
             eval_data: None,
             trainable_parameters: 1_000,
             example_prompt: None,
+            labels: Vec::new(),
             results: None,
             energy: Some(serde_json::json!({"anything": [1, 2.5]})),
             budget: None,

@@ -89,6 +89,14 @@ impl Speaker {
         let hook = match &adapter {
             None => Trainable::none(&opened.model),
             Some(folder) => {
+                if peft::read_config(folder)?.task == peft::Task::SequenceClassification {
+                    return Err(Failure::usage(format!(
+                        "`{}` is the adapter of a classifier, which does not write texts",
+                        folder.display()
+                    ))
+                    .hint("`sparsam classify` says of which class a text is")
+                    .into());
+                }
                 let (mut hook, config) = peft::load(folder, &mut opened.model, 0)?;
                 hook.set_training(None);
                 if let Some(base) = config.base_model_name_or_path

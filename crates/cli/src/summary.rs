@@ -7,8 +7,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sparsam_adapter::classes::ClassMetrics;
+
 use crate::figures::{bytes, duration, significant, thousands};
-use crate::run_record::Quality;
+use crate::run_record::{Classified, Quality};
 use crate::terminal::Paint;
 
 /// Columns of the screen.
@@ -33,6 +35,8 @@ pub(crate) struct Summary {
     pub(crate) before: Option<Quality>,
     /// Held-out quality of what was kept.
     pub(crate) after: Option<Quality>,
+    /// How well classes are told apart, of a classifier.
+    pub(crate) classes: Option<Classified>,
     /// Tokens per second of training.
     pub(crate) tokens_per_second: f64,
     /// Most memory held, in bytes.
@@ -60,7 +64,7 @@ impl Summary {
         let _ = writeln!(text, "{}\n", paint.bold(&opening));
 
         if let Some(after) = self.after {
-            quality(&mut text, self.before, after, paint);
+            quality(&mut text, self.before, after, self.classes.as_ref(), paint);
             text.push('\n');
         }
 
@@ -101,7 +105,13 @@ impl Summary {
     }
 }
 
-fn quality(text: &mut String, before: Option<Quality>, after: Quality, paint: Paint) {
+fn quality(
+    text: &mut String,
+    before: Option<Quality>,
+    after: Quality,
+    classes: Option<&Classified>,
+    paint: Paint,
+) {
     let column = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let percent = |share: f64| format!("{:.1} %", share * 100.0);
     let _ = writeln!(
@@ -120,6 +130,19 @@ fn quality(text: &mut String, before: Option<Quality>, after: Quality, paint: Pa
         );
     };
     line("loss", &|quality| Some(format!("{:.4}", quality.loss)), "");
+    if let Some(classes) = classes {
+        let figures: [(&str, fn(&ClassMetrics) -> f64); 3] = [
+            ("accuracy", |metrics| metrics.accuracy),
+            ("macro F1", |metrics| metrics.macro_f1),
+            ("calibration off", |metrics| metrics.calibration_error),
+        ];
+        for (label, figure) in figures {
+            let before = column(classes.before.as_ref().map(|m| percent(figure(m))));
+            let after = paint.green(&format!("{:>10}", percent(figure(&classes.after))));
+            let _ = writeln!(text, "  {label:LABEL$}{before:>10}{after}");
+        }
+        return;
+    }
     line(
         "perplexity",
         &|quality| Some(significant(quality.perplexity(), 4)),
@@ -181,6 +204,7 @@ mod tests {
                 exact_match: Some(0.713),
                 answers: Some(300),
             }),
+            classes: None,
             tokens_per_second: 12_345.6,
             peak_memory: Some(412_000_000),
             energy: vec![

@@ -44,6 +44,8 @@ const COMPANIONS: &[&str] = &[
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
+    // The classes of a classifier's adapter.
+    "labels.json",
 ];
 
 /// Why a repository cannot serve.

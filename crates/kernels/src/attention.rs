@@ -13,11 +13,13 @@
 //! | one block of queries against the keys it sees | `forward` |
 //! | a run of keys of one head against the queries that see them | `backward` |
 //! | new tokens against a cache, for generation | `cached` |
+//! | both directions, for encoders: problems of their own | `bidirectional` |
 //!
 //! How the work is cut into tasks and in which order their results are added depends on the shapes
 //! alone, so results are the same bits on any number of threads.
 
 mod backward;
+mod bidirectional;
 mod block;
 mod cached;
 mod forward;
@@ -28,6 +30,7 @@ use crate::by_element;
 use crate::documents::Documents;
 use crate::host::{matrix, tensor, view};
 
+pub use bidirectional::{Bidirectional, bidirectional, bidirectional_backward};
 pub use cached::attention_cached;
 
 /// The shape of an attention layer.

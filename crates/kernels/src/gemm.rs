@@ -16,6 +16,7 @@
 //! depends on the shapes alone, so results are the same bits on any number of threads.
 
 mod few_rows;
+#[allow(clippy::wildcard_imports, reason = "the vector instructions")]
 mod kernel;
 mod pack;
 

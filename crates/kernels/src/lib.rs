@@ -10,6 +10,7 @@
 //! | a weight matrix in the form it is stored | [`weight`], [`nf4`], [`int8`], [`ggml`] |
 //! | products with it, forward and adjoint | [`linear`], [`lora`], [`dora`], on top of [`gemm`] |
 //! | the rest of a decoder block | [`norm`], [`rope`], [`attention`], [`activation`], [`dropout`] |
+//! | what encoders have instead | [`layer_norm`], [`gelu`], [`attention::bidirectional()`] |
 //! | head and loss together | [`cross_entropy`] |
 //! | rows of the embedding | [`embedding`] |
 //! | the update | [`adamw`] |
@@ -27,10 +28,12 @@ pub mod documents;
 pub mod dora;
 pub mod dropout;
 pub mod embedding;
+pub mod gelu;
 pub mod gemm;
 pub mod ggml;
 pub mod host;
 pub mod int8;
+pub mod layer_norm;
 pub mod linear;
 pub mod lora;
 pub mod nf4;

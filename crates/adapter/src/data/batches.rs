@@ -137,6 +137,7 @@ mod tests {
         let example = |(i, &length): (usize, &usize)| Example {
             ids: (0..length).map(|token| (1000 * i + token) as u32).collect(),
             trained: (0..length).map(|token| token > 0).collect(),
+            label: None,
         };
         lengths.iter().enumerate().map(example).collect()
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::error::{DataError, Place};
 
 /// Names a mapping may use on its left side.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 10] = [
     "messages",
     "conversations",
     "prompt",
@@ -17,6 +17,7 @@ const KNOWN: [&str; 9] = [
     "output",
     "system",
     "text",
+    "label",
 ];
 
 /// Which column of the file stands for which of ours: `{text: "Beschreibung"}`.
@@ -24,7 +25,10 @@ const KNOWN: [&str; 9] = [
 /// A mapped column takes the place of one that has the name already; columns that are not mapped
 /// keep their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Columns(BTreeMap<String, String>);
+pub struct Columns {
+    names: BTreeMap<String, String>,
+    label_field: Option<String>,
+}
 
 impl Columns {
     /// A mapping from our names to the file's.
@@ -36,8 +40,18 @@ impl Columns {
             Some(name) => Err(DataError::UnknownColumn {
                 column: name.clone(),
             }),
-            None => Ok(Self(mapping)),
+            None => Ok(Self {
+                names: mapping,
+                label_field: None,
+            }),
         }
+    }
+
+    /// The class is one field of the label column, which holds lines such as `Urgency: low`, or an object.
+    #[must_use]
+    pub fn with_label_field(mut self, field: Option<String>) -> Self {
+        self.label_field = field;
+        self
     }
 
     /// Renames the columns of a record.
@@ -49,8 +63,8 @@ impl Columns {
         mut fields: Map<String, Value>,
         place: &Place,
     ) -> Result<Record, DataError> {
-        let mut renamed = Vec::with_capacity(self.0.len());
-        for (ours, theirs) in &self.0 {
+        let mut renamed = Vec::with_capacity(self.names.len());
+        for (ours, theirs) in &self.names {
             let Some(value) = fields.get(theirs) else {
                 return Err(DataError::MissingColumn {
                     place: place.clone(),
@@ -69,7 +83,7 @@ impl Columns {
 
     /// The name the file uses for one of ours, for messages.
     pub(super) fn original<'a>(&'a self, name: &'a str) -> &'a str {
-        self.0.get(name).map_or(name, String::as_str)
+        self.names.get(name).map_or(name, String::as_str)
     }
 }
 
@@ -113,6 +127,47 @@ impl Record {
             self.text(name, columns)
         } else {
             Ok(String::new())
+        }
+    }
+
+    /// The name of the record's class.
+    pub(super) fn label(&self, columns: &Columns) -> Result<String, DataError> {
+        let value = self.value("label", columns)?;
+        let column = columns.original("label");
+        let value = match &columns.label_field {
+            Some(field) => Self::field(value, field).ok_or_else(|| DataError::NoField {
+                place: self.place.clone(),
+                column: column.into(),
+                field: field.clone(),
+            })?,
+            None => value.clone(),
+        };
+        let label = match &value {
+            Value::String(text) => text.trim().to_owned(),
+            Value::Number(number) if !number.is_f64() => number.to_string(),
+            Value::Bool(flag) => flag.to_string(),
+            other => return Err(self.wrong(column, "a name or a whole number", other)),
+        };
+        if label.is_empty() {
+            return Err(DataError::MissingColumn {
+                place: self.place.clone(),
+                column: column.into(),
+                found: self.fields.keys().cloned().collect(),
+            });
+        }
+        Ok(label)
+    }
+
+    /// A field of an object, or of a text of lines such as `Urgency: low`.
+    fn field(value: &Value, field: &str) -> Option<Value> {
+        match value {
+            Value::Object(map) => map.get(field).cloned(),
+            Value::String(text) => {
+                let lines = text.lines().filter_map(|line| line.split_once(':'));
+                let mut values = lines.filter(|(name, _)| name.trim() == field);
+                values.next().map(|(_, value)| value.trim().into())
+            }
+            _ => None,
         }
     }
 

@@ -181,6 +181,43 @@ pub enum DataError {
         /// The likely cause.
         cause: &'static str,
     },
+    /// A label column lacks the field that is the class.
+    #[error("{place}: column `{column}` has no field `{field}`")]
+    NoField {
+        /// The row.
+        place: Place,
+        /// The column.
+        column: String,
+        /// The field.
+        field: String,
+    },
+    /// A row has a class that the training data does not have.
+    #[error(
+        "{place}: the label `{label}` is not one of the training data's: {}",
+        some(known)
+    )]
+    UnknownLabel {
+        /// The row.
+        place: Place,
+        /// Its class.
+        label: String,
+        /// Those of the training data.
+        known: Vec<String>,
+    },
+    /// All rows are of one class.
+    #[error("{place}: every row has the label `{label}`, so there is nothing to tell apart")]
+    OneLabel {
+        /// The data set.
+        place: Place,
+        /// The class.
+        label: String,
+    },
+    /// A text without a single token.
+    #[error("{place}: the text is empty")]
+    EmptyText {
+        /// The row.
+        place: Place,
+    },
     /// An option is impossible.
     #[error("{0}")]
     Option(String),
@@ -217,13 +254,23 @@ impl DataError {
                 "known are `human`, `user`, `gpt`, `assistant`, `chatgpt`, `model`, `bot`, `system`, `tool`, `observation` and `function_response`".into()
             }
             Self::UnknownColumn { .. } => {
-                "mapped can be `messages`, `conversations`, `prompt`, `completion`, `instruction`, `input`, `output`, `system` and `text`".into()
+                "mapped can be `messages`, `conversations`, `prompt`, `completion`, `instruction`, `input`, `output`, `system`, `text` and `label`".into()
             }
             Self::Template { source, .. } => return source.hint(),
             Self::Tokenizer { source, .. } => return source.hint(),
             Self::NoAnswerBorder { .. } => {
                 "put `{% generation %}` and `{% endgeneration %}` around the answer in the template, or train on everything with `train_on: all`".into()
             }
+            Self::NoField { .. } => {
+                "the column must hold lines such as `Urgency: low`, or an object; `data.label_field` names the field".into()
+            }
+            Self::UnknownLabel { .. } => {
+                "spell it as the training data does, or add rows of this class to the training data".into()
+            }
+            Self::OneLabel { .. } => {
+                "check `data.columns.label`; a classifier needs rows of at least two classes".into()
+            }
+            Self::EmptyText { .. } => "leave the row out".into(),
             Self::Malformed { .. } => {
                 "mend the row, or write the file again; it may have been cut short".into()
             }
@@ -233,6 +280,16 @@ impl DataError {
             }
         })
     }
+}
+
+/// The first of many names.
+fn some(names: &[String]) -> String {
+    const MOST: usize = 12;
+    let more = match names.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", list(&names[..names.len().min(MOST)]))
 }
 
 /// "`a`, `b`", or "nothing".

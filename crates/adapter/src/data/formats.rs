@@ -72,6 +72,8 @@ pub enum Format {
     Alpaca,
     /// `text`.
     Text,
+    /// `text` and `label`: classes, read only where they are asked for.
+    Labelled,
 }
 
 impl Format {
@@ -83,6 +85,7 @@ impl Format {
             Self::PromptCompletion => "prompt_completion",
             Self::Alpaca => "alpaca",
             Self::Text => "text",
+            Self::Labelled => "labelled",
         }
     }
 }
@@ -95,6 +98,7 @@ impl fmt::Display for Format {
             Self::PromptCompletion => "`prompt` and `completion`",
             Self::Alpaca => "alpaca (`instruction`, `output`)",
             Self::Text => "plain text (`text`)",
+            Self::Labelled => "texts and their classes (`text`, `label`)",
         })
     }
 }
@@ -136,6 +140,13 @@ pub enum Row {
     },
     /// A document.
     Text(String),
+    /// A text and the name of its class.
+    Labelled {
+        /// The text.
+        text: String,
+        /// The class, as the file spells it.
+        label: String,
+    },
 }
 
 /// A data set in memory.
@@ -407,6 +418,10 @@ impl RowReader<'_> {
             Format::PromptCompletion => completion_row(&record, self.columns)?,
             Format::Alpaca => alpaca_row(&record, self.columns)?,
             Format::Text => Row::Text(record.text("text", self.columns)?),
+            Format::Labelled => Row::Labelled {
+                text: record.text("text", self.columns)?,
+                label: record.label(self.columns)?,
+            },
         };
         self.rows.push((record.place, row));
         Ok(())

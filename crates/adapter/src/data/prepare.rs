@@ -261,6 +261,7 @@ fn parts(whole: &Example, length: usize) -> Vec<Example> {
         parts.push(Example {
             ids: whole.ids[start..end].to_vec(),
             trained,
+            label: None,
         });
         if end == whole.ids.len() {
             return parts;
@@ -300,7 +301,7 @@ impl Context<'_> {
             Row::Completion { prompt, completion } => {
                 self.document(place, &format!("{prompt}{completion}"), prompt.len())?
             }
-            Row::Text(text) => self.document(place, text, 0)?,
+            Row::Text(text) | Row::Labelled { text, .. } => self.document(place, text, 0)?,
         };
         if self.train_on == TrainOn::All {
             example.trained.fill(true);
@@ -323,6 +324,7 @@ impl Context<'_> {
                 vec![true; suffix.len()],
             ]
             .concat(),
+            label: None,
         };
         if let Some((eos, _)) = self.tokenizer.eos()
             && suffix.last() != Some(&eos)
@@ -394,7 +396,11 @@ impl Context<'_> {
                 trained.push(!answers.is_empty() || self.train_on == TrainOn::All);
             }
         }
-        Ok(Example { ids, trained })
+        Ok(Example {
+            ids,
+            trained,
+            label: None,
+        })
     }
 
     fn encode(&self, place: &Place, text: &str) -> Result<Encoded, DataError> {

@@ -88,7 +88,7 @@ pub fn questions(
             Row::Completion { prompt, completion } => {
                 (prompt.clone(), prompt.clone(), completion.clone(), true)
             }
-            Row::Text(_) => continue,
+            Row::Text(_) | Row::Labelled { .. } => continue,
         };
         let ids = tokenizer
             .encode(&text, false)

@@ -13,6 +13,7 @@ use crate::columns;
 use crate::compare::file::{Comparison, Planned};
 use crate::compare::{result, words};
 use crate::error::Failure;
+use crate::recipe::Task;
 use crate::report::comparison::{FILE_NAME, spread};
 use crate::report::plots::{Trade, pareto};
 use crate::report::{self, Language};
@@ -133,7 +134,12 @@ fn is_finished(run: &Planned) -> anyhow::Result<bool> {
     if record.state != State::Finished {
         return Ok(false);
     }
-    if record.recipe != run.recipe {
+    let mut planned = run.recipe.clone();
+    // A run has settled what its model is to do.
+    if planned.task == Task::Auto {
+        planned.task = record.recipe.task;
+    }
+    if record.recipe != planned {
         return Err(Failure::usage(format!(
             "`{}` holds a run of another recipe than the arm `{}` has now",
             run.folder.display(),

@@ -43,8 +43,10 @@ fn screen(inspection: &Inspection, paint: Paint) -> String {
         let _ = writeln!(text, "{}{rest}", paint.bold(&format!("{label:<11}")));
     };
     line("model", &inspection.model);
-    line("template", &inspection.chat_template);
-    line("tokens", &legend);
+    if inspection.sets.iter().all(|set| set.classes.is_empty()) {
+        line("template", &inspection.chat_template);
+        line("tokens", &legend);
+    }
     for set in &inspection.sets {
         text.push('\n');
         text.push_str(&screen_of(set, inspection.max_length, paint));
@@ -62,6 +64,17 @@ fn screen_of(set: &InspectedSet, max_length: usize, paint: Paint) -> String {
         set.found
     );
     for (index, example) in set.examples.iter().enumerate() {
+        if let Some(label) = &example.label {
+            let name = paint.bold(&format!("example {}", index + 1));
+            let label = paint.green(label);
+            let _ = writeln!(
+                text,
+                "\n{name} {} tokens, of class {label}",
+                example.tokens.len()
+            );
+            text.push_str(&marked(example, paint));
+            continue;
+        }
         let trained = example.tokens.iter().filter(|token| token.trained).count();
         let _ = writeln!(
             text,
@@ -77,6 +90,31 @@ fn screen_of(set: &InspectedSet, max_length: usize, paint: Paint) -> String {
         let _ = writeln!(text, "{}{rest}", paint.bold(&format!("{label:<11}")));
     };
     let count = |count: usize| thousands(count as u64);
+    if !set.classes.is_empty() {
+        line(
+            "texts",
+            format!(
+                "{}, {} tokens",
+                count(statistics.rows),
+                count(statistics.tokens)
+            ),
+        );
+        line(
+            "classes",
+            format!("{}, by the number of their texts", set.classes.len()),
+        );
+        for (label, number) in &set.classes {
+            line("", format!("{:>8}  {}", count(*number), visible(label)));
+        }
+        if statistics.truncated > 0 {
+            line(
+                "",
+                format!("{} cut at `max_length`", rows(statistics.truncated)),
+            );
+        }
+        text.push_str(&lengths(set, max_length, paint));
+        return text;
+    }
     line(
         "rows",
         format!(
@@ -110,12 +148,15 @@ fn screen_of(set: &InspectedSet, max_length: usize, paint: Paint) -> String {
             line("", format!("{} {what}", rows(number)));
         }
     }
-    line(
-        "lengths",
-        format!(
-            "in tokens, at most {max_length}; the longest row has {}",
-            count(statistics.longest)
-        ),
+    text.push_str(&lengths(set, max_length, paint));
+    text
+}
+
+fn lengths(set: &InspectedSet, max_length: usize, paint: Paint) -> String {
+    let mut text = format!(
+        "{}in tokens, at most {max_length}; the longest row has {}\n",
+        paint.bold(&format!("{:<11}", "lengths")),
+        thousands(set.statistics.longest as u64)
     );
     for row in histogram(&set.lengths) {
         let _ = writeln!(text, "  {row}");
@@ -208,6 +249,7 @@ mod tests {
         });
         Shown {
             tokens: tokens.collect(),
+            label: None,
         }
     }
 

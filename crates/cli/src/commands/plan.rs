@@ -16,7 +16,7 @@ use crate::error::Failure;
 use crate::figures::bytes;
 use crate::plan::{self, Arm, BESIDE, Grid, Plan, cache, hardware, is_arm, knobs, words};
 use crate::recipe::{Recipe, RecipeFile};
-use crate::run::{Calibration, Work, calibrate, count};
+use crate::run::{Calibration, Work, calibrate, count, only_language};
 use crate::speaker::notes;
 use crate::terminal::paint_stdout;
 use crate::threads::within;
@@ -37,6 +37,7 @@ pub(super) fn run_calibrate(args: &CalibrateArgs) -> anyhow::Result<()> {
 
 pub(super) fn run(args: &PlanArgs, quiet: bool) -> anyhow::Result<()> {
     let file = RecipeFile::load(&args.recipe, &args.overrides)?;
+    only_language(&file, "plan")?;
     let (config, work) = count(&file)?;
     let ways = ways(args, file)?;
     let plan = match &args.hardware {

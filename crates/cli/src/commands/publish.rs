@@ -17,6 +17,7 @@ use sparsam_tracker::card::lint::{self, Severity};
 
 use crate::args::hub::PublishArgs;
 use crate::cards;
+use crate::classifier;
 use crate::error::{Failure, io_reason};
 use crate::figures::bytes;
 use crate::from_hub;
@@ -243,6 +244,10 @@ fn items(
     if record.recipe.method == Method::Lora {
         for (name, content) in tokenizer(folder, record, quiet)? {
             items.push(Item::new(name, content)?);
+        }
+        let labels = folder.join(classifier::LABELS);
+        if !record.labels.is_empty() && labels.is_file() {
+            items.push(Item::new(classifier::LABELS, Content::File(labels))?);
         }
     }
     for (name, path) in plots(folder) {

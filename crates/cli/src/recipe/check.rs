@@ -6,7 +6,7 @@
 use sparsam_hub::grid::Grid;
 
 use super::tree::{Node, Origin, Problem};
-use super::{Energy, Method, Quantize, Recipe, TargetModules};
+use super::{BestMetric, DataFormat, Energy, Method, Quantize, Recipe, TargetModules, Task};
 use crate::device::Choice;
 
 /// Refuses the first impossible value, and settles which of two exclusive keys holds.
@@ -19,8 +19,40 @@ pub(super) fn check(recipe: &mut Recipe, tree: &Node) -> Result<(), Problem> {
     check.sizes(recipe)?;
     check.optimiser(recipe)?;
     check.evaluation(recipe)?;
+    check.task(recipe)?;
     check.budget(recipe)?;
     check.energy(recipe)
+}
+
+/// Keys that mean nothing to a classifier.
+fn classifies(check: &Check, recipe: &Recipe) -> Result<(), Problem> {
+    let keys = [
+        ("packing", check.given("packing") && recipe.packing),
+        ("eval_generation", recipe.eval_generation.is_some()),
+        ("chat_template", recipe.chat_template.is_some()),
+        ("data.format", recipe.data.format != DataFormat::Auto),
+        ("data.train_on", check.given("data.train_on")),
+        ("data.prompt_format", check.given("data.prompt_format")),
+    ];
+    match keys.iter().find(|(_, used)| *used) {
+        None => Ok(()),
+        Some((key, _)) => Err(Problem::new(
+            check.origin(key),
+            format!("`{key}` means nothing where texts are classified"),
+        )
+        .hint("leave it out; a row is a text with a label")),
+    }
+}
+
+/// The same for a recipe whose `task: auto` came to be classification.
+pub(crate) fn classifies_quietly(recipe: &Recipe) -> Option<&'static str> {
+    [
+        ("eval_generation", recipe.eval_generation.is_some()),
+        ("chat_template", recipe.chat_template.is_some()),
+        ("data.format", recipe.data.format != DataFormat::Auto),
+    ]
+    .into_iter()
+    .find_map(|(key, used)| used.then_some(key))
 }
 
 struct Check<'a> {
@@ -270,6 +302,36 @@ impl Check<'_> {
         )?;
         self.must(recipe.adam_epsilon > 0.0, "adam_epsilon", "greater than 0")?;
         self.must(recipe.max_grad_norm >= 0.0, "max_grad_norm", "0 or more")
+    }
+
+    fn task(&self, recipe: &Recipe) -> Result<(), Problem> {
+        let language = recipe.task == Task::CausalLm;
+        let keys = [
+            (
+                "metric_for_best_model",
+                recipe.metric_for_best_model == BestMetric::MacroF1,
+            ),
+            ("data.label_field", recipe.data.label_field.is_some()),
+            ("data.columns.label", recipe.data.columns.label.is_some()),
+        ];
+        if let Some((key, _)) = keys.iter().find(|(_, used)| *used && language) {
+            return Err(Problem::new(
+                self.origin(key),
+                format!("`{key}` is about classes, but `task: causal_lm` knows none"),
+            )
+            .hint("write `task: classification`, or leave the key out"));
+        }
+        if recipe.metric_for_best_model == BestMetric::MacroF1 && recipe.data.eval.is_none() {
+            return Err(Problem::new(
+                self.origin("metric_for_best_model"),
+                "`metric_for_best_model` needs evaluation data",
+            )
+            .hint("add `data.eval`, a file of examples that are not trained on"));
+        }
+        if recipe.task == Task::Classification {
+            return classifies(self, recipe);
+        }
+        Ok(())
     }
 
     fn evaluation(&self, recipe: &Recipe) -> Result<(), Problem> {

@@ -142,6 +142,7 @@ pub(crate) fn count(file: &RecipeFile) -> anyhow::Result<(ModelConfig, Work)> {
         Revisions::of(recipe, None),
         &tokenizer,
         &template.with_clock(super::now().as_second()),
+        None,
         true,
     )?;
     let planned = settings::training(recipe, &data.train);
@@ -276,7 +277,7 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
     let mut evaluation_seconds = 0.0;
     if let Some(eval) = &data.eval {
         let before = Instant::now();
-        batch_losses(&ready.opened.model, &mut ready.trainable, eval)?;
+        batch_losses(ready.opened.model.language()?, &mut ready.trainable, eval)?;
         evaluation_seconds = before.elapsed().as_secs_f64();
     }
     let mut answer_seconds = (0.0, 0.0);
@@ -284,7 +285,7 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
         let some = &data.questions[..data.questions.len().min(QUESTIONS)];
         let before = Instant::now();
         let given = answers(
-            &ready.opened.model,
+            ready.opened.model.language()?,
             &mut ready.trainable,
             &ready.opened.tokenizer,
             &ready.opened.template,

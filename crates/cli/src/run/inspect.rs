@@ -14,7 +14,9 @@ use sparsam_base::tokenizer::{Tokenizer, TokenizerError};
 use super::settings;
 use crate::error::Failure;
 use crate::opened::{Texts, open_texts};
-use crate::recipe::{Recipe, RecipeFile};
+use crate::recipe::{Recipe, RecipeFile, Task};
+
+mod classes;
 
 /// The data of a recipe.
 #[derive(Debug, Serialize)]
@@ -48,6 +50,9 @@ pub(crate) struct InspectedSet {
     pub(crate) ends: Ends,
     /// The first examples.
     pub(crate) examples: Vec<Shown>,
+    /// Number of texts of each class, where texts are classified.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) classes: Vec<(String, usize)>,
 }
 
 /// The tokens at which training examples end.
@@ -64,6 +69,9 @@ pub(crate) struct Ends {
 pub(crate) struct Shown {
     /// In order.
     pub(crate) tokens: Vec<ShownToken>,
+    /// Its class, where texts are classified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) label: Option<String>,
 }
 
 /// A token of an example.
@@ -82,8 +90,12 @@ pub(crate) struct ShownToken {
 /// # Errors
 /// Data that a run would refuse too; so also data in which nothing is trained.
 pub(crate) fn inspect(file: &RecipeFile, count: usize) -> anyhow::Result<Inspection> {
+    let file = &super::task::settled(file, false)?;
     let recipe = &file.recipe;
     file.check_files()?;
+    if recipe.task == Task::Classification {
+        return classes::inspect(recipe, count);
+    }
     let mut texts = open_texts(
         &recipe.model,
         recipe.revision.as_deref(),
@@ -161,6 +173,7 @@ fn set(
             .take(count)
             .map(|example| shown(tokenizer, example))
             .collect::<Result<_, _>>()?,
+        classes: Vec::new(),
     })
 }
 
@@ -211,5 +224,8 @@ fn shown(tokenizer: &Tokenizer, example: &Example) -> Result<Shown, TokenizerErr
             tokens[start - 1].text.push_str(&rest);
         }
     }
-    Ok(Shown { tokens })
+    Ok(Shown {
+        tokens,
+        label: None,
+    })
 }

@@ -4,27 +4,30 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use sparsam_adapter::data::labelled::prepare_labelled;
 use sparsam_adapter::data::pack::{pack, unpacked};
 use sparsam_adapter::data::questions::{Question, questions};
-use sparsam_adapter::data::{Batches, Dataset, Order, Statistics, prepare};
+use sparsam_adapter::data::{Batches, Dataset, Labels, Order, Row, Statistics, prepare};
 use sparsam_adapter::error::Error;
 use sparsam_adapter::evaluate::{Answer, answers};
 use sparsam_adapter::peft::{self, AdapterConfig};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::chat_template::ChatTemplate;
-use sparsam_base::model::Model;
+use sparsam_base::network::Network as _;
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_hub::Split;
 use sparsam_tracker::Tracker;
 
+use super::learned::Learned;
 use super::settings;
+use crate::classifier;
 use crate::device::Place;
 use crate::error::Failure;
 use crate::from_hub;
 use crate::interrupt;
 use crate::opened::{Opened, Wanted, open};
 use crate::progress::Progress;
-use crate::recipe::{EvalGeneration, Method, Recipe};
+use crate::recipe::{EvalGeneration, Method, Recipe, Task};
 use crate::run_record::{DataRecord, RunRecord};
 
 /// Name of the phase in which answers are written.
@@ -62,7 +65,7 @@ impl<'a> Revisions<'a> {
 
 /// What is read before anything is trained.
 pub(super) struct Material {
-    pub(super) opened: Opened,
+    pub(super) opened: Opened<Learned>,
     pub(super) data: Data,
 }
 
@@ -76,6 +79,10 @@ pub(super) struct Data {
     pub(super) questions: Vec<Question>,
     /// What was found, a line for each file.
     pub(super) found: Vec<String>,
+    /// The classes, where texts are classified.
+    pub(super) labels: Option<Labels>,
+    /// A held-out text that is classified, for the card.
+    pub(super) example: Option<String>,
 }
 
 impl Material {
@@ -88,6 +95,9 @@ impl Material {
         started: Timestamp,
         quiet: bool,
     ) -> anyhow::Result<Self> {
+        if recipe.task == Task::Classification {
+            return Self::read_classes(recipe, place, revisions, quiet);
+        }
         let new_tokens = recipe
             .eval_generation
             .as_ref()
@@ -108,8 +118,43 @@ impl Material {
             revisions,
             &opened.tokenizer,
             &opened.template,
+            None,
             quiet,
         )?;
+        let opened = opened.map(|model| Learned::Language(Box::new(model)));
+        Ok(Self { opened, data })
+    }
+
+    /// A classifier: its data first, which says what classes its head is over.
+    fn read_classes(
+        recipe: &Recipe,
+        place: &Place,
+        revisions: Revisions,
+        quiet: bool,
+    ) -> anyhow::Result<Self> {
+        let named = classifier::Named {
+            model: &recipe.model,
+            revision: revisions.model,
+            max_length: recipe.max_length,
+        };
+        let texts = classifier::open_texts(&named, quiet)?;
+        // An adapter that is trained further keeps its classes, and their numbers.
+        let known = match &recipe.adapter {
+            Some(folder) => classifier::read_labels(&from_hub::adapter(folder, quiet)?)?,
+            None => None,
+        };
+        let (tokenizer, template) = (&texts.tokenizer, &texts.template);
+        let known = known.map(Labels::from_names);
+        let data = Data::read(recipe, revisions, tokenizer, template, Some(known), quiet)?;
+        let labels = data.labels.as_ref().map_or(&[][..], Labels::names);
+        let options = classifier::Options {
+            quantize: settings::quantize(recipe),
+            dtype: settings::dtype(recipe, &place.device),
+            device: &place.device,
+            seed: recipe.seed,
+        };
+        let opened = classifier::open(&named, texts, labels.to_vec(), &options)?;
+        let opened = opened.map(|model| Learned::Classes(Box::new(model)));
         Ok(Self { opened, data })
     }
 }
@@ -120,8 +165,12 @@ impl Data {
         revisions: Revisions,
         tokenizer: &Tokenizer,
         template: &ChatTemplate,
+        // The classes that are known already, where texts are classified.
+        classes: Option<Option<Labels>>,
         quiet: bool,
     ) -> anyhow::Result<Self> {
+        let classifies = classes.is_some();
+        let mut labels = classes.flatten();
         let columns = settings::columns(recipe)?;
         let mut found = Vec::new();
         check_splits(recipe)?;
@@ -130,7 +179,15 @@ impl Data {
                 let (split, revision) = part;
                 let (files, hub) = files(path, split, revision, recipe, quiet)?;
                 let dataset = Dataset::load_all(&files, &columns, settings::format(recipe))?;
-                let prepared = prepare(&dataset, tokenizer, template, &settings::prepare(recipe))?;
+                let prepared = if classifies {
+                    let labels = match &mut labels {
+                        Some(labels) => labels,
+                        none => none.insert(Labels::of(&dataset)?),
+                    };
+                    prepare_labelled(&dataset, tokenizer, labels, recipe.max_length)?
+                } else {
+                    prepare(&dataset, tokenizer, template, &settings::prepare(recipe))?
+                };
                 let record = DataRecord {
                     split: hub.as_ref().map(|_| split.to_owned()),
                     revision: hub,
@@ -140,7 +197,11 @@ impl Data {
                     "{}: {}; {}",
                     path.display(),
                     dataset.describe(),
-                    prepared.statistics
+                    if classifies {
+                        counted(&prepared.statistics)
+                    } else {
+                        prepared.statistics.to_string()
+                    }
                 ));
                 let rows = if recipe.packing {
                     pack(&prepared.lengths(), recipe.max_length)
@@ -163,10 +224,15 @@ impl Data {
             eval_record: None,
             questions: Vec::new(),
             found: Vec::new(),
+            labels: None,
+            example: None,
         };
         if let Some(path) = &recipe.data.eval {
             let (dataset, batches, record) = read(path, eval_part, Order::AsRead)?;
             (data.eval, data.eval_record) = (Some(batches), Some(record));
+            if classifies {
+                data.example = shown_text(&dataset);
+            }
             if let Some(generation) = &recipe.eval_generation {
                 data.questions = questions(
                     &dataset,
@@ -187,8 +253,36 @@ impl Data {
             }
         }
         data.found = found;
+        data.labels = labels;
         Ok(data)
     }
+}
+
+/// What became of texts with classes.
+pub(super) fn counted(statistics: &Statistics) -> String {
+    let Statistics {
+        rows,
+        tokens,
+        longest,
+        truncated,
+        ..
+    } = statistics;
+    let cut = match truncated {
+        0 => String::new(),
+        cut => format!(", {cut} cut at `max_length`"),
+    };
+    format!("{rows} texts, {tokens} tokens, longest {longest}{cut}")
+}
+
+/// The first text, if it is one to show on a line.
+fn shown_text(dataset: &Dataset) -> Option<String> {
+    const LONGEST: usize = 200;
+    dataset.rows.iter().find_map(|(_, row)| match row {
+        Row::Labelled { text, .. } if text.chars().count() <= LONGEST && !text.contains('\n') => {
+            Some(text.clone())
+        }
+        _ => None,
+    })
 }
 
 /// The files of a data set, and the commit they are of where they come from the Hub.
@@ -251,26 +345,23 @@ fn data_record(path: &Path, dataset: &Dataset, statistics: &Statistics) -> DataR
 }
 
 /// A setting of the adapter that does not fit the model, as the key of the recipe it came from.
-fn of_the_recipe(error: Error, model: &Model) -> anyhow::Error {
+fn of_the_recipe(error: Error, model: &Learned) -> anyhow::Error {
     let Error::Config { key, what } = error else {
         return error.into();
     };
     let key = key.trim_start_matches("lora_");
     let failure = Failure::usage(format!("`lora.{key}` {what}"));
-    let Some(block) = model.blocks.first() else {
-        return failure.into();
-    };
-    let groups = [&block.qkv, &block.o, &block.gate_up, &block.down];
-    let names: Vec<String> = groups
-        .into_iter()
-        .flat_map(|group| &group.projections)
+    let groups = model.groups();
+    let first = groups.iter().filter(|(layer, _)| *layer == 0);
+    let names: Vec<String> = first
+        .flat_map(|(_, group)| &group.projections)
         .filter_map(|projection| projection.name.rsplit('.').next())
         .map(|name| format!("`{name}`"))
         .collect();
     failure
         .hint(format!(
             "the model has {} blocks with the projections {}",
-            model.blocks.len(),
+            model.layers(),
             names.join(", ")
         ))
         .into()
@@ -291,18 +382,24 @@ fn not_whole(error: Error, recipe: &Recipe) -> anyhow::Error {
 
 /// A model with what is trained on it.
 pub(super) struct Ready {
-    pub(super) opened: Opened,
+    pub(super) opened: Opened<Learned>,
     pub(super) trainable: Trainable,
     /// Settings of the adapter; none where the whole model is trained.
     pub(super) adapter: Option<AdapterConfig>,
 }
 
 impl Ready {
-    pub(super) fn make(recipe: &Recipe, mut opened: Opened, quiet: bool) -> anyhow::Result<Self> {
+    pub(super) fn make(
+        recipe: &Recipe,
+        mut opened: Opened<Learned>,
+        quiet: bool,
+    ) -> anyhow::Result<Self> {
         let (trainable, adapter) = match (recipe.method, &recipe.adapter) {
             (Method::Full, _) => {
                 let trainable = Trainable::full(&mut opened.model);
-                (trainable.map_err(|error| not_whole(error, recipe))?, None)
+                let mut trainable = trainable.map_err(|error| not_whole(error, recipe))?;
+                trainable.set_seed(recipe.seed);
+                (trainable, None)
             }
             (Method::Lora, Some(folder)) => {
                 let folder = from_hub::adapter(folder, quiet)?;
@@ -310,12 +407,27 @@ impl Ready {
                 (trainable, Some(config))
             }
             (Method::Lora, None) => {
-                let lora = settings::lora(recipe);
+                let mut lora = settings::lora(recipe);
+                let task = match &opened.model {
+                    Learned::Language(_) => peft::Task::CausalLm,
+                    Learned::Classes(model) => {
+                        peft::with_classifiers(&mut lora.modules_to_save);
+                        // What begins at random must be trained, and be part of the adapter.
+                        for path in &model.fresh {
+                            let mut saved = lora.modules_to_save.iter();
+                            if !saved.any(|saved| model.is_saved(path, saved)) {
+                                lora.modules_to_save.push(path.clone());
+                            }
+                        }
+                        peft::Task::SequenceClassification
+                    }
+                };
                 let trainable = Trainable::lora(&mut opened.model, &lora, recipe.seed)
                     .map_err(|error| of_the_recipe(error, &opened.model))?;
                 let config = AdapterConfig {
                     lora,
                     base_model_name_or_path: Some(from_hub::plain(&recipe.model).to_owned()),
+                    task,
                 };
                 (trainable, Some(config))
             }
@@ -338,7 +450,7 @@ impl Ready {
         let _phase = tracker.window(GENERATE);
         progress.doing("answering held-out questions");
         Ok(answers(
-            &self.opened.model,
+            self.opened.model.language()?,
             &mut self.trainable,
             &self.opened.tokenizer,
             &self.opened.template,

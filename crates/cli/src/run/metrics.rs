@@ -85,7 +85,27 @@ impl Metrics {
 
     /// Writes an evaluation.
     pub(super) fn evaluation(&mut self, evaluation: &Evaluation) -> io::Result<()> {
-        let Evaluation { step, loss, best } = *evaluation;
+        let Evaluation {
+            step,
+            loss,
+            best,
+            scores,
+        } = *evaluation;
+        if let Some((accuracy, macro_f1)) = scores {
+            self.line(&json!({
+                "step": step,
+                "eval_loss": loss,
+                "eval_accuracy": accuracy,
+                "eval_macro_f1": macro_f1,
+                "best": best,
+            }))?;
+            let values = [
+                ("eval/loss", loss),
+                ("eval/accuracy", accuracy),
+                ("eval/macro_f1", macro_f1),
+            ];
+            return self.scalars(step, &values);
+        }
         self.line(&json!({"step": step, "eval_loss": loss, "best": best}))?;
         self.scalars(
             step,
@@ -138,6 +158,7 @@ mod tests {
             step: 1,
             loss: 1.5,
             best: true,
+            scores: None,
         };
         metrics.evaluation(&evaluation).unwrap();
         let expected = "{\"step\":0,\"eval_loss\":2.0}\n{\"step\":1,\"loss\":1}\n\

@@ -9,9 +9,11 @@ use sparsam_adapter::files::{write_tensors, write_text};
 use sparsam_adapter::peft::{self, AdapterConfig};
 use sparsam_adapter::trainable::{Trainable, Trained};
 use sparsam_base::builtin;
-use sparsam_base::model::Model;
+
+use super::learned::Learned;
 
 use crate::base_files::{COMPANIONS, CONFIG};
+use crate::classifier;
 use crate::opened::find_builtin;
 use crate::recipe::Method;
 use crate::run_record::{FileRecord, RunRecord, write_whole};
@@ -27,13 +29,22 @@ pub(super) fn write(
     folder: &Path,
     base: &str,
     trainable: &Trainable,
-    model: &Model,
+    model: &Learned,
     adapter: Option<&AdapterConfig>,
     template: Option<&str>,
+    labels: &[String],
 ) -> anyhow::Result<()> {
     match adapter {
-        Some(config) => peft::save(folder, trainable, config)?,
-        None => whole_model(folder, base, trainable, model)?,
+        Some(config) => {
+            peft::save(folder, trainable, config)?;
+            classifier::write_labels(folder, labels)?;
+        }
+        None => {
+            whole_model(folder, base, trainable, model)?;
+            if !labels.is_empty() {
+                name_classes(&folder.join(CONFIG), model, labels)?;
+            }
+        }
     }
     if let Some(template) = template {
         write_text(&folder.join(TEMPLATE), template)?;
@@ -47,7 +58,7 @@ fn whole_model(
     folder: &Path,
     base: &str,
     trainable: &Trainable,
-    model: &Model,
+    model: &Learned,
 ) -> anyhow::Result<()> {
     let stored = |(name, trained): (&String, &Trained)| {
         Ok((name.clone(), model.as_stored(name, &trained.value)?))
@@ -94,6 +105,20 @@ fn companion(folder: &Path, name: &str, mut bytes: Vec<u8>) -> anyhow::Result<()
     Ok(())
 }
 
+/// Writes the classes into a model's configuration, and that it is a classifier's.
+fn name_classes(path: &Path, model: &Learned, labels: &[String]) -> anyhow::Result<()> {
+    let mut config: serde_json::Value = serde_json::from_slice(&fs_err::read(path)?)?;
+    let (id2label, label2id) = classifier::numbered(labels);
+    config["id2label"] = id2label;
+    config["label2id"] = label2id;
+    config["problem_type"] = "single_label_classification".into();
+    if let Some(class) = model.architecture() {
+        config["architectures"] = serde_json::json!([class]);
+    }
+    write_text(path, &format!("{config:#}\n"))?;
+    Ok(())
+}
+
 /// A configuration that names f32 as the type of its weights, under whichever key it uses.
 fn in_f32(config: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut config: serde_json::Value = serde_json::from_slice(config)?;
@@ -116,6 +141,7 @@ pub(super) fn list(folder: &Path, record: &RunRecord) -> Vec<FileRecord> {
     let named = [
         (weights, "what was trained"),
         (config, "its settings"),
+        (classifier::LABELS, "the classes it tells apart"),
         (TEMPLATE, "the chat template it was trained with"),
         (crate::cards::FILE_NAME, "its model card"),
         (crate::run_record::FILE_NAME, "the record of this run"),

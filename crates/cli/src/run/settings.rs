@@ -10,7 +10,7 @@ use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
 use sparsam_adapter::lora::{Bias, Init, LoraConfig};
 use sparsam_adapter::schedule::{Schedule, Scheduler};
 use sparsam_adapter::targets::{ALL_LINEAR, Targets};
-use sparsam_adapter::train::{Cadence, EarlyStopping, Settings, steps_per_epoch};
+use sparsam_adapter::train::{BestBy, Cadence, EarlyStopping, Settings, steps_per_epoch};
 use sparsam_base::model::Quantize;
 use sparsam_kernels::adamw::AdamW;
 use sparsam_tracker::{Gpus, Options, Stage, StatedIntensity};
@@ -91,16 +91,21 @@ pub(super) fn columns(recipe: &Recipe) -> anyhow::Result<Columns> {
         ("output", &columns.output),
         ("system", &columns.system),
         ("text", &columns.text),
+        ("label", &columns.label),
     ];
     let given = named.into_iter().filter_map(|(ours, theirs)| {
         let theirs = theirs.as_ref()?;
         Some((ours.to_owned(), theirs.clone()))
     });
-    Ok(Columns::new(given.collect::<BTreeMap<_, _>>())?)
+    let columns = Columns::new(given.collect::<BTreeMap<_, _>>())?;
+    Ok(columns.with_label_field(recipe.data.label_field.clone()))
 }
 
 pub(super) fn format(recipe: &Recipe) -> Option<Format> {
     match recipe.data.format {
+        recipe::DataFormat::Auto if recipe.task == recipe::Task::Classification => {
+            Some(Format::Labelled)
+        }
         recipe::DataFormat::Auto => None,
         recipe::DataFormat::Messages => Some(Format::Messages),
         recipe::DataFormat::PromptCompletion => Some(Format::PromptCompletion),
@@ -182,6 +187,10 @@ pub(super) fn training(recipe: &Recipe, train: &Batches) -> Settings {
             patience: early.patience,
             min_delta: early.min_delta,
         }),
+        best_by: match recipe.metric_for_best_model {
+            recipe::BestMetric::Loss => BestBy::Loss,
+            recipe::BestMetric::MacroF1 => BestBy::MacroF1,
+        },
     }
 }
 

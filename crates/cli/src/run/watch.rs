@@ -17,7 +17,7 @@ use crate::dashboard::Detail;
 use crate::interrupt;
 use crate::machine::peak_memory;
 use crate::progress::{Progress, Status};
-use crate::run_record::{Quality, Results, RunRecord};
+use crate::run_record::{Classified, Quality, Results, RunRecord};
 
 /// The names under which phases stand in the energy record.
 pub(super) const TRAIN: &str = "train";
@@ -145,13 +145,18 @@ impl Observer for Watch<'_> {
         progress: &checkpoint::Progress,
     ) -> Result<()> {
         let note = format!(
-            "step {}: evaluation loss {:.4}{}",
+            "step {}: evaluation loss {:.4}{}{}",
             evaluation.step,
             evaluation.loss,
-            if evaluation.best {
-                ", the lowest so far"
-            } else {
-                ""
+            evaluation
+                .scores
+                .map_or(String::new(), |(accuracy, macro_f1)| {
+                    format!(", accuracy {accuracy:.4}, macro F1 {macro_f1:.4}")
+                }),
+            match (evaluation.best, evaluation.scores) {
+                (true, None) => ", the lowest so far",
+                (true, Some(_)) => ", the best so far",
+                (false, _) => "",
             }
         );
         let step = evaluation.step as u64;
@@ -224,5 +229,9 @@ pub(super) fn results(
         train_seconds: seconds,
         total_seconds: tracker.live().seconds,
         peak_memory_bytes: peak_memory(),
+        classes: progress.classes_best.clone().map(|after| Classified {
+            before: progress.classes_before.clone(),
+            after,
+        }),
     }
 }

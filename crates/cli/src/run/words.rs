@@ -48,11 +48,12 @@ pub(super) fn opening(recipe: &Recipe, ready: &Ready, data: &Data, settings: &Se
             license.unwrap_or("its card names none")
         ));
     }
-    for key in &opened.model.config.unrecognised {
+    for key in opened.model.unrecognised() {
         lines.push(format!(
             "config.json has `{key}`, which is not known here and was left alone"
         ));
     }
+    lines.extend(opened.model.head_words());
     lines.extend(data.found.iter().cloned());
     lines.push(format!(
         "{} steps of {} rows, {} batches a pass",
@@ -111,6 +112,7 @@ pub(super) fn screen(
         parameters: record.base.parameters,
         before: results.and_then(|results| results.before),
         after: results.and_then(|results| results.after),
+        classes: results.and_then(|results| results.classes.clone()),
         tokens_per_second: results.map_or(0.0, |results| results.tokens_per_second),
         peak_memory: results.and_then(|results| results.peak_memory_bytes),
         energy: energy_rows(energy)
@@ -126,10 +128,11 @@ pub(super) fn screen(
             .iter()
             .map(|file| (folder.join(&file.path), file.what.clone()))
             .collect(),
-        next: vec![format!(
-            "sparsam chat {}",
-            cards::model_arguments(folder, record)
-        )],
+        next: vec![if record.labels.is_empty() {
+            format!("sparsam chat {}", cards::model_arguments(folder, record))
+        } else {
+            cards::command(folder, record)
+        }],
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn render(inputs: &CardInputs, record: &EnergyRecord) -> String {
 }
 
 /// User text within a paragraph: one line, with the characters that would start markup escaped.
-fn text(raw: &str) -> String {
+pub(super) fn text(raw: &str) -> String {
     let mut out = String::with_capacity(raw.len());
     for c in raw.split_whitespace().collect::<Vec<_>>().join(" ").chars() {
         if matches!(
@@ -68,6 +68,13 @@ fn introduction(inputs: &CardInputs) -> String {
         (_, TrainingKind::PreTraining) => {
             "A language model, trained from random weights".to_owned()
         }
+        (ModelKind::Adapter, _) if inputs.classes.is_some() => format!(
+            "A text classifier: a LoRA adapter and a head for {}",
+            code(inputs.base_name())
+        ),
+        (ModelKind::Full, _) if inputs.classes.is_some() => {
+            format!("A text classifier made of {}", code(inputs.base_name()))
+        }
         (ModelKind::Adapter, _) => format!("A LoRA adapter for {}", code(inputs.base_name())),
         (ModelKind::Full, _) => format!("A fine-tuned version of {}", code(inputs.base_name())),
     };
@@ -102,6 +109,10 @@ fn usage(inputs: &CardInputs) -> String {
     }
     let prompt = python(inputs.example_prompt.as_deref().unwrap_or("Hello"));
     let folder = "path/to/this/folder";
+    if let Some(classes) = &inputs.classes {
+        out.push_str(&classifying(inputs, classes.labels.len(), &prompt, folder));
+        return out;
+    }
     let loading = match inputs.kind {
         ModelKind::Adapter => format!(
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
@@ -136,6 +147,36 @@ fn usage(inputs: &CardInputs) -> String {
          print(tokenizer.decode(output[0], skip_special_tokens=True))\n```\n"
     );
     out
+}
+
+/// How a classifier is used from Python.
+fn classifying(inputs: &CardInputs, classes: usize, prompt: &str, folder: &str) -> String {
+    let loading = match inputs.kind {
+        ModelKind::Adapter => format!(
+            "import json\nfrom peft import PeftModel\n\
+             from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
+             base = {}\ntokenizer = AutoTokenizer.from_pretrained(base)\n\
+             labels = json.load(open(\"{folder}/labels.json\"))\n\
+             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels={classes}, \
+             id2label=labels[\"id2label\"], label2id=labels[\"label2id\"])\n\
+             model = PeftModel.from_pretrained(model, \"{folder}\").eval()\n",
+            python(inputs.base_name())
+        ),
+        ModelKind::Full => format!(
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{folder}\")\n\
+             model = AutoModelForSequenceClassification.from_pretrained(\"{folder}\").eval()\n"
+        ),
+    };
+    let library = match inputs.kind {
+        ModelKind::Adapter => "PEFT",
+        ModelKind::Full => "transformers",
+    };
+    format!(
+        "\nWith {library}:\n\n```python\n{loading}\n\
+         logits = model(**tokenizer({prompt}, return_tensors=\"pt\")).logits[0]\n\
+         print(model.config.id2label[logits.argmax().item()], logits.softmax(-1).max().item())\n```\n"
+    )
 }
 
 fn training(inputs: &CardInputs) -> String {
@@ -181,6 +222,9 @@ fn evaluation(inputs: &CardInputs) -> Option<String> {
             text(&metric.name),
             number(metric.after)
         );
+    }
+    if let Some(classes) = &inputs.classes {
+        out.push_str(&classes.render());
     }
     Some(out)
 }

@@ -121,11 +121,19 @@ pub(super) fn render(inputs: &CardInputs, record: &EnergyRecord) -> String {
         .collect();
     list(&mut out, "datasets", &on_hub);
     list(&mut out, "language", &inputs.languages);
-    line(&mut out, "pipeline_tag: text-generation");
+    line(&mut out, &format!("pipeline_tag: {}", task(inputs)));
     list(&mut out, "tags", &tags(inputs, base_on_hub));
     out.push_str(&emissions(inputs, record).unwrap_or_default());
     model_index(&mut out, inputs);
     out
+}
+
+/// The Hub's name for what the model does.
+fn task(inputs: &CardInputs) -> &'static str {
+    match inputs.classes {
+        Some(_) => "text-classification",
+        None => "text-generation",
+    }
 }
 
 fn line(out: &mut String, text: &str) {
@@ -223,7 +231,7 @@ fn model_index(out: &mut String, inputs: &CardInputs) {
     line(out, &format!("- name: {}", scalar(&inputs.title)));
     line(out, "  results:");
     line(out, "  - task:");
-    line(out, "      type: text-generation");
+    line(out, &format!("      type: {}", task(inputs)));
     line(out, "    dataset:");
     line(out, &format!("      name: {}", scalar(data)));
     line(out, &format!("      type: {}", scalar(data)));

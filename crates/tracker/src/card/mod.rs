@@ -2,11 +2,14 @@
 //! people, both from the same [`EnergyRecord`] as the terminal's lines.
 
 mod body;
+mod classes;
 pub mod edit;
 mod front_matter;
 pub mod lint;
 mod source;
 mod yaml;
+
+pub use classes::Classes;
 
 use crate::record::EnergyRecord;
 
@@ -43,6 +46,8 @@ pub struct CardInputs {
     pub command: Option<String>,
     /// A prompt for the snippet.
     pub example_prompt: Option<String>,
+    /// Its classes, of a model that tells classes apart.
+    pub classes: Option<Classes>,
     /// Whether the model is asked in its chat template.
     pub chat: bool,
     /// The provider's name, for rented machines.

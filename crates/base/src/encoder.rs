@@ -1,0 +1,274 @@
+//! Encoders: models that read a text in both directions and give a vector for every token.
+//!
+//! One structure serves BERT, DistilBERT, RoBERTa, XLM-RoBERTa and ModernBERT; [`config`] says how they differ,
+//! [`block`] is their block and [`load`] knows their names. What is made of the vectors is the business of
+//! [`classifier`](crate::classifier). Encoders compute on the processor.
+
+pub mod block;
+pub mod config;
+mod load;
+
+use candle_core::{DType, Result, Tensor};
+use sparsam_kernels::dropout::{DropoutKey, dropout};
+use sparsam_kernels::embedding::add_rows;
+use sparsam_kernels::host::tensor;
+use sparsam_kernels::layer_norm::{Moments, layer_norm};
+use sparsam_kernels::linear::{add_in_place, bias_grad};
+use sparsam_kernels::rope::RopeTable;
+use sparsam_kernels::{Documents, Weight};
+
+use crate::error::Error;
+use crate::projection::Hook;
+use block::{EncoderBlock, EncoderPass, Kept, LayerNorm};
+use config::EncoderConfig;
+pub(crate) use load::{Renamed, norm};
+
+/// First of the places at which an encoder drops hidden numbers; adapters count theirs from 0.
+pub(crate) const SITES: u32 = 1 << 24;
+
+/// An encoder.
+pub struct Encoder {
+    /// Its shape.
+    pub config: EncoderConfig,
+    /// What stands before the blocks.
+    pub embeddings: Embeddings,
+    /// In order.
+    pub blocks: Vec<EncoderBlock>,
+    /// After the last block (ModernBERT).
+    pub norm: Option<LayerNorm>,
+    table: Option<RopeTable>,
+    local_table: Option<RopeTable>,
+}
+
+/// Vectors of tokens, positions and the kind of the text, added up and normalised.
+pub struct Embeddings {
+    /// Name and table of the tokens, `[vocabulary, hidden]`.
+    pub tokens: (String, Weight),
+    /// Name and table of the positions, `[positions, hidden]`, in f32.
+    pub positions: Option<(String, Tensor)>,
+    /// Name and table of the kinds of text, `[kinds, hidden]`, in f32; all texts here are of the first.
+    pub kinds: Option<(String, Tensor)>,
+    /// Over the sum.
+    pub norm: LayerNorm,
+}
+
+/// What the backward pass of an encoder needs of its forward pass.
+pub struct EncoderKept {
+    summed: Tensor,
+    moments: Moments,
+    last: Option<(Tensor, Moments)>,
+    /// Inputs of the blocks that are computed again.
+    inputs: Vec<Tensor>,
+    blocks: Vec<Kept>,
+}
+
+/// How much of a forward pass is kept for the way back.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// The first block that is differentiated.
+    pub lowest: usize,
+    /// Whether blocks keep their input alone and are computed again.
+    pub checkpointing: bool,
+}
+
+/// Numbers of `x` dropped with probability `p`, where a key says that anything is dropped now.
+pub(crate) fn dropped(x: Tensor, p: f64, key: Option<DropoutKey>, site: u32) -> Result<Tensor> {
+    match key {
+        Some(key) if p > 0.0 => dropout(&x, p, DropoutKey { site, ..key }),
+        _ => Ok(x),
+    }
+}
+
+impl Encoder {
+    /// Places of the tokens in the table of positions, `[tokens]`.
+    fn places(&self, documents: &Documents) -> Vec<u32> {
+        let offset = self.config.position_offset as u32;
+        documents
+            .ranges()
+            .flat_map(|range| (0..range.len() as u32).map(move |place| place + offset))
+            .collect()
+    }
+
+    /// Rows of a table, `[ids, hidden]` in f32.
+    fn rows(name: &str, table: &Weight, ids: &[u32]) -> crate::error::Result<Tensor> {
+        let (rows, width) = table.dims()?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            let what = format!("has {rows} rows, {id} is beyond them");
+            return Err(Error::weight(name, what));
+        }
+        let mut values = vec![0f32; ids.len() * width];
+        table.with_rows::<f32, _>(|rows| {
+            for (id, out) in ids.iter().zip(values.chunks_exact_mut(width)) {
+                rows.fill(*id as usize, 0..width, out);
+            }
+            Ok(())
+        })?;
+        Ok(tensor(values, (ids.len(), width))?)
+    }
+
+    /// Sum of the embeddings of tokens, `[tokens, hidden]`, before the norm.
+    fn summed(&self, ids: &[u32], documents: &Documents) -> crate::error::Result<Tensor> {
+        let (name, table) = &self.embeddings.tokens;
+        let x = Self::rows(name, table, ids)?;
+        if let Some((name, table)) = &self.embeddings.positions {
+            let table = Weight::Dense(table.clone());
+            add_in_place(&x, &Self::rows(name, &table, &self.places(documents))?)?;
+        }
+        if let Some((_, table)) = &self.embeddings.kinds {
+            let first = table.narrow(0, 0, 1)?.contiguous()?.flatten_all()?;
+            sparsam_kernels::linear::add_bias(&x, &first)?;
+        }
+        Ok(x)
+    }
+
+    /// Vectors of every token, `[tokens, hidden]`, and with `keep` what the backward pass needs.
+    ///
+    /// # Errors
+    /// A token or a position beyond the tables, or an operation on tensors failed.
+    pub fn forward(
+        &self,
+        ids: &[u32],
+        documents: &Documents,
+        hook: &mut dyn Hook,
+        keep: Option<Keep>,
+    ) -> crate::error::Result<(Tensor, Option<EncoderKept>)> {
+        let key = hook.dropout();
+        let summed = self.summed(ids, documents)?;
+        let norm = &self.embeddings.norm;
+        let (x, moments) = norm.forward(&summed)?;
+        let mut x = dropped(x, self.config.dropout, key, SITES)?;
+        let positions = documents.positions();
+        let pass = self.pass(documents, &positions, key);
+        let (mut inputs, mut blocks) = (Vec::new(), Vec::new());
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let differentiated = keep.filter(|keep| layer >= keep.lowest);
+            let whole = differentiated.is_some_and(|keep| !keep.checkpointing);
+            if differentiated.is_some() && !whole {
+                inputs.push(x.clone());
+            }
+            let (y, kept) = block.forward(&x, &pass, hook, whole)?;
+            blocks.extend(kept);
+            x = y;
+        }
+        let mut last = None;
+        if let Some(norm) = &self.norm {
+            let (y, moments) = norm.forward(&x)?;
+            last = Some((x, moments));
+            x = y;
+        }
+        let kept = keep.map(|_| EncoderKept {
+            summed,
+            moments,
+            last,
+            inputs,
+            blocks,
+        });
+        Ok((x, kept))
+    }
+
+    /// Adds the gradients of what is trained, from that of the vectors.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn backward(
+        &self,
+        dy: Tensor,
+        kept: EncoderKept,
+        ids: &[u32],
+        documents: &Documents,
+        hook: &mut dyn Hook,
+        keep: Keep,
+    ) -> crate::error::Result<()> {
+        let EncoderKept {
+            summed,
+            moments,
+            last,
+            mut inputs,
+            mut blocks,
+        } = kept;
+        let key = hook.dropout();
+        let positions = documents.positions();
+        let pass = self.pass(documents, &positions, key);
+        let mut dx = match (&self.norm, last) {
+            (Some(norm), Some((x, moments))) => norm.backward(&dy, &x, &moments, None, hook)?,
+            _ => dy,
+        };
+        for block in self.blocks[keep.lowest..].iter().rev() {
+            let kept = match inputs.pop() {
+                Some(input) => block.forward(&input, &pass, hook, true)?.1,
+                None => blocks.pop(),
+            };
+            let Some(kept) = kept else {
+                return Err(candle_core::Error::Msg("a block kept nothing".to_owned()).into());
+            };
+            dx = block.backward(&dx, kept, &pass, hook)?;
+        }
+        if self.is_trained(hook) {
+            let dx = dropped(dx, self.config.dropout, key, SITES)?;
+            let norm = &self.embeddings.norm;
+            let dx = norm.backward(&dx, &summed, &moments, None, hook)?;
+            if let Some(into) = hook.accumulator(&self.embeddings.tokens.0) {
+                add_rows(&dx, ids, &into)?;
+            }
+            if let Some((name, _)) = &self.embeddings.positions
+                && let Some(into) = hook.accumulator(name)
+            {
+                add_rows(&dx, &self.places(documents), &into)?;
+            }
+            if let Some((name, _)) = &self.embeddings.kinds
+                && let Some(into) = hook.accumulator(name)
+            {
+                let first = Tensor::zeros(dx.dim(1)?, DType::F32, dx.device())?;
+                bias_grad(&dx, &first)?;
+                add_rows(&first.unsqueeze(0)?, &[0], &into)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any of the embeddings is trained.
+    fn is_trained(&self, hook: &dyn Hook) -> bool {
+        hook.accumulator(&self.embeddings.tokens.0).is_some()
+    }
+
+    fn pass<'a>(
+        &'a self,
+        documents: &'a Documents,
+        positions: &'a sparsam_kernels::rope::Positions,
+        dropout: Option<DropoutKey>,
+    ) -> EncoderPass<'a> {
+        EncoderPass {
+            documents,
+            positions,
+            table: self.table.as_ref(),
+            local_table: self.local_table.as_ref(),
+            dropout,
+        }
+    }
+
+    /// All norms, from the first on.
+    pub fn norms(&self) -> impl Iterator<Item = &LayerNorm> {
+        let of_blocks = self.blocks.iter().flat_map(EncoderBlock::norms);
+        std::iter::once(&self.embeddings.norm)
+            .chain(of_blocks)
+            .chain(&self.norm)
+    }
+
+    /// Memory of all weights as stored, in bytes.
+    pub fn bytes(&self) -> usize {
+        let projections = self.blocks.iter().flat_map(EncoderBlock::groups);
+        let projections = projections.flat_map(|group| &group.projections);
+        let tables = [&self.embeddings.positions, &self.embeddings.kinds];
+        let tables = tables.into_iter().flatten();
+        projections.map(|p| p.weight.bytes()).sum::<usize>()
+            + self.embeddings.tokens.1.bytes()
+            + tables.map(|(_, t)| t.elem_count() * 4).sum::<usize>()
+    }
+}
+
+impl LayerNorm {
+    /// `(y, moments)`
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, Moments)> {
+        layer_norm(x, &self.weight, self.bias.as_ref(), self.epsilon)
+    }
+}
