@@ -51,7 +51,7 @@ pub(crate) use held_out::HeldOut;
 use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
 pub(crate) use settings::quantize as quantize_of;
-pub(crate) use task::only_language;
+pub(crate) use task::{is_of, only_language};
 use watch::Watch;
 use words::{examples, opening, say};
 
@@ -71,7 +71,7 @@ pub(crate) enum Start<'a> {
 
 /// Says what a recipe would train, and trains nothing.
 pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
-    let file = &task::settled(file, false)?;
+    let file = &task::settled(file, None, false)?;
     let recipe = &file.recipe;
     file.check_files()?;
     let place = place(recipe)?;
@@ -85,7 +85,12 @@ pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
 
 /// Trains as a recipe says.
 pub(crate) fn train(file: &RecipeFile, start: Start, quiet: bool) -> anyhow::Result<()> {
-    let file = task::settled(file, quiet)?;
+    let begun = match start {
+        Start::Fresh => None,
+        Start::Resume(_) => RunRecord::beside(&file.recipe.output_dir)?,
+    };
+    let commit = begun.and_then(|record| record.base.revision);
+    let file = task::settled(file, commit.as_deref(), quiet)?;
     let mut session = Session::begin(&file, start, quiet)?;
     let ending = session.work();
     session.end(ending)

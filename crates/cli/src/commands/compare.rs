@@ -104,7 +104,7 @@ fn is_finished(run: &Planned) -> anyhow::Result<bool> {
     if record.state != State::Finished {
         return Ok(false);
     }
-    if record.recipe != run.recipe {
+    if !crate::run::is_of(&record.recipe, &run.recipe) {
         return Err(Failure::usage(format!(
             "`{}` holds a run of another recipe than the arm `{}` has now",
             run.folder.display(),
