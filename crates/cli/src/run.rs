@@ -52,7 +52,7 @@ pub(crate) use held_out::HeldOut;
 use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
 pub(crate) use settings::{gpus as gpus_of, quantize as quantize_of};
-pub(crate) use task::only_language;
+pub(crate) use task::{is_of, only_language};
 pub(crate) use wait::Waited;
 use watch::Watch;
 use words::{examples, opening, say};
@@ -73,7 +73,7 @@ pub(crate) enum Start<'a> {
 
 /// Says what a recipe would train, and trains nothing.
 pub(crate) fn rehearse(file: &RecipeFile) -> anyhow::Result<()> {
-    let file = &task::settled(file, false)?;
+    let file = &task::settled(file, None, false)?;
     let recipe = &file.recipe;
     file.check_files()?;
     let place = place(recipe)?;
@@ -92,7 +92,12 @@ pub(crate) fn train(
     quiet: bool,
     dashboard: bool,
 ) -> anyhow::Result<()> {
-    let file = task::settled(file, quiet)?;
+    let begun = match start {
+        Start::Fresh => None,
+        Start::Resume(_) => RunRecord::beside(&file.recipe.output_dir)?,
+    };
+    let commit = begun.and_then(|record| record.base.revision);
+    let file = task::settled(file, commit.as_deref(), quiet)?;
     let mut session = Session::begin(&file, start, quiet, dashboard)?;
     let ending = session.work();
     session.end(ending)

@@ -102,12 +102,18 @@ impl Workshop {
             r#"{"pad_token": "[PAD]", "cls_token": "[CLS]"}"#,
         );
         workshop.write("recipe.yaml", RECIPE);
-        let csv: String = rows(0, 48)
-            .iter()
-            .map(|(text, topic)| format!("{text},{topic}\n"))
-            .collect::<Vec<_>>()
-            .concat();
-        workshop.write("train.csv", &format!("message,topic\n{csv}"));
+        let header = ("message".to_owned(), "topic");
+        let csv: Vec<String> = std::iter::once(header)
+            .chain(rows(0, 48))
+            .map(|(text, topic)| format!("{text},{topic}"))
+            .collect();
+        workshop.write(
+            "train.csv",
+            &csv.join(
+                "
+",
+            ),
+        );
         workshop.write("eval.jsonl", &lines(&rows(100, 16)));
         workshop
     }
@@ -163,9 +169,9 @@ fn lines(rows: &[(String, &str)]) -> String {
     let rows = rows
         .iter()
         .map(|(text, topic)| json!({"message": text, "topic": topic}));
-    rows.map(|row| format!("{row}\n"))
+    rows.map(|row| row.to_string())
         .collect::<Vec<_>>()
-        .concat()
+        .join("\n")
 }
 
 #[test]

@@ -13,7 +13,6 @@ use crate::columns;
 use crate::compare::file::{Comparison, Planned};
 use crate::compare::{result, words};
 use crate::error::Failure;
-use crate::recipe::Task;
 use crate::report::comparison::{FILE_NAME, spread};
 use crate::report::plots::{Trade, pareto};
 use crate::report::{self, Language};
@@ -134,12 +133,7 @@ fn is_finished(run: &Planned) -> anyhow::Result<bool> {
     if record.state != State::Finished {
         return Ok(false);
     }
-    let mut planned = run.recipe.clone();
-    // A run has settled what its model is to do.
-    if planned.task == Task::Auto {
-        planned.task = record.recipe.task;
-    }
-    if record.recipe != planned {
+    if !crate::run::is_of(&record.recipe, &run.recipe) {
         return Err(Failure::usage(format!(
             "`{}` holds a run of another recipe than the arm `{}` has now",
             run.folder.display(),

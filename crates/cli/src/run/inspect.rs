@@ -90,7 +90,7 @@ pub(crate) struct ShownToken {
 /// # Errors
 /// Data that a run would refuse too; so also data in which nothing is trained.
 pub(crate) fn inspect(file: &RecipeFile, count: usize) -> anyhow::Result<Inspection> {
-    let file = &super::task::settled(file, false)?;
+    let file = &super::task::settled(file, None, false)?;
     let recipe = &file.recipe;
     file.check_files()?;
     if recipe.task == Task::Classification {

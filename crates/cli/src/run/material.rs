@@ -145,7 +145,7 @@ impl Material {
         };
         let (tokenizer, template) = (&texts.tokenizer, &texts.template);
         let known = known.map(Labels::from_names);
-        let data = Data::read(recipe, revisions, tokenizer, template, Some(known), quiet)?;
+        let data = Data::read(recipe, revisions, tokenizer, template, known, quiet)?;
         let labels = data.labels.as_ref().map_or(&[][..], Labels::names);
         let options = classifier::Options {
             quantize: settings::quantize(recipe),
@@ -165,12 +165,12 @@ impl Data {
         revisions: Revisions,
         tokenizer: &Tokenizer,
         template: &ChatTemplate,
-        // The classes that are known already, where texts are classified.
-        classes: Option<Option<Labels>>,
+        // The classes of an adapter that is trained further; else they are the data's.
+        known: Option<Labels>,
         quiet: bool,
     ) -> anyhow::Result<Self> {
-        let classifies = classes.is_some();
-        let mut labels = classes.flatten();
+        let classifies = recipe.task == Task::Classification;
+        let mut labels = known;
         let columns = settings::columns(recipe)?;
         let mut found = Vec::new();
         check_splits(recipe)?;

@@ -34,16 +34,13 @@ pub(super) fn write(
     template: Option<&str>,
     labels: &[String],
 ) -> anyhow::Result<()> {
-    match adapter {
-        Some(config) => {
-            peft::save(folder, trainable, config)?;
-            classifier::write_labels(folder, labels)?;
-        }
-        None => {
-            whole_model(folder, base, trainable, model)?;
-            if !labels.is_empty() {
-                name_classes(&folder.join(CONFIG), model, labels)?;
-            }
+    if let Some(config) = adapter {
+        peft::save(folder, trainable, config)?;
+        classifier::write_labels(folder, labels)?;
+    } else {
+        whole_model(folder, base, trainable, model)?;
+        if !labels.is_empty() {
+            name_classes(&folder.join(CONFIG), model, labels)?;
         }
     }
     if let Some(template) = template {

@@ -1,7 +1,7 @@
 //! What the model of a recipe is to do, where the recipe leaves that to the model.
 //!
-//! Settled once before anything else is read: from then on a recipe says `causal_lm` or `classification`, and what
-//! follows from that for the keys it does not give.
+//! Settled once before anything else is read: from then on a classifier's recipe says `classification`, and what
+//! follows from that for the keys it does not give. That of a language model stays as it is.
 
 use crate::classifier::{self, Named};
 use crate::device::Choice;
@@ -9,32 +9,27 @@ use crate::error::Failure;
 use crate::recipe::check::classifies_quietly;
 use crate::recipe::{Recipe, RecipeFile, Task};
 
-/// The recipe with its task settled.
+/// The recipe with its task settled, the model being of a commit where a run is continued.
 ///
 /// # Errors
 /// A model that means nothing here, or keys that do not go with its task.
-pub(super) fn settled(file: &RecipeFile, quiet: bool) -> anyhow::Result<RecipeFile> {
+pub(super) fn settled(
+    file: &RecipeFile,
+    commit: Option<&str>,
+    quiet: bool,
+) -> anyhow::Result<RecipeFile> {
     let mut file = file.clone();
     let (model, revision) = (file.recipe.model.clone(), file.recipe.revision.clone());
     let named = Named {
         model: &model,
-        revision: revision.as_deref(),
+        revision: commit.or(revision.as_deref()),
         max_length: 0,
     };
-    let encoder = match file.recipe.task {
-        Task::CausalLm => false,
-        // What cannot be read is told where the model is opened, at the commit that a resumed run began with.
-        Task::Auto => classifier::is_an_encoder(&named, quiet).unwrap_or(false),
-        Task::Classification => classifier::is_an_encoder(&named, quiet)?,
-    };
-    file.recipe.task = match file.recipe.task {
-        Task::Auto if encoder => Task::Classification,
-        Task::Auto => Task::CausalLm,
-        given => given,
-    };
-    if file.recipe.task == Task::CausalLm {
+    let encoder = file.recipe.task != Task::CausalLm && classifier::is_an_encoder(&named, quiet)?;
+    if file.recipe.task != Task::Classification && !encoder {
         return Ok(file);
     }
+    file.recipe.task = Task::Classification;
     if let Some(key) = classifies_quietly(&file.recipe) {
         return Err(Failure::usage(format!(
             "{}: `{key}` means nothing to `{}`, which classifies texts",
@@ -70,12 +65,30 @@ fn on_the_processor(recipe: &mut Recipe) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether a run was made by a recipe, which may leave to the model what the record of a classifier's run says.
+pub(crate) fn is_of(recorded: &Recipe, asked: &Recipe) -> bool {
+    if recorded.task != Task::Classification {
+        return recorded == asked;
+    }
+    let usual = Recipe::default();
+    let mut asked = asked.clone();
+    asked.task = recorded.task;
+    asked.packing = recorded.packing;
+    if asked.device == usual.device {
+        asked.device.clone_from(&recorded.device);
+    }
+    if asked.max_length == usual.max_length {
+        asked.max_length = asked.max_length.min(recorded.max_length);
+    }
+    *recorded == asked
+}
+
 /// Refuses a classifier's recipe where only language models are understood.
 ///
 /// # Errors
 /// `what` cannot be done with a classifier.
 pub(crate) fn only_language(file: &RecipeFile, what: &str) -> anyhow::Result<()> {
-    if settled(file, true)?.recipe.task != Task::Classification {
+    if settled(file, None, true)?.recipe.task != Task::Classification {
         return Ok(());
     }
     Err(Failure::usage(format!(

@@ -156,9 +156,9 @@ fn classifying(inputs: &CardInputs, classes: usize, prompt: &str, folder: &str) 
             "import json\nfrom peft import PeftModel\n\
              from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
              base = {}\ntokenizer = AutoTokenizer.from_pretrained(base)\n\
-             labels = json.load(open(\"{folder}/labels.json\"))\n\
-             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels={classes}, \
-             id2label=labels[\"id2label\"], label2id=labels[\"label2id\"])\n\
+             label2id = json.load(open(\"{folder}/labels.json\"))[\"label2id\"]\n\
+             model = AutoModelForSequenceClassification.from_pretrained(\n    \
+             base, num_labels={classes}, label2id=label2id, id2label={{i: name for name, i in label2id.items()}})\n\
              model = PeftModel.from_pretrained(model, \"{folder}\").eval()\n",
             python(inputs.base_name())
         ),
