@@ -272,12 +272,10 @@ fn an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on() {
     assert!(stderr.contains("error: interrupted after step"), "{stderr}");
     assert!(stderr.contains("--resume"), "{stderr}");
     assert_eq!(workshop.json("run/run.json")["state"], "interrupted");
-    assert_eq!(
-        std::fs::read_dir(workshop.path("run/checkpoints"))
-            .unwrap()
-            .count(),
-        1
-    );
+    // The best values of an evaluation may lie beside it: a fast machine comes that far.
+    let checkpoints = std::fs::read_dir(workshop.path("run/checkpoints")).unwrap();
+    let names = checkpoints.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("step-")).count(), 1);
 
     let other = workshop.run(&["-q", "train", "recipe.yaml", "seed=1", "--resume"]);
     let stderr = String::from_utf8(other.stderr).unwrap();
