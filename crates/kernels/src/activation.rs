@@ -98,9 +98,18 @@ fn same(operation: &str, gate: &Tensor, other: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// `(σ(x), σ'(x))`, the slope as precise where `σ` is nearly 1 as where it is nearly 0.
 #[inline(always)]
-fn sigmoid<T: Real, const FMA: bool>(x: T) -> T {
-    T::ONE / (T::ONE + (-x).exp_inline::<FMA>())
+fn sigmoid<T: Real, const FMA: bool>(x: T) -> (T, T) {
+    let power = (-x).exp_inline::<FMA>();
+    let below = T::ONE / (T::ONE + power);
+    // `power` may be infinite for the negative ones.
+    let above = if x > T::ZERO {
+        power * below
+    } else {
+        T::ONE - below
+    };
+    (below, below * above)
 }
 
 /// `(Φ(x), Φ'(x) x)` of the normal distribution.
@@ -115,15 +124,22 @@ fn normal<T: Real, const FMA: bool>(x: T) -> (T, T) {
 
 /// The same by `½ (1 + tanh u) = σ(2u)` with `u = √(2/π) (x + 0.044715 x³)`.
 #[inline(always)]
-fn normal_tanh<T: Real, const FMA: bool>(x: T) -> (T, T) {
+pub(crate) fn normal_tanh<T: Real, const FMA: bool>(x: T) -> (T, T) {
     /// `2 √(2/π)`
     const FACTOR: f64 = 1.595_769_121_605_730_8;
     const CUBIC: f64 = 0.044_715;
     let square = x * x;
-    let u = T::of(FACTOR) * x * (T::ONE + T::of(CUBIC) * square);
-    let below = sigmoid::<T, FMA>(u);
+    let (below, steepness) =
+        sigmoid::<T, FMA>(T::of(FACTOR) * x * (T::ONE + T::of(CUBIC) * square));
     let slope = T::of(FACTOR) * (T::ONE + T::of(3.0 * CUBIC) * square);
-    (below, below * (T::ONE - below) * slope * x)
+    (below, steepness * slope * x)
+}
+
+/// `(σ(x), σ'(x) x)`
+#[inline(always)]
+pub(crate) fn logistic<T: Real, const FMA: bool>(x: T) -> (T, T) {
+    let (below, steepness) = sigmoid::<T, FMA>(x);
+    (below, steepness * x)
 }
 
 /// The forward and backward loops of `x p(x)`, given `(p, p' x)`.
@@ -155,12 +171,6 @@ macro_rules! gated_loops {
             }
         }
     };
-}
-
-#[inline(always)]
-fn logistic<T: Real, const FMA: bool>(x: T) -> (T, T) {
-    let below = sigmoid::<T, FMA>(x);
-    (below, below * (T::ONE - below) * x)
 }
 
 gated_loops!(silu, silu_backward, logistic::<T, FMA>);

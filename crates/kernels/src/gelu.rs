@@ -9,7 +9,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::activation::Activation;
+use crate::activation::{Activation, logistic, normal_tanh};
 use crate::by_element;
 use crate::cpu::Level;
 use crate::host::{tensor, view};
@@ -87,24 +87,6 @@ fn normal<T: Real, const FMA: bool>(x: T) -> (T, T) {
     }
     let tail = T::of(0.5) * q * t * bell;
     (if negative { tail } else { T::ONE - tail }, slope)
-}
-
-/// The same by `½ (1 + tanh u) = σ(2u)` with `u = √(2/π) (x + 0.044715 x³)`.
-#[inline(always)]
-fn normal_tanh<T: Real, const FMA: bool>(x: T) -> (T, T) {
-    /// `2 √(2/π)`
-    const FACTOR: f64 = 1.595_769_121_605_730_8;
-    const CUBIC: f64 = 0.044_715;
-    let square = x * x;
-    let (below, _) = logistic::<T, FMA>(T::of(FACTOR) * x * (T::ONE + T::of(CUBIC) * square));
-    let slope = T::of(FACTOR) * (T::ONE + T::of(3.0 * CUBIC) * square);
-    (below, below * (T::ONE - below) * slope * x)
-}
-
-#[inline(always)]
-fn logistic<T: Real, const FMA: bool>(x: T) -> (T, T) {
-    let below = T::ONE / (T::ONE + (-x).exp_inline::<FMA>());
-    (below, below * (T::ONE - below) * x)
 }
 
 /// The forward and backward loops of `x p(x)`, given `(p, p' x)`.

@@ -25,7 +25,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-pub use kernel::{Kernel, Pair, Product, Tile};
+pub use kernel::{Kernel, Pair, Product, Target, Tile};
 pub use pack::Dense;
 use pack::Held;
 pub(crate) use pack::round;
@@ -245,7 +245,7 @@ fn blocked<T: Real, H: Held<T>>(
         for (index, block) in blocks.iter().enumerate() {
             let panel_length = held_depth::<T, H>(block) * tile.columns;
             if packed.len() < panels * panel_length {
-                packed.resize(panels * panel_length, H::ZERO);
+                packed.resize(panels * panel_length, H::default());
             }
             let packed = &mut packed[..panels * panel_length];
             packed
@@ -353,20 +353,21 @@ impl<T: Real, H: Held<T>> RowTask<'_, T, H> {
                 (Some(&values[at.min(values.len())..]), 0, left.row_stride)
             } else {
                 let (start, length) = (scratch.len(), depth.len().div_ceil(H::DEPTH));
-                scratch.resize(start + rows * length, H::ZERO);
+                scratch.resize(start + rows * length, H::default());
                 let rows = first_row..first_row + rows;
                 H::copy_left(level, &left, rows, depth.clone(), &mut scratch[start..]);
                 (None, start, length)
             });
         }
         let depth = held_depth::<T, H>(self.block);
-        let height_of_all = rows.div_ceil(rows.div_ceil(tile.rows));
+        // Tiles of about equal height: a low one would leave registers unused.
+        let height_of_each = rows.div_ceil(rows.div_ceil(tile.rows));
         let mut edge = vec![T::ZERO; tile.rows * tile.columns];
         for (panel, right) in self.packed.chunks_exact(depth * tile.columns).enumerate() {
             let column = self.range.start + panel * tile.columns;
             let width = tile.columns.min(self.range.end - column);
-            for row in (0..rows).step_by(height_of_all) {
-                let height = height_of_all.min(rows - row);
+            for row in (0..rows).step_by(height_of_each) {
+                let height = height_of_each.min(rows - row);
                 let whole = width == tile.columns;
                 let mut right = right;
                 let mut add = self.add;
@@ -381,17 +382,19 @@ impl<T: Real, H: Held<T>> RowTask<'_, T, H> {
                     let (now, rest) = right.split_at(depth * tile.columns);
                     right = rest;
                     let product = Product {
+                        tile,
+                        rows: height,
                         depth,
                         left: &values.unwrap_or(&scratch[*start..])[row * stride..],
                         left_stride: *stride,
                         right: now,
                     };
-                    if whole {
-                        let out = &mut out[row * self.columns + column..];
-                        H::multiply(level, tile, height, &product, out, self.columns, add);
+                    let (out, stride) = if whole {
+                        (&mut out[row * self.columns + column..], self.columns)
                     } else {
-                        H::multiply(level, tile, height, &product, &mut edge, tile.columns, add);
-                    }
+                        (&mut edge[..], tile.columns)
+                    };
+                    H::multiply(level, &product, Target { out, stride, add });
                     add = true;
                 }
                 if !whole {

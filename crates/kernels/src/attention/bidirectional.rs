@@ -13,7 +13,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::block::{HeadRows, Panels, Part, product};
+use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::by_element;
 use crate::cpu::Level;
 use crate::documents::Documents;
@@ -155,10 +155,7 @@ fn forward<T: Real>(
 ) -> (Vec<T>, Vec<T>) {
     let level = Level::detect();
     let tokens = documents.tokens();
-    let problems: Vec<_> = documents
-        .ranges()
-        .flat_map(|range| (0..shape.heads).map(move |head| (range.clone(), head)))
-        .collect();
+    let problems = problems(documents, shape.heads);
     // Keys and values of every head of every document, ready for the products.
     let packed: Vec<(Panels<T>, Panels<T>)> = problems
         .into_par_iter()
@@ -193,14 +190,7 @@ fn forward<T: Real>(
             )
         })
         .collect();
-    let mut log_sums = vec![T::ZERO; shape.heads * tokens];
-    for (first, sums) in sums {
-        let count = sums.len() / shape.heads;
-        for (head, sums) in sums.chunks_exact(count).enumerate() {
-            log_sums[head * tokens + first..][..count].copy_from_slice(sums);
-        }
-    }
-    (output, log_sums)
+    (output, by_head(sums, shape.heads, tokens))
 }
 
 /// Writes the output of a block of queries, all heads, and returns its log-sum-exp, `[heads, queries]`.
@@ -285,10 +275,7 @@ struct Inputs<'a, T> {
 fn backward<T: Real>(inputs: &Inputs<T>, documents: &Documents) -> [Vec<T>; 3] {
     let level = Level::detect();
     let shape = inputs.shape;
-    let problems: Vec<_> = documents
-        .ranges()
-        .flat_map(|range| (0..shape.heads).map(move |head| (range.clone(), head)))
-        .collect();
+    let problems = problems(documents, shape.heads);
     let parts: Vec<[Vec<T>; 3]> = problems
         .par_iter()
         .with_max_len(1)

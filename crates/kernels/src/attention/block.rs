@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 use crate::cpu::Level;
-use crate::gemm::{Product, Tile};
+use crate::documents::Documents;
+use crate::gemm::{Product, Target, Tile};
 use crate::vector::{Real, levels, transpose};
 
 /// The rows of one head, within the rows of all heads.
@@ -126,6 +127,30 @@ impl<T: Real> Panels<T> {
     }
 }
 
+/// Every head of every document, with the document's tokens.
+pub(super) fn problems(documents: &Documents, heads: usize) -> Vec<(Range<usize>, usize)> {
+    let ranges = documents.ranges();
+    ranges
+        .flat_map(|range| (0..heads).map(move |head| (range.clone(), head)))
+        .collect()
+}
+
+/// What blocks of queries gave, each `[heads, queries]` from a first token on, as `[heads, tokens]`.
+pub(super) fn by_head<T: Real>(
+    blocks: Vec<(usize, Vec<T>)>,
+    heads: usize,
+    tokens: usize,
+) -> Vec<T> {
+    let mut all = vec![T::ZERO; heads * tokens];
+    for (first, numbers) in blocks {
+        let count = numbers.len() / heads;
+        for (head, numbers) in numbers.chunks_exact(count).enumerate() {
+            all[head * tokens + first..][..count].copy_from_slice(numbers);
+        }
+    }
+    all
+}
+
 /// The part of a tile that matters, in columns and in depth of the right operand.
 pub(super) struct Part {
     pub(super) columns: Range<usize>,
@@ -168,13 +193,15 @@ pub(super) fn product<T: Real>(
                 continue;
             }
             let product = Product {
+                tile,
+                rows: *height,
                 depth: depth.len(),
                 left: &left[row * left_stride + depth.start - first_depth..],
                 left_stride,
                 right: &numbers[depth.start * width..depth.end * width],
             };
             let out = &mut out[row * stride + (panel - first_panel) * width..];
-            T::multiply(level, tile, *height, &product, out, stride, add);
+            T::multiply(level, &product, Target { out, stride, add });
         }
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::AttentionShape;
-use super::block::{HeadRows, Panels, Part, product};
+use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
 use crate::vector::{LANES, Real, levels, reduce, soften};
@@ -48,10 +48,7 @@ pub(super) fn all<T: Real>(
 ) -> (Vec<T>, Vec<T>) {
     let level = Level::detect();
     let tokens = documents.tokens();
-    let problems: Vec<_> = documents
-        .ranges()
-        .flat_map(|range| (0..shape.kv_heads).map(move |head| (range.clone(), head)))
-        .collect();
+    let problems = problems(documents, shape.kv_heads);
     let caches: Vec<Cache<T>> = problems
         .into_par_iter()
         .map(|(range, head)| {
@@ -88,14 +85,7 @@ pub(super) fn all<T: Real>(
             (first, run(level, q, caches, shape, &mut task))
         })
         .collect();
-    let mut log_sums = vec![T::ZERO; shape.heads * tokens];
-    for (first, sums) in sums {
-        let count = sums.len() / shape.heads;
-        for (head, sums) in sums.chunks_exact(count).enumerate() {
-            log_sums[head * tokens + first..][..count].copy_from_slice(sums);
-        }
-    }
-    (output, log_sums)
+    (output, by_head(sums, shape.heads, tokens))
 }
 
 /// Writes the output of a task and returns its log-sum-exp, `[heads, queries]`.

@@ -19,7 +19,12 @@ pub struct Tile {
 }
 
 /// The operands of one call of a microkernel, whose numbers are held as `H`.
+#[derive(Clone, Copy)]
 pub struct Product<'a, H> {
+    /// What [`Kernel::tile`] says.
+    pub tile: Tile,
+    /// Rows of the tile that are computed.
+    pub rows: usize,
     /// Length of the sums, in `H`.
     pub depth: usize,
     /// Row `r` is `left[r * left_stride..][..depth]`.
@@ -28,6 +33,16 @@ pub struct Product<'a, H> {
     pub left_stride: usize,
     /// Packed panel, `right[d * columns + column]`.
     pub right: &'a [H],
+}
+
+/// Where a tile goes.
+pub struct Target<'a, T> {
+    /// Row `r` is `out[r * stride..][..columns]`.
+    pub out: &'a mut [T],
+    /// Distance of two rows.
+    pub stride: usize,
+    /// Whether the tile is added to what is there.
+    pub add: bool,
 }
 
 /// Two numbers that follow each other in depth, each rounded to bf16: the first in the low half.
@@ -39,7 +54,13 @@ impl Pair {
     /// The pair of two numbers.
     #[inline(always)]
     pub(crate) fn of<T: Element>(first: T, second: T) -> Self {
-        Self(u32::from(second.to_bf16_bits()) << 16 | u32::from(first.to_bf16_bits()))
+        Self::of_bits(first.to_bf16_bits(), second.to_bf16_bits())
+    }
+
+    /// The pair of two numbers of bf16.
+    #[inline(always)]
+    pub(crate) fn of_bits(first: u16, second: u16) -> Self {
+        Self(u32::from(second) << 16 | u32::from(first))
     }
 
     /// The first and the second number, as f32.
@@ -57,27 +78,11 @@ pub trait Kernel: Element {
     /// The tile of the microkernels at this level, for an output of so many columns.
     fn tile(level: Level, columns: usize) -> Tile;
 
-    /// `out = left · right`, or `out += …` if `add`, for `rows` rows of a tile with the given stride.
-    fn multiply(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        product: &Product<Self>,
-        out: &mut [Self],
-        stride: usize,
-        add: bool,
-    );
+    /// Computes a tile.
+    fn multiply(level: Level, product: &Product<Self>, target: Target<Self>);
 
     /// [`Kernel::multiply`] of pairs.
-    fn multiply_pairs(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        product: &Product<Pair>,
-        out: &mut [Self],
-        stride: usize,
-        add: bool,
-    );
+    fn multiply_pairs(level: Level, product: &Product<Pair>, target: Target<Self>);
 
     /// Whether pairs are multiplied faster than plain numbers at this level.
     fn pairs_are_faster(level: Level) -> bool;
@@ -96,28 +101,12 @@ impl Kernel for f64 {
         PORTABLE
     }
 
-    fn multiply(
-        _: Level,
-        _: Tile,
-        rows: usize,
-        product: &Product<Self>,
-        out: &mut [Self],
-        stride: usize,
-        add: bool,
-    ) {
-        portable(rows, product, out, stride, add);
+    fn multiply(_: Level, product: &Product<Self>, target: Target<Self>) {
+        portable(product, target);
     }
 
-    fn multiply_pairs(
-        _: Level,
-        _: Tile,
-        rows: usize,
-        product: &Product<Pair>,
-        out: &mut [Self],
-        stride: usize,
-        add: bool,
-    ) {
-        portable_pairs(rows, product, out, stride, add);
+    fn multiply_pairs(_: Level, product: &Product<Pair>, target: Target<Self>) {
+        portable_pairs(product, target);
     }
 
     fn pairs_are_faster(_: Level) -> bool {
@@ -129,12 +118,16 @@ impl Kernel for f64 {
     }
 }
 
-/// Asserts that a product and its output hold what a vector microkernel reads and writes.
-fn check<H>(tile: Tile, rows: usize, product: &Product<H>, out: &[f32], stride: usize) {
+/// Asserts that a product and its target hold what a vector microkernel reads and writes.
+#[cfg(target_arch = "x86_64")]
+fn check<H>(product: &Product<H>, target: &Target<f32>) {
+    let Product {
+        tile, rows, depth, ..
+    } = *product;
     assert!((1..=tile.rows).contains(&rows));
-    assert!(product.left.len() >= (rows - 1) * product.left_stride + product.depth);
-    assert!(product.right.len() >= product.depth * tile.columns);
-    assert!(out.len() >= (rows - 1) * stride + tile.columns);
+    assert!(product.left.len() >= (rows - 1) * product.left_stride + depth);
+    assert!(product.right.len() >= depth * tile.columns);
+    assert!(target.out.len() >= (rows - 1) * target.stride + tile.columns);
 }
 
 impl Kernel for f32 {
@@ -158,67 +151,53 @@ impl Kernel for f32 {
     }
 
     #[expect(unsafe_code, reason = "the vector microkernels")]
-    fn multiply(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        product: &Product<Self>,
-        out: &mut [Self],
-        stride: usize,
-        add: bool,
-    ) {
+    fn multiply(level: Level, product: &Product<Self>, target: Target<Self>) {
         #[cfg(target_arch = "x86_64")]
         {
             if level != Level::Portable {
-                check(tile, rows, product, out, stride);
+                check(product, &target);
             }
             // SAFETY: the processor has the instructions of `level` (the driver checked it against
             // `Level::detect`), and the assertions above bound every access of the microkernels, which
             // compute the tile that `Self::tile` names.
             unsafe {
-                match (level, tile.columns) {
+                match (level, product.tile.columns) {
                     (Level::Portable, _) => {}
-                    (Level::Avx2, _) => {
-                        return avx2::multiply(rows, product, out, stride, add);
+                    (Level::Avx2, 16) => return avx2::multiply(product, target),
+                    (Level::Avx512 | Level::Avx512Bf16, 16) => {
+                        return avx512_narrow::multiply(product, target);
                     }
-                    (_, 16) => return avx512_narrow::multiply(rows, product, out, stride, add),
-                    (_, 32) => return avx512::multiply(rows, product, out, stride, add),
-                    _ => unreachable!("there is no tile of {} columns", tile.columns),
-                }
-            }
-        }
-        let _ = (level, tile);
-        portable(rows, product, out, stride, add);
-    }
-
-    #[expect(unsafe_code, reason = "the vector microkernels")]
-    fn multiply_pairs(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        product: &Product<Pair>,
-        out: &mut [Self],
-        stride: usize,
-        add: bool,
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        if level == Level::Avx512Bf16 {
-            check(tile, rows, product, out, stride);
-            // SAFETY: as above.
-            unsafe {
-                match tile.columns {
-                    16 => return avx512_bf16_narrow::multiply(rows, product, out, stride, add),
-                    32 => return avx512_bf16::multiply(rows, product, out, stride, add),
-                    _ => unreachable!("there is no tile of {} columns", tile.columns),
+                    (Level::Avx512 | Level::Avx512Bf16, 32) => {
+                        return avx512::multiply(product, target);
+                    }
+                    (_, columns) => unreachable!("there is no tile of {columns} columns"),
                 }
             }
         }
         let _ = level;
-        if tile == PORTABLE {
-            portable_pairs(rows, product, out, stride, add);
-        } else {
-            unreachable!("{level:?} has no microkernel for pairs");
+        portable(product, target);
+    }
+
+    #[expect(unsafe_code, reason = "the vector microkernels")]
+    fn multiply_pairs(level: Level, product: &Product<Pair>, target: Target<Self>) {
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::Avx512Bf16 {
+            check(product, &target);
+            // SAFETY: as above.
+            unsafe {
+                match product.tile.columns {
+                    16 => return avx512_bf16_narrow::multiply(product, target),
+                    32 => return avx512_bf16::multiply(product, target),
+                    columns => unreachable!("there is no tile of {columns} columns"),
+                }
+            }
         }
+        let _ = level;
+        assert_eq!(
+            product.tile, PORTABLE,
+            "{level:?} has no microkernel for pairs"
+        );
+        portable_pairs(product, target);
     }
 
     fn pairs_are_faster(level: Level) -> bool {
@@ -238,58 +217,29 @@ impl Kernel for f32 {
     }
 }
 
-fn portable<T: Element>(
-    rows: usize,
-    product: &Product<T>,
-    out: &mut [T],
-    stride: usize,
-    add: bool,
-) {
-    portable_tile(
-        rows,
-        product,
-        out,
-        stride,
-        add,
-        |sum: &mut T, left, right| {
-            *sum += left * right;
-        },
-    );
+fn portable<T: Element>(product: &Product<T>, target: Target<T>) {
+    portable_tile(product, target, |sum: &mut T, left, right| {
+        *sum += left * right;
+    });
 }
 
 /// The products of two bf16 numbers are exact in f32.
-fn portable_pairs<T: Element>(
-    rows: usize,
-    product: &Product<Pair>,
-    out: &mut [T],
-    stride: usize,
-    add: bool,
-) {
-    portable_tile(
-        rows,
-        product,
-        out,
-        stride,
-        add,
-        |sum: &mut T, left: Pair, right: Pair| {
-            let (left, right) = (left.numbers(), right.numbers());
-            *sum += T::of(f64::from(left.1 * right.1));
-            *sum += T::of(f64::from(left.0 * right.0));
-        },
-    );
+fn portable_pairs<T: Element>(product: &Product<Pair>, target: Target<T>) {
+    portable_tile(product, target, |sum: &mut T, left: Pair, right: Pair| {
+        let (left, right) = (left.numbers(), right.numbers());
+        *sum += T::of(f64::from(left.1 * right.1));
+        *sum += T::of(f64::from(left.0 * right.0));
+    });
 }
 
 #[inline(always)]
 fn portable_tile<T: Element, H: Copy>(
-    rows: usize,
     product: &Product<H>,
-    out: &mut [T],
-    stride: usize,
-    add: bool,
+    Target { out, stride, add }: Target<T>,
     multiply_add: impl Fn(&mut T, H, H),
 ) {
     const COLUMNS: usize = PORTABLE.columns;
-    for row in 0..rows {
+    for row in 0..product.rows {
         let left = &product.left[row * product.left_stride..][..product.depth];
         let mut sums = [T::ZERO; COLUMNS];
         for (value, right) in left.iter().zip(product.right.chunks_exact(COLUMNS)) {
@@ -327,13 +277,14 @@ fn portable_dot<T: Element>(x: &[T], y: &[T]) -> T {
 macro_rules! microkernels {
     ($held:ty, $features:literal, $lanes:literal, [$($vector:literal),*], $load:tt, $sums:tt, $rows:tt) => {
         /// # Safety
-        /// The processor has the features; `product` and `out` hold a tile of `rows` rows.
+        /// The processor has the features; `product` and `target` hold a tile of `product.rows` rows.
         #[expect(unsafe_code, reason = "vector instructions")]
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn multiply(rows: usize, product: &Product<$held>, out: &mut [f32], stride: usize, add: bool) {
+        pub(super) unsafe fn multiply(product: &Product<$held>, target: Target<f32>) {
             const WIDTH: usize = [$($vector),*].len() * $lanes;
-            let (left, right, out) = (product.left.as_ptr(), product.right.as_ptr(), out.as_mut_ptr());
-            let lengths = (product.left_stride, product.depth, stride);
+            let (left, right, out) = (product.left.as_ptr(), product.right.as_ptr(), target.out.as_mut_ptr());
+            let lengths = (product.left_stride, product.depth, target.stride);
+            let (rows, add) = (product.rows, target.add);
             tiles!(
                 ($lanes, WIDTH, [$($vector),*], $load, $sums, rows, left, right, out, lengths, add),
                 [],
@@ -399,7 +350,7 @@ macro_rules! tile {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::Product;
+    use super::{Product, Target};
 
     microkernels!(
         f32,
@@ -454,7 +405,7 @@ macro_rules! microkernels_512 {
         mod $plain {
             use std::arch::x86_64::*;
 
-            use super::Product;
+            use super::{Product, Target};
 
             microkernels!(
                 f32,
@@ -479,7 +430,7 @@ macro_rules! microkernels_512 {
         mod $pairs {
             use std::arch::x86_64::*;
 
-            use super::{Pair, Product};
+            use super::{Pair, Product, Target};
 
             microkernels!(
                 Pair,

@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::kernel::{Pair, Product, Tile};
+use super::kernel::{Pair, Product, Target};
 use super::{Left, Right, Rows, Term};
 use crate::cpu::Level;
 use crate::host::Element;
-use crate::vector::{Real, levels, transpose};
+use crate::vector::{Plain, Real, levels, transpose};
 
 /// A plain row-major matrix.
 #[derive(Clone, Copy)]
@@ -77,9 +77,8 @@ impl<T: Real> Rows<T> for Dense<'_, T> {
 }
 
 /// How the numbers of type `T` of a product are held while they are multiplied.
-pub(super) trait Held<T>: Copy + Send + Sync + 'static {
-    /// Zeros.
-    const ZERO: Self;
+/// Its default is zero.
+pub(super) trait Held<T>: Plain + Send + Sync + 'static {
     /// Numbers of depth in one.
     const DEPTH: usize;
 
@@ -108,29 +107,11 @@ pub(super) trait Held<T>: Copy + Send + Sync + 'static {
     /// Writes a piece of a row of `matrix`.
     fn fill(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]);
 
-    /// `to[column · to_stride + row] = from[row · from_stride + column]`
-    fn transpose(
-        level: Level,
-        from: (&[Self], usize),
-        rows: usize,
-        columns: usize,
-        to: (&mut [Self], usize),
-    );
-
     /// [`Kernel::multiply`](super::Kernel::multiply) of numbers held so.
-    fn multiply(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        product: &Product<Self>,
-        out: &mut [T],
-        stride: usize,
-        add: bool,
-    );
+    fn multiply(level: Level, product: &Product<Self>, target: Target<T>);
 }
 
 impl<T: Real> Held<T> for T {
-    const ZERO: Self = T::ZERO;
     const DEPTH: usize = 1;
 
     fn as_is(values: &[T]) -> Option<&[Self]> {
@@ -194,31 +175,12 @@ impl<T: Real> Held<T> for T {
         matrix.fill(row, columns, out);
     }
 
-    fn transpose(
-        level: Level,
-        (from, from_stride): (&[Self], usize),
-        rows: usize,
-        columns: usize,
-        (to, to_stride): (&mut [Self], usize),
-    ) {
-        transpose::<T>(level, from, from_stride, rows, columns, to, to_stride);
-    }
-
-    fn multiply(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        product: &Product<Self>,
-        out: &mut [T],
-        stride: usize,
-        add: bool,
-    ) {
-        T::multiply(level, tile, rows, product, out, stride, add);
+    fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
+        T::multiply(level, product, target);
     }
 }
 
 impl<T: Real> Held<T> for Pair {
-    const ZERO: Self = Pair(0);
     const DEPTH: usize = 2;
 
     fn as_is(_: &[T]) -> Option<&[Self]> {
@@ -280,7 +242,7 @@ impl<T: Real> Held<T> for Pair {
                     two.fill(bf16::ZERO);
                 }
                 for ((out, one), two) in out.iter_mut().zip(&one[..count]).zip(&*two) {
-                    *out = Pair(u32::from(two.to_bits()) << 16 | u32::from(one.to_bits()));
+                    *out = Pair::of_bits(one.to_bits(), two.to_bits());
                 }
             }
             out[count..].fill(Pair(0));
@@ -296,30 +258,12 @@ impl<T: Real> Held<T> for Pair {
         let count = columns.len();
         matrix.fill_bf16(row, columns, &mut numbers[..count]);
         for (out, pair) in out.iter_mut().zip(numbers.chunks_exact(2)) {
-            *out = Pair(u32::from(pair[1].to_bits()) << 16 | u32::from(pair[0].to_bits()));
+            *out = Pair::of_bits(pair[0].to_bits(), pair[1].to_bits());
         }
     }
 
-    fn transpose(
-        level: Level,
-        (from, from_stride): (&[Self], usize),
-        rows: usize,
-        columns: usize,
-        (to, to_stride): (&mut [Self], usize),
-    ) {
-        transpose::<Pair>(level, from, from_stride, rows, columns, to, to_stride);
-    }
-
-    fn multiply(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        product: &Product<Self>,
-        out: &mut [T],
-        stride: usize,
-        add: bool,
-    ) {
-        T::multiply_pairs(level, tile, rows, product, out, stride, add);
+    fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
+        T::multiply_pairs(level, product, target);
     }
 }
 
@@ -362,9 +306,9 @@ fn transposed<T: Element, H: Held<T>>(
     out: &mut [H],
 ) {
     if columns.len() < width {
-        out.fill(H::ZERO);
+        out.fill(H::default());
     }
-    let mut scratch = [H::ZERO; STRIP * PIECE];
+    let mut scratch = [H::default(); STRIP * PIECE];
     let dense = matrix
         .dense()
         .and_then(|(values, stride)| Some((H::as_is(values)?, stride)));
@@ -373,12 +317,14 @@ fn transposed<T: Element, H: Held<T>>(
         let row = columns.start + first;
         if let Some((values, stride)) = dense {
             let from = &values[row * stride + depth.start..];
-            H::transpose(
+            transpose::<H>(
                 level,
-                (from, stride),
+                from,
+                stride,
                 count,
                 depth.len(),
-                (&mut out[first..], width),
+                &mut out[first..],
+                width,
             );
             continue;
         }
@@ -389,7 +335,7 @@ fn transposed<T: Element, H: Held<T>>(
                 H::fill(matrix, row, piece.clone(), &mut out[..held]);
             }
             let to = &mut out[start / H::DEPTH * width + first..];
-            H::transpose(level, (&scratch, PIECE), count, held, (to, width));
+            transpose::<H>(level, &scratch, PIECE, count, held, to, width);
         }
     }
 }
