@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
 use sparsam_base::classifier::{Classifier, Start};
-use sparsam_base::encoder::Keep;
+use sparsam_base::stack::Keep;
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::{IGNORE, Loss};
@@ -18,7 +18,7 @@ use crate::data::Batches;
 use crate::data::labelled::ids;
 use crate::error::{Error, Result};
 use crate::evaluate::BatchLoss;
-use crate::pass::Input;
+use crate::pass::{Input, check_loss};
 use crate::random::Random;
 use crate::train::{Learner, Measured};
 use crate::trainable::Trainable;
@@ -118,12 +118,7 @@ impl Learner for Classifier {
         let truths = truths(input);
         let (mut p, classes) = probabilities(&logits)?;
         let loss = loss_of(&p, classes, &truths)?;
-        if !loss.sum.is_finite() {
-            return Err(Error::training(
-                format!("the loss is {}", loss.sum),
-                "lower `learning_rate`, or look for damaged rows in the data; the last checkpoint is kept",
-            ));
-        }
+        check_loss(loss.sum)?;
         // The gradient of a text's loss by its logits: probabilities, less 1 at its class.
         for (row, truth) in p.chunks_exact_mut(classes).zip(&truths) {
             if *truth == IGNORE {
@@ -135,7 +130,7 @@ impl Learner for Classifier {
         let gradient: Vec<f32> = p.iter().map(|p| (p * grad_scale) as f32).collect();
         let gradient = Tensor::from_vec(gradient, (truths.len(), classes), &Device::Cpu)?;
         let gradient = gradient.to_device(logits.device())?;
-        self.backward(&gradient, kept, input.ids, input.documents, trainable, keep)?;
+        self.backward(&gradient, kept, input.ids, input.documents, trainable)?;
         Ok(loss)
     }
 

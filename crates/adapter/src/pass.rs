@@ -4,11 +4,11 @@
 //! down as anything is trained. With checkpointing a block keeps only its input and is computed again
 //! when its turn comes; the results are the same bits.
 
-use sparsam_base::model::{EMBEDDING, HEAD, Model};
+use sparsam_base::model::{HEAD, Model};
 use sparsam_base::projection::Hook;
+use sparsam_base::stack::Keep;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::{Loss, Want, linear_cross_entropy};
-use sparsam_kernels::embedding::add_rows;
 use sparsam_kernels::norm::rms_norm_backward;
 
 use crate::error::{Error, Result};
@@ -51,21 +51,11 @@ pub fn differentiate(
     grad_scale: f64,
     checkpointing: bool,
 ) -> Result<Loss> {
-    let positions = input.documents.positions();
-    let pass = model.pass(input.documents, &positions);
-    let lowest = trainable.lowest_block();
-    let mut x = model.embed(input.ids)?;
-    let mut inputs = Vec::new();
-    let mut kept = Vec::new();
-    for (layer, block) in model.blocks.iter().enumerate() {
-        let keep = layer >= lowest && !checkpointing;
-        if layer >= lowest && checkpointing {
-            inputs.push(x.clone());
-        }
-        let (y, k) = block.forward(&x, &pass, trainable, keep)?;
-        kept.extend(k);
-        x = y;
-    }
+    let keep = Keep {
+        lowest: trainable.lowest_block(),
+        checkpointing,
+    };
+    let (x, kept) = model.forward(input.ids, input.documents, trainable, Some(keep))?;
     let (normed, roots) = model.head_input(&x)?;
     let head_grad = trainable.accumulator(HEAD);
     let want = Want {
@@ -75,12 +65,7 @@ pub fn differentiate(
     };
     let mut loss = linear_cross_entropy(&normed, &model.head, input.targets, want)?;
     drop(normed);
-    if !loss.sum.is_finite() {
-        return Err(Error::training(
-            format!("the loss is {}", loss.sum),
-            "lower `learning_rate`, or look for damaged rows in the data; the last checkpoint is kept",
-        ));
-    }
+    check_loss(loss.sum)?;
     let Some(dnormed) = loss.hidden_grad.take() else {
         return Err(Error::training(
             "no gradient was computed",
@@ -89,7 +74,7 @@ pub fn differentiate(
     };
     let dnormed = model.head_input_backward(dnormed)?;
     let norm_grad = trainable.accumulator(&model.norm.name);
-    let mut dx = rms_norm_backward(
+    let dx = rms_norm_backward(
         &dnormed,
         &x,
         &model.norm.weight,
@@ -98,25 +83,17 @@ pub fn differentiate(
         norm_grad.as_ref(),
     )?;
     drop((dnormed, x));
-    for block in model.blocks[lowest..].iter().rev() {
-        let kept = match inputs.pop() {
-            Some(input) => block.forward(&input, &pass, trainable, true)?.1,
-            None => kept.pop(),
-        };
-        let Some(kept) = kept else {
-            return Err(Error::training(
-                "a block kept nothing",
-                "this is a defect of the program",
-            ));
-        };
-        dx = block.backward(&dx, kept, &pass, trainable)?;
-    }
-    if let Some(into) = trainable.accumulator(EMBEDDING) {
-        let multiplier = model.config.embedding_multiplier;
-        if multiplier != 1.0 {
-            dx = dx.affine(multiplier, 0.0)?;
-        }
-        add_rows(&dx, input.ids, &into)?;
-    }
+    model.backward(dx, kept, input.ids, input.documents, trainable)?;
     Ok(loss)
+}
+
+/// Refuses a loss that is not a number.
+pub(crate) fn check_loss(sum: f64) -> Result<()> {
+    if sum.is_finite() {
+        return Ok(());
+    }
+    Err(Error::training(
+        format!("the loss is {sum}"),
+        "lower `learning_rate`, or look for damaged rows in the data; the last checkpoint is kept",
+    ))
 }

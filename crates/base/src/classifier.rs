@@ -12,10 +12,11 @@ use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
 use sparsam_kernels::{Documents, Weight};
 
 use crate::block;
-use crate::encoder::{Encoder, EncoderKept, Keep};
+use crate::encoder::{Encoder, EncoderKept};
 use crate::model::{EMBEDDING, Model};
 use crate::network::Network;
 use crate::projection::{Group, Hook, Projection};
+use crate::stack::{Keep, StackKept};
 use head::{Head, HeadKept};
 pub use load::{Init, Start};
 
@@ -42,8 +43,7 @@ pub struct Classifier {
 enum BodyKept {
     Encoder(EncoderKept),
     Decoder {
-        inputs: Vec<Tensor>,
-        blocks: Vec<block::Kept>,
+        blocks: StackKept<block::Kept>,
         last: Tensor,
         roots: Tensor,
     },
@@ -72,7 +72,17 @@ impl Classifier {
                 let (x, kept) = encoder.forward(ids, documents, hook, keep)?;
                 (x, kept.map(BodyKept::Encoder))
             }
-            Body::Decoder(model) => decoder_forward(model, ids, documents, hook, keep)?,
+            Body::Decoder(model) => {
+                let (last, blocks) = model.forward(ids, documents, hook, keep)?;
+                let epsilon = model.config.rms_norm_eps;
+                let (x, roots) = rms_norm(&last, &model.norm.weight, epsilon)?;
+                let kept = BodyKept::Decoder {
+                    blocks,
+                    last,
+                    roots,
+                };
+                (x, keep.map(|_| kept))
+            }
         };
         let (logits, head) = self.head.forward(&x, documents, hook, keep.is_some())?;
         let kept = body.zip(head).map(|(body, head)| Kept { body, head });
@@ -90,17 +100,15 @@ impl Classifier {
         ids: &[u32],
         documents: &Documents,
         hook: &mut dyn Hook,
-        keep: Keep,
     ) -> crate::error::Result<()> {
         let dx = self.head.backward(dlogits, kept.head, documents, hook)?;
         match (&self.body, kept.body) {
             (Body::Encoder(encoder), BodyKept::Encoder(kept)) => {
-                encoder.backward(dx, kept, ids, documents, hook, keep)
+                encoder.backward(dx, kept, ids, documents, hook)
             }
             (
                 Body::Decoder(model),
                 BodyKept::Decoder {
-                    inputs,
                     blocks,
                     last,
                     roots,
@@ -110,7 +118,7 @@ impl Classifier {
                 let into = hook.accumulator(&norm.name);
                 let dx = rms_norm_backward(&dx, &last, &norm.weight, &roots, None, into.as_ref())?;
                 drop(last);
-                decoder_backward(model, dx, (inputs, blocks), ids, documents, hook, keep)
+                model.backward(dx, blocks, ids, documents, hook)
             }
             _ => Err(candle_core::Error::Msg("what was kept is another body's".to_owned()).into()),
         }
@@ -185,16 +193,16 @@ impl Classifier {
     /// Puts a decoder's weights into the memory of `device`; see [`Model::to_device`].
     ///
     /// # Errors
-    /// An encoder, which computes on the processor; as [`Model::to_device`].
+    /// An encoder on a GPU, as it computes on the processor; as [`Model::to_device`].
     pub fn to_device(&mut self, device: &Device, compute: DType) -> crate::error::Result<()> {
-        if device.is_cpu() {
-            return Ok(());
+        match &mut self.body {
+            Body::Decoder(model) => model.to_device(device, compute)?,
+            Body::Encoder(encoder) if device.is_cpu() => encoder.computed_in(compute),
+            Body::Encoder(_) => {
+                let what = "encoders compute on the processor alone".to_owned();
+                return Err(candle_core::Error::Msg(what).into());
+            }
         }
-        let Body::Decoder(model) = &mut self.body else {
-            let what = "encoders compute on the processor alone".to_owned();
-            return Err(candle_core::Error::Msg(what).into());
-        };
-        model.to_device(device, compute)?;
         for group in self.head.groups_mut() {
             for projection in &mut group.projections {
                 projection.weight = projection.weight.to_device(device, DType::F32)?;
@@ -202,68 +210,6 @@ impl Classifier {
         }
         Ok(())
     }
-}
-
-fn decoder_forward(
-    model: &Model,
-    ids: &[u32],
-    documents: &Documents,
-    hook: &mut dyn Hook,
-    keep: Option<Keep>,
-) -> crate::error::Result<(Tensor, Option<BodyKept>)> {
-    let positions = documents.positions();
-    let pass = model.pass(documents, &positions);
-    let (mut inputs, mut blocks) = (Vec::new(), Vec::new());
-    let mut x = model.embed(ids)?;
-    for (layer, block) in model.blocks.iter().enumerate() {
-        let differentiated = keep.filter(|keep| layer >= keep.lowest);
-        let whole = differentiated.is_some_and(|keep| !keep.checkpointing);
-        if differentiated.is_some() && !whole {
-            inputs.push(x.clone());
-        }
-        let (y, kept) = block.forward(&x, &pass, hook, whole)?;
-        blocks.extend(kept);
-        x = y;
-    }
-    let (normed, roots) = rms_norm(&x, &model.norm.weight, model.config.rms_norm_eps)?;
-    let kept = keep.map(|_| BodyKept::Decoder {
-        inputs,
-        blocks,
-        last: x,
-        roots,
-    });
-    Ok((normed, kept))
-}
-
-fn decoder_backward(
-    model: &Model,
-    mut dx: Tensor,
-    (mut inputs, mut blocks): (Vec<Tensor>, Vec<block::Kept>),
-    ids: &[u32],
-    documents: &Documents,
-    hook: &mut dyn Hook,
-    keep: Keep,
-) -> crate::error::Result<()> {
-    let positions = documents.positions();
-    let pass = model.pass(documents, &positions);
-    for block in model.blocks[keep.lowest..].iter().rev() {
-        let kept = match inputs.pop() {
-            Some(input) => block.forward(&input, &pass, hook, true)?.1,
-            None => blocks.pop(),
-        };
-        let Some(kept) = kept else {
-            return Err(candle_core::Error::Msg("a block kept nothing".to_owned()).into());
-        };
-        dx = block.backward(&dx, kept, &pass, hook)?;
-    }
-    if let Some(into) = hook.accumulator(EMBEDDING) {
-        let multiplier = model.config.embedding_multiplier;
-        if multiplier != 1.0 {
-            dx = dx.affine(multiplier, 0.0)?;
-        }
-        sparsam_kernels::embedding::add_rows(&dx, ids, &into)?;
-    }
-    Ok(())
 }
 
 impl Network for Classifier {

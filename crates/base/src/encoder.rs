@@ -19,6 +19,7 @@ use sparsam_kernels::{Documents, Weight};
 
 use crate::error::Error;
 use crate::projection::Hook;
+use crate::stack::{self, Keep, StackKept};
 use block::{EncoderBlock, EncoderPass, Kept, LayerNorm};
 use config::EncoderConfig;
 pub(crate) use load::{Renamed, norm};
@@ -57,18 +58,7 @@ pub struct EncoderKept {
     summed: Tensor,
     moments: Moments,
     last: Option<(Tensor, Moments)>,
-    /// Inputs of the blocks that are computed again.
-    inputs: Vec<Tensor>,
-    blocks: Vec<Kept>,
-}
-
-/// How much of a forward pass is kept for the way back.
-#[derive(Clone, Copy, Debug)]
-pub struct Keep {
-    /// The first block that is differentiated.
-    pub lowest: usize,
-    /// Whether blocks keep their input alone and are computed again.
-    pub checkpointing: bool,
+    blocks: StackKept<Kept>,
 }
 
 /// Numbers of `x` dropped with probability `p`, where a key says that anything is dropped now.
@@ -136,20 +126,10 @@ impl Encoder {
         let summed = self.summed(ids, documents)?;
         let norm = &self.embeddings.norm;
         let (x, moments) = norm.forward(&summed)?;
-        let mut x = dropped(x, self.config.dropout, key, SITES)?;
+        let x = dropped(x, self.config.dropout, key, SITES)?;
         let positions = documents.positions();
         let pass = self.pass(documents, &positions, key);
-        let (mut inputs, mut blocks) = (Vec::new(), Vec::new());
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let differentiated = keep.filter(|keep| layer >= keep.lowest);
-            let whole = differentiated.is_some_and(|keep| !keep.checkpointing);
-            if differentiated.is_some() && !whole {
-                inputs.push(x.clone());
-            }
-            let (y, kept) = block.forward(&x, &pass, hook, whole)?;
-            blocks.extend(kept);
-            x = y;
-        }
+        let (mut x, blocks) = stack::forward(&self.blocks, x, &pass, hook, keep)?;
         let mut last = None;
         if let Some(norm) = &self.norm {
             let (y, moments) = norm.forward(&x)?;
@@ -160,7 +140,6 @@ impl Encoder {
             summed,
             moments,
             last,
-            inputs,
             blocks,
         });
         Ok((x, kept))
@@ -177,32 +156,21 @@ impl Encoder {
         ids: &[u32],
         documents: &Documents,
         hook: &mut dyn Hook,
-        keep: Keep,
     ) -> crate::error::Result<()> {
         let EncoderKept {
             summed,
             moments,
             last,
-            mut inputs,
-            mut blocks,
+            blocks,
         } = kept;
         let key = hook.dropout();
         let positions = documents.positions();
         let pass = self.pass(documents, &positions, key);
-        let mut dx = match (&self.norm, last) {
+        let dx = match (&self.norm, last) {
             (Some(norm), Some((x, moments))) => norm.backward(&dy, &x, &moments, None, hook)?,
             _ => dy,
         };
-        for block in self.blocks[keep.lowest..].iter().rev() {
-            let kept = match inputs.pop() {
-                Some(input) => block.forward(&input, &pass, hook, true)?.1,
-                None => blocks.pop(),
-            };
-            let Some(kept) = kept else {
-                return Err(candle_core::Error::Msg("a block kept nothing".to_owned()).into());
-            };
-            dx = block.backward(&dx, kept, &pass, hook)?;
-        }
+        let dx = stack::backward(&self.blocks, dx, blocks, &pass, hook)?;
         if self.is_trained(hook) {
             let dx = dropped(dx, self.config.dropout, key, SITES)?;
             let norm = &self.embeddings.norm;
@@ -224,6 +192,17 @@ impl Encoder {
             }
         }
         Ok(())
+    }
+
+    /// Lets quantised weights be multiplied in `compute`.
+    pub(crate) fn computed_in(&mut self, compute: DType) {
+        for block in &mut self.blocks {
+            for group in block.groups_mut() {
+                for projection in &mut group.projections {
+                    projection.weight = projection.weight.clone().computed_in(compute);
+                }
+            }
+        }
     }
 
     /// Whether any of the embeddings is trained.

@@ -20,5 +20,6 @@ pub mod model;
 pub mod network;
 pub mod projection;
 pub mod quantize;
+pub mod stack;
 pub mod tokenizer;
 pub mod weights;

@@ -8,6 +8,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use sparsam_kernels::Weight;
 use sparsam_kernels::attention::AttentionShape;
+use sparsam_kernels::embedding::add_rows;
 use sparsam_kernels::int8::Int8;
 use sparsam_kernels::linear::linear;
 use sparsam_kernels::nf4::Nf4;
@@ -15,11 +16,12 @@ use sparsam_kernels::norm::rms_norm;
 use sparsam_kernels::rope::{Positions, RopeTable};
 use sparsam_kernels::{Documents, host};
 
-use crate::block::{Block, Norm, Pass};
+use crate::block::{Block, Kept, Norm, Pass};
 use crate::config::{ModelConfig, Norms};
 use crate::error::{Error, Result};
 use crate::files::safetensors::SafetensorsFiles;
 use crate::projection::{Group, Hook, Projection};
+use crate::stack::{self, Keep, StackKept};
 use crate::weights::Weights;
 
 /// How the projections of the blocks are kept in memory. Embedding, head and norms stay as they are.
@@ -213,13 +215,49 @@ impl Model {
         documents: &Documents,
         hook: &mut dyn Hook,
     ) -> Result<Tensor> {
+        Ok(self.forward(ids, documents, hook, None)?.0)
+    }
+
+    /// [`Model::hidden`], and with `keep` what [`Model::backward`] needs.
+    ///
+    /// # Errors
+    /// As [`Model::hidden`].
+    pub fn forward(
+        &self,
+        ids: &[u32],
+        documents: &Documents,
+        hook: &mut dyn Hook,
+        keep: Option<Keep>,
+    ) -> Result<(Tensor, StackKept<Kept>)> {
         let positions = documents.positions();
         let pass = self.pass(documents, &positions);
-        let mut x = self.embed(ids)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &pass, hook, false)?.0;
+        let x = self.embed(ids)?;
+        Ok(stack::forward(&self.blocks, x, &pass, hook, keep)?)
+    }
+
+    /// Adds the gradients of what is trained in the blocks and below, from that of their output.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn backward(
+        &self,
+        dx: Tensor,
+        kept: StackKept<Kept>,
+        ids: &[u32],
+        documents: &Documents,
+        hook: &mut dyn Hook,
+    ) -> Result<()> {
+        let positions = documents.positions();
+        let pass = self.pass(documents, &positions);
+        let mut dx = stack::backward(&self.blocks, dx, kept, &pass, hook)?;
+        if let Some(into) = hook.accumulator(EMBEDDING) {
+            let multiplier = self.config.embedding_multiplier;
+            if multiplier != 1.0 {
+                dx = dx.affine(multiplier, 0.0)?;
+            }
+            add_rows(&dx, ids, &into)?;
         }
-        Ok(x)
+        Ok(())
     }
 
     /// Logits of every token, `[tokens, vocabulary]`; for tests and probes.

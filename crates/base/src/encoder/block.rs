@@ -138,6 +138,10 @@ impl EncoderBlock {
         [&self.qkv, &self.out, &self.up, &self.down]
     }
 
+    pub(crate) fn groups_mut(&mut self) -> [&mut Group; 4] {
+        [&mut self.qkv, &mut self.out, &mut self.up, &mut self.down]
+    }
+
     /// All its norms.
     pub fn norms(&self) -> impl Iterator<Item = &LayerNorm> {
         let (attention, unit) = match &self.norms {
