@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
-use crate::host::{tensor, view};
+use crate::host::{tensor, view, zeroed};
 use crate::vector::{Real, levels};
 
 /// Numbers of one task.
@@ -39,7 +39,7 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up) = (view::<T>(gate)?, view::<T>(up)?);
-        let mut y = vec![0 as T; gate_values.len()];
+        let mut y = zeroed::<T>(gate_values.len());
         y.par_chunks_mut(CHUNK)
             .zip(gate_values.par_chunks(CHUNK))
             .zip(up.par_chunks(CHUNK))
@@ -71,8 +71,8 @@ pub fn gated_backward(
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up, dy) = (view::<T>(gate)?, view::<T>(up)?, view::<T>(dy)?);
-        let mut dgate = vec![0 as T; gate_values.len()];
-        let mut dup = vec![0 as T; gate_values.len()];
+        let mut dgate = zeroed::<T>(gate_values.len());
+        let mut dup = zeroed::<T>(gate_values.len());
         dgate.par_chunks_mut(CHUNK)
             .zip(dup.par_chunks_mut(CHUNK))
             .zip(gate_values.par_chunks(CHUNK))

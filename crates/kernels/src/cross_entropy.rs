@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::by_element;
 use crate::cpu::Level;
 use crate::gemm::{Dense, Left, Right, Rows, Term, gemm};
-use crate::host::{matrix, tensor, update, view};
+use crate::host::{matrix, tensor, update, view, zeroed};
 use crate::vector::{LANES, Real, levels, reduce, soften, softened_slope};
 use crate::weight::Weight;
 
@@ -72,7 +72,7 @@ pub fn linear_cross_entropy(
     }
     by_element!(hidden, T => {
         let hidden = view::<T>(hidden)?;
-        let mut gradient = want.grad_scale.map(|_| vec![0 as T; tokens * width]);
+        let mut gradient = want.grad_scale.map(|_| zeroed::<T>(tokens * width));
         let mut loss = Loss { sum: 0.0, targets: 0, correct: 0, hidden_grad: None };
         head.with_rows::<T, _>(|rows| {
             in_chunks(&hidden, rows, targets, want.grad_scale, want.softcap, |chunk| {
@@ -83,7 +83,7 @@ pub fn linear_cross_entropy(
                 }
                 let Some(gradient) = &mut gradient else { return Ok(()) };
                 let count = chunk.tokens.len();
-                let mut dstates = vec![0 as T; count * width];
+                let mut dstates = zeroed::<T>(count * width);
                 let left = Left::plain(chunk.logits, count, vocabulary);
                 gemm(&[Term { left, right: Right::Plain(rows) }], width, &mut dstates, false);
                 for (token, from) in chunk.tokens.iter().zip(dstates.chunks_exact(width)) {
@@ -184,7 +184,7 @@ fn in_chunks<T: Real>(
     let most = (LOGITS / vocabulary.max(1)).max(FEWEST_TOKENS);
     let chunks = counted.len().div_ceil(most).max(1);
     let size = counted.len().div_ceil(chunks).max(1);
-    let mut buffer = vec![T::ZERO; size * vocabulary];
+    let mut buffer = zeroed::<T>(size * vocabulary);
     for tokens in counted.chunks(size) {
         let states: Vec<T> = tokens
             .iter()

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::by_element;
 use crate::gemm::{Dense, Left, Right, Term, gemm};
-use crate::host::{Element, num::Float, tensor, update, view};
+use crate::host::{Element, num::Float, tensor, update, view, zeroed};
 use crate::vector::Real;
 use crate::weight::Weight;
 
@@ -118,7 +118,7 @@ fn length<T: Element>(row: &[T]) -> T {
 
 /// `y = gains ∘ z` for every token, `[tokens, out]`.
 pub(crate) fn rescaled<T: Real>(z: &[T], gains: &[T]) -> Vec<T> {
-    let mut y = vec![T::ZERO; z.len()];
+    let mut y = zeroed::<T>(z.len());
     let width = gains.len().max(1);
     y.par_chunks_mut(width)
         .zip(z.par_chunks(width))

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::activation::{Activation, logistic, normal_tanh};
 use crate::by_element;
 use crate::cpu::Level;
-use crate::host::{tensor, view};
+use crate::host::{tensor, view, zeroed};
 use crate::vector::{Real, levels};
 
 /// Numbers of one task.
@@ -26,7 +26,7 @@ pub fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
     let level = Level::detect();
     by_element!(x, T => {
         let values = view::<T>(x)?;
-        let mut y = vec![0 as T; values.len()];
+        let mut y = zeroed::<T>(values.len());
         y.par_chunks_mut(CHUNK)
             .zip(values.par_chunks(CHUNK))
             .for_each(|(y, x)| match activation {
@@ -53,7 +53,7 @@ pub fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor) -> Res
     let level = Level::detect();
     by_element!(x, T => {
         let (dy, values) = (view::<T>(dy)?, view::<T>(x)?);
-        let mut dx = vec![0 as T; values.len()];
+        let mut dx = zeroed::<T>(values.len());
         dx.par_chunks_mut(CHUNK)
             .zip(dy.par_chunks(CHUNK))
             .zip(values.par_chunks(CHUNK))

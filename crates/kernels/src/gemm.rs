@@ -15,31 +15,25 @@
 //! the microkernel broadcasts from them directly. Each output element is summed in an order that
 //! depends on the shapes alone, so results are the same bits on any number of threads.
 
+mod blocks;
 mod few_rows;
 #[allow(clippy::wildcard_imports, reason = "the vector instructions")]
 mod kernel;
 mod pack;
+mod scratch;
 
 use std::ops::Range;
 
 use half::bf16;
-use rayon::prelude::*;
 
 pub use kernel::{Kernel, Pair, Product, Target, Tile};
 pub use pack::Dense;
-use pack::Held;
-pub(crate) use pack::round;
+pub(crate) use pack::{Rounded, round};
+pub use scratch::Pooled;
 
 use crate::cpu::Level;
 use crate::vector::Real;
 
-/// Greatest depth of one block, in numbers.
-const DEPTH_BLOCK: usize = 576;
-/// Columns packed at a time: with [`DEPTH_BLOCK`] the packed block, 576 KiB in f32, stays in a core's
-/// second-level cache of 1 MiB.
-const COLUMN_BLOCK: usize = 256;
-/// Rows of a task: they stay in that cache beside the packed block.
-const ROW_BLOCK: usize = 48;
 /// At most this many rows are multiplied by dot products along the stored rows.
 const FEW_ROWS: usize = 12;
 
@@ -62,6 +56,10 @@ pub trait Rows<T>: Sync {
     }
     /// [`Rows::fill`], rounded to bf16.
     fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]);
+    /// The matrix as a plain slice of bf16 with its row stride, where it is stored so.
+    fn dense_bf16(&self) -> Option<(&[bf16], usize)> {
+        None
+    }
 }
 
 /// The right operand of a product.
@@ -103,6 +101,8 @@ pub struct Left<'a, T> {
     depth: usize,
     row_stride: usize,
     depth_stride: usize,
+    /// The same numbers rounded, for a product of such.
+    rounded: Option<&'a Rounded>,
 }
 
 impl<'a, T> Left<'a, T> {
@@ -119,6 +119,7 @@ impl<'a, T> Left<'a, T> {
             depth,
             row_stride: depth,
             depth_stride: 1,
+            rounded: None,
         }
     }
 
@@ -135,22 +136,14 @@ impl<'a, T> Left<'a, T> {
             depth,
             row_stride: 1,
             depth_stride: rows,
+            rounded: None,
         }
     }
 
-    /// The columns `depth` of a plain left operand.
+    /// The same operand, whose numbers have been rounded already.
     #[must_use]
-    pub fn narrow(self, depth: Range<usize>) -> Self {
-        assert!(
-            depth.end <= self.depth,
-            "left operand: columns out of range"
-        );
-        let values = &self.values[(depth.start * self.depth_stride).min(self.values.len())..];
-        Self {
-            values,
-            depth: depth.len(),
-            ..self
-        }
+    pub(crate) fn with(self, rounded: Option<&'a Rounded>) -> Self {
+        Self { rounded, ..self }
     }
 }
 
@@ -221,190 +214,9 @@ pub fn gemm_at<T: Real>(
         return;
     }
     if T::pairs_are_faster(level) && terms.iter().any(|term| term.right.matrix().rounded()) {
-        blocked::<T, Pair>(level, terms, columns, out, accumulate);
+        blocks::multiply::<T, Pair>(level, terms, columns, out, accumulate);
     } else {
-        blocked::<T, T>(level, terms, columns, out, accumulate);
-    }
-}
-
-/// [`gemm_at`] of checked operands that are packed, their numbers held as `H`.
-fn blocked<T: Real, H: Held<T>>(
-    level: Level,
-    terms: &[Term<T>],
-    columns: usize,
-    out: &mut [T],
-    accumulate: bool,
-) {
-    let rows = out.len() / columns;
-    let blocks = depth_blocks(terms);
-    let tile = T::tile(level, columns);
-    let mut packed = Vec::new();
-    for first in (0..columns).step_by(COLUMN_BLOCK) {
-        let range = first..columns.min(first + COLUMN_BLOCK);
-        let panels = range.len().div_ceil(tile.columns);
-        for (index, block) in blocks.iter().enumerate() {
-            let panel_length = held_depth::<T, H>(block) * tile.columns;
-            if packed.len() < panels * panel_length {
-                packed.resize(panels * panel_length, H::default());
-            }
-            let packed = &mut packed[..panels * panel_length];
-            packed
-                .par_chunks_mut(panel_length)
-                .enumerate()
-                .for_each(|(panel, out)| {
-                    let start = range.start + panel * tile.columns;
-                    let columns = start..range.end.min(start + tile.columns);
-                    pack::panel(level, terms, block, columns, tile.columns, out);
-                });
-            let add = accumulate || index > 0;
-            let rows_per_task = rows_per_task(rows, tile.rows);
-            out.par_chunks_mut(rows_per_task * columns)
-                .enumerate()
-                .for_each(|(task, out)| {
-                    let first_row = task * rows_per_task;
-                    let work = RowTask {
-                        terms,
-                        block,
-                        packed,
-                        tile,
-                        range: range.clone(),
-                        columns,
-                        add,
-                    };
-                    work.run(level, first_row, out);
-                });
-        }
-    }
-}
-
-/// Pieces of terms, `(term, depth range)`, that are packed and multiplied together.
-type Block = Vec<(usize, Range<usize>)>;
-
-/// Depth of a block in numbers as they are held; every piece begins with one of its own.
-fn held_depth<T, H: Held<T>>(block: &Block) -> usize {
-    let pieces = block
-        .iter()
-        .map(|(_, depth)| depth.len().div_ceil(H::DEPTH));
-    pieces.sum()
-}
-
-/// Cuts the joint depth of all terms into equal blocks of at most [`DEPTH_BLOCK`].
-fn depth_blocks<T>(terms: &[Term<T>]) -> Vec<Block> {
-    let total: usize = terms.iter().map(|term| term.left.depth).sum();
-    // A short tail, a low-rank branch say, rides along with the last block.
-    let count = (total.saturating_sub(DEPTH_BLOCK / 4))
-        .div_ceil(DEPTH_BLOCK)
-        .max(1);
-    let length = total.div_ceil(count).next_multiple_of(8);
-    let mut blocks = vec![Block::new()];
-    let mut room = length;
-    for (index, term) in terms.iter().enumerate() {
-        let mut start = 0;
-        while start < term.left.depth {
-            if room == 0 {
-                blocks.push(Block::new());
-                room = length;
-            }
-            let end = term.left.depth.min(start + room);
-            blocks
-                .last_mut()
-                .expect("there is always a block")
-                .push((index, start..end));
-            room -= end - start;
-            start = end;
-        }
-    }
-    blocks
-}
-
-/// Rows of one task: a multiple of the tile's, the same number of tasks for every thread.
-fn rows_per_task(rows: usize, tile_rows: usize) -> usize {
-    let threads = rayon::current_num_threads().max(1);
-    let tasks = rows.div_ceil(ROW_BLOCK).next_multiple_of(threads);
-    rows.div_ceil(tasks).next_multiple_of(tile_rows)
-}
-
-/// What the threads share while they multiply one packed block.
-struct RowTask<'a, T, H> {
-    terms: &'a [Term<'a, T>],
-    block: &'a Block,
-    packed: &'a [H],
-    tile: Tile,
-    /// Output columns of the packed block.
-    range: Range<usize>,
-    /// Row stride of the output.
-    columns: usize,
-    add: bool,
-}
-
-impl<T: Real, H: Held<T>> RowTask<'_, T, H> {
-    /// Multiplies the output rows from `first_row` on, as many as `out` holds.
-    fn run(&self, level: Level, first_row: usize, out: &mut [T]) {
-        let tile = self.tile;
-        let rows = out.len() / self.columns;
-        // Rows of each term's left operand, copied only where their numbers are not held as they lie.
-        let mut scratch = Vec::new();
-        let mut lefts = Vec::with_capacity(self.block.len());
-        for (term, depth) in self.block {
-            let left = self.terms[*term].left;
-            let values = H::as_is(left.values).filter(|_| left.depth_stride == 1);
-            lefts.push(if let Some(values) = values {
-                let at = first_row * left.row_stride + depth.start;
-                (Some(&values[at.min(values.len())..]), 0, left.row_stride)
-            } else {
-                let (start, length) = (scratch.len(), depth.len().div_ceil(H::DEPTH));
-                scratch.resize(start + rows * length, H::default());
-                let rows = first_row..first_row + rows;
-                H::copy_left(level, &left, rows, depth.clone(), &mut scratch[start..]);
-                (None, start, length)
-            });
-        }
-        let depth = held_depth::<T, H>(self.block);
-        // Tiles of about equal height: a low one would leave registers unused.
-        let height_of_each = rows.div_ceil(rows.div_ceil(tile.rows));
-        let mut edge = vec![T::ZERO; tile.rows * tile.columns];
-        for (panel, right) in self.packed.chunks_exact(depth * tile.columns).enumerate() {
-            let column = self.range.start + panel * tile.columns;
-            let width = tile.columns.min(self.range.end - column);
-            for row in (0..rows).step_by(height_of_each) {
-                let height = height_of_each.min(rows - row);
-                let whole = width == tile.columns;
-                let mut right = right;
-                let mut add = self.add;
-                if !whole && add {
-                    for r in 0..height {
-                        let at = (row + r) * self.columns + column;
-                        edge[r * tile.columns..][..width].copy_from_slice(&out[at..at + width]);
-                    }
-                }
-                for ((_, depth), (values, start, stride)) in self.block.iter().zip(&lefts) {
-                    let depth = depth.len().div_ceil(H::DEPTH);
-                    let (now, rest) = right.split_at(depth * tile.columns);
-                    right = rest;
-                    let product = Product {
-                        tile,
-                        rows: height,
-                        depth,
-                        left: &values.unwrap_or(&scratch[*start..])[row * stride..],
-                        left_stride: *stride,
-                        right: now,
-                    };
-                    let (out, stride) = if whole {
-                        (&mut out[row * self.columns + column..], self.columns)
-                    } else {
-                        (&mut edge[..], tile.columns)
-                    };
-                    H::multiply(level, &product, Target { out, stride, add });
-                    add = true;
-                }
-                if !whole {
-                    for r in 0..height {
-                        let at = (row + r) * self.columns + column;
-                        out[at..at + width].copy_from_slice(&edge[r * tile.columns..][..width]);
-                    }
-                }
-            }
-        }
+        blocks::multiply::<T, T>(level, terms, columns, out, accumulate);
     }
 }
 
@@ -412,6 +224,7 @@ impl<T: Real, H: Held<T>> RowTask<'_, T, H> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::blocks::{COLUMN_BLOCK, DEPTH_BLOCK, HELD_ROWS};
     use super::*;
 
     /// Small whole numbers, exact in every order of summation.
@@ -489,8 +302,8 @@ mod tests {
         // These numbers are exact in bf16 too; where vectors have no microkernel for pairs, `gemm` makes none.
         if level == Level::Portable || T::pairs_are_faster(level) {
             let mut of_pairs = vec![T::of(f64::NAN); m * n];
-            blocked::<T, Pair>(level, &terms, n, &mut of_pairs, false);
-            blocked::<T, Pair>(level, &terms, n, &mut of_pairs, true);
+            blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, false);
+            blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, true);
             let twice = out.iter().zip(&start).map(|(out, start)| *out - *start);
             assert!(
                 of_pairs.into_iter().eq(twice.map(|once| once + once)),
@@ -523,6 +336,7 @@ mod tests {
         for level in Level::available() {
             for form in 0..4 {
                 check::<f32>(level, 101, COLUMN_BLOCK + 19, &[37], form);
+                check::<f32>(level, HELD_ROWS + 5, 40, &[9], form);
                 check::<f32>(level, 13, 40, &[2 * DEPTH_BLOCK + 7, 16, 3], form);
                 check::<f32>(level, 5, 33, &[700, 16], form);
             }
@@ -558,6 +372,50 @@ mod tests {
             } else {
                 assert_eq!(largest, 0.0, "{level:?}");
             }
+        }
+    }
+
+    #[test]
+    fn rounding_beforehand_and_storing_in_bf16_change_no_bit() {
+        for (m, n, k) in [
+            (40, 50, 70),
+            (21, 33, 31),
+            (70, 2 * 64 + 7, DEPTH_BLOCK + 300),
+        ] {
+            let left: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+            let right: Vec<f32> = (0..k * n)
+                .map(|i| half::bf16::from_f32((i as f32 * 0.11).cos()).to_f32())
+                .collect();
+            let product = |rounded: Option<&Rounded>, right: Right<f32>| {
+                let left = Left::plain(&left, m, k).with(rounded);
+                let mut out = vec![f32::NAN; m * n];
+                gemm(&[Term { left, right }], n, &mut out, false);
+                out
+            };
+            let rounded = Rounded::new(&left, k);
+            let stored = |rows, columns| {
+                let tensor = crate::host::tensor(right.clone(), (rows, columns));
+                let tensor = tensor.and_then(|tensor| tensor.to_dtype(candle_core::DType::BF16));
+                crate::Weight::Dense(tensor.expect("a tensor"))
+            };
+            let plain = Dense::new(&right, k, n).rounded(true);
+            let turned = Dense::new(&right, n, k).rounded(true);
+            let (as_plain, as_turned) = (
+                product(None, Right::Plain(&plain)),
+                product(None, Right::Transposed(&turned)),
+            );
+            let of_stored = |weight: &crate::Weight, transposed: bool| {
+                let product = weight.with_rows::<f32, _>(|rows| {
+                    let right = match transposed {
+                        true => Right::Transposed(rows),
+                        false => Right::Plain(rows),
+                    };
+                    Ok(product(rounded.as_ref(), right))
+                });
+                product.expect("a product")
+            };
+            assert!(as_plain == of_stored(&stored(k, n), false), "{m}×{n}×{k}");
+            assert!(as_turned == of_stored(&stored(n, k), true), "{m}×{n}×{k}");
         }
     }
 

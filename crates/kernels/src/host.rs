@@ -8,6 +8,8 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
+use rayon::prelude::*;
+
 use candle_core::{
     CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
@@ -202,6 +204,29 @@ pub fn update<T: WithDType, R>(
     }
 }
 
+/// So many zeros, written by all threads where they are many.
+#[expect(
+    unsafe_code,
+    reason = "the numbers are written in parallel before the vector has them"
+)]
+pub(crate) fn zeroed<T: Element>(length: usize) -> Vec<T> {
+    const CHUNK: usize = 1 << 15;
+    if length < 2 * CHUNK {
+        return vec![T::ZERO; length];
+    }
+    let mut values = Vec::with_capacity(length);
+    values.spare_capacity_mut()[..length]
+        .par_chunks_mut(CHUNK)
+        .for_each(|chunk| {
+            for value in chunk {
+                value.write(T::ZERO);
+            }
+        });
+    // SAFETY: the first `length` numbers of the vector's room have been written.
+    unsafe { values.set_len(length) };
+    values
+}
+
 /// Makes a CPU tensor of `values` without copying them.
 pub fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &Device::Cpu)
@@ -333,6 +358,17 @@ mod tests {
         let row = x.narrow(0, 1, 1)?;
         assert_eq!(&*view::<f32>(&row)?, [3.0, 4.0]);
         Ok(())
+    }
+
+    #[test]
+    fn zeros_are_all_there() {
+        for length in [0, 1, (1 << 16) - 1, 1 << 16, 100_003] {
+            let zeros = zeroed::<f32>(length);
+            assert!(
+                zeros.len() == length && zeros.iter().all(|zero| *zero == 0.0),
+                "{length}"
+            );
+        }
     }
 
     #[test]

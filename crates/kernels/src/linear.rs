@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::by_element;
 use crate::gemm::{Dense, Left, Right, Term, gemm};
-use crate::host::{self, matrix, tensor, update, view};
+use crate::host::{self, matrix, tensor, update, view, zeroed};
 use crate::weight::Weight;
 
 /// `x Wᵀ`: `[tokens, in]` and `[out, in]` to `[tokens, out]`.
@@ -26,7 +26,7 @@ pub fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
     }
     by_element!(x, T => {
         let x = view::<T>(x)?;
-        let mut y = vec![0 as T; tokens * out];
+        let mut y = zeroed::<T>(tokens * out);
         weight.with_rows::<T, _>(|rows| {
             let term = Term { left: Left::plain(&x, tokens, input), right: Right::Transposed(rows) };
             gemm(&[term], out, &mut y, false);
@@ -54,7 +54,7 @@ pub fn linear_input_grad(dy: &Tensor, weight: &Weight) -> Result<Tensor> {
     }
     by_element!(dy, T => {
         let dy = view::<T>(dy)?;
-        let mut dx = vec![0 as T; tokens * input];
+        let mut dx = zeroed::<T>(tokens * input);
         weight.with_rows::<T, _>(|rows| {
             let term = Term { left: Left::plain(&dy, tokens, out), right: Right::Plain(rows) };
             gemm(&[term], input, &mut dx, false);

@@ -15,8 +15,8 @@ use candle_core::{Result, Tensor, bail};
 use crate::by_element;
 use crate::cpu::Level;
 use crate::dora::{Dora, magnitude_grad, rescaled};
-use crate::gemm::{Dense, Left, Right, Rows, Term, gemm};
-use crate::host::{Element, matrix, num::Float, tensor, update, view};
+use crate::gemm::{Dense, Left, Right, Rounded, Rows, Term, gemm};
+use crate::host::{Element, matrix, num::Float, tensor, update, view, zeroed};
 use crate::vector::{Real, transpose};
 use crate::weight::Weight;
 
@@ -83,7 +83,7 @@ pub fn lora_linear(
     by_element!(x, T => {
         let x = view::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
-        let inputs = Inputs { x: &x, branch_x: branch_x.as_deref(), tokens, input };
+        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, group);
         let mut outputs = Vec::with_capacity(group.len());
         let mut branches = Vec::with_capacity(group.len());
         for projection in group {
@@ -140,7 +140,8 @@ pub fn lora_linear_backward(
     by_element!(x, T => {
         let x = view::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
-        let inputs = Inputs { x: &x, branch_x: branch_x.as_deref(), tokens, input };
+        // Going back, the input is no left operand, which alone is worth rounding beforehand.
+        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, &[]);
         let mut dx = Sum::new(tokens, input);
         let mut branch_dx = branch_x.as_ref().map(|_| Sum::new(tokens, input));
         for (((projection, dy), kept), grads) in group.iter().zip(dys).zip(&kept.branches).zip(grads) {
@@ -149,6 +150,7 @@ pub fn lora_linear_backward(
                 bail!("`lora_linear_backward`: a gradient of {:?}, expected [{tokens}, {out}]", dy.dims());
             }
             let dy = view::<T>(dy)?;
+            let dy = Operand::new(&dy, tokens, out, projection.weight.multiplies_in_bf16());
             let branch = match (projection.branch, kept) {
                 (Some(branch), Some(kept)) => {
                     Some(inputs.branch_backward(projection.weight, branch, kept, grads.as_ref(), &dy)?)
@@ -165,10 +167,34 @@ pub fn lora_linear_backward(
     })
 }
 
+/// A left operand of several products, rounded once for all of them where they are of rounded numbers.
+struct Operand<'a, T> {
+    values: &'a [T],
+    rounded: Option<Rounded>,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a, T: Real> Operand<'a, T> {
+    fn new(values: &'a [T], rows: usize, columns: usize, round: bool) -> Self {
+        let rounded = round.then(|| Rounded::new(values, columns)).flatten();
+        Self {
+            values,
+            rounded,
+            rows,
+            columns,
+        }
+    }
+
+    fn left(&self) -> Left<'_, T> {
+        Left::plain(self.values, self.rows, self.columns).with(self.rounded.as_ref())
+    }
+}
+
 /// The input of a group, and that of its branches where it differs.
 struct Inputs<'a, T> {
-    x: &'a [T],
-    branch_x: Option<&'a [T]>,
+    x: Operand<'a, T>,
+    branch_x: Option<Operand<'a, T>>,
     tokens: usize,
     input: usize,
 }
@@ -192,7 +218,7 @@ struct Sum<T> {
 impl<T: Real> Sum<T> {
     fn new(rows: usize, columns: usize) -> Self {
         Self {
-            values: vec![T::ZERO; rows * columns],
+            values: zeroed(rows * columns),
             columns,
             begun: false,
         }
@@ -204,23 +230,36 @@ impl<T: Real> Sum<T> {
     }
 }
 
-impl<T: Real> Inputs<'_, T> {
-    fn branch_x(&self) -> &[T] {
-        self.branch_x.unwrap_or(self.x)
+impl<'a, T: Real> Inputs<'a, T> {
+    /// Inputs `[tokens, input]` that are the left operands of products with the weights of `group`.
+    fn new(
+        x: &'a [T],
+        branch_x: Option<&'a [T]>,
+        tokens: usize,
+        input: usize,
+        group: &[Projection],
+    ) -> Self {
+        let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
+        let operand = |values| Operand::new(values, tokens, input, round);
+        Self {
+            x: operand(x),
+            branch_x: branch_x.map(operand),
+            tokens,
+            input,
+        }
+    }
+
+    fn branch_x(&self) -> &Operand<'a, T> {
+        self.branch_x.as_ref().unwrap_or(&self.x)
     }
 
     fn forward(&self, projection: &Projection) -> Result<(Tensor, Option<BranchKept>)> {
         let (tokens, input) = (self.tokens, self.input);
         let (out, _) = projection.weight.dims()?;
-        let mut y = vec![T::ZERO; tokens * out];
+        let mut y = zeroed::<T>(tokens * out);
         let Some(branch) = projection.branch else {
             projection.weight.with_rows::<T, _>(|rows| {
-                gemm(
-                    &[transposed(self.x, tokens, input, rows)],
-                    out,
-                    &mut y,
-                    false,
-                );
+                gemm(&[transposed(self.x.left(), rows)], out, &mut y, false);
                 Ok(())
             })?;
             return Ok((tensor(y, (tokens, out))?, None));
@@ -232,38 +271,33 @@ impl<T: Real> Inputs<'_, T> {
         let b = Dense::new(&b, out, rank).rounded(rounded);
         let mut reduced = vec![T::ZERO; tokens * rank];
         gemm(
-            &[transposed(self.branch_x(), tokens, input, &a)],
+            &[transposed(self.branch_x().left(), &a)],
             rank,
             &mut reduced,
             false,
         );
         multiply(&mut reduced, branch.scale);
-        let low = transposed(&reduced, tokens, rank, &b);
+        let low = transposed(Left::plain(&reduced, tokens, rank), &b);
         // DoRA rescales a sum whose frozen part, too, is of the dropped input.
         let summed = if branch.dora.is_some() {
             self.branch_x()
         } else {
-            self.x
+            &self.x
         };
         projection.weight.with_rows::<T, _>(|rows| {
-            gemm(
-                &[transposed(summed, tokens, input, rows), low],
-                out,
-                &mut y,
-                false,
-            );
+            gemm(&[transposed(summed.left(), rows), low], out, &mut y, false);
             Ok(())
         })?;
         let mut sum = None;
         if let Some(dora) = &branch.dora {
             let z = std::mem::take(&mut y);
             y = rescaled(&z, &dora.gains()?);
-            if let Some(branch_x) = self.branch_x {
+            if let Some(branch_x) = &self.branch_x {
                 // x Wᵀ − x̃ Wᵀ, as one product of the difference.
-                let apart = difference(self.x, branch_x);
+                let apart = difference(self.x.values, branch_x.values);
                 projection.weight.with_rows::<T, _>(|rows| {
                     gemm(
-                        &[transposed(&apart, tokens, input, rows)],
+                        &[transposed(Left::plain(&apart, tokens, input), rows)],
                         out,
                         &mut y,
                         true,
@@ -278,32 +312,33 @@ impl<T: Real> Inputs<'_, T> {
     }
 
     /// Gradients of what the branch trains, and of its reduced input.
-    fn branch_backward<'a>(
+    fn branch_backward<'b>(
         &self,
         weight: &Weight,
-        low_rank: &'a LowRank,
+        low_rank: &'b LowRank,
         kept: &BranchKept,
         grads: Option<&BranchGrads>,
-        dy: &[T],
-    ) -> Result<BranchBack<'a, T>> {
+        dy: &Operand<T>,
+    ) -> Result<BranchBack<'b, T>> {
         let (tokens, input, rank) = (self.tokens, self.input, low_rank.rank());
         let (out, _) = weight.dims()?;
         let rounded = weight.multiplies_in_bf16();
         let rescaled = match &low_rank.dora {
-            Some(dora) => Some(rescaled(dy, &dora.gains()?)),
+            Some(dora) => Some(rescaled(dy.values, &dora.gains()?)),
             None => None,
         };
-        let dz = rescaled.as_deref().unwrap_or(dy);
+        let dz = rescaled_or(rescaled.as_deref(), dy);
         let b = view::<T>(&low_rank.b)?;
         let b = Dense::new(&b, out, rank).rounded(rounded);
         let mut reduced = vec![T::ZERO; tokens * rank];
-        gemm(&[plain(dz, tokens, out, &b)], rank, &mut reduced, false);
+        gemm(&[plain(dz, &b)], rank, &mut reduced, false);
         multiply(&mut reduced, low_rank.scale);
         if let Some(grads) = grads {
             // dBᵀ += (s x Aᵀ)ᵀ dz; turned round, the wide operand would have to be transposed.
             let forward = view::<T>(&kept.reduced)?;
             let mut turned = vec![T::ZERO; rank * out];
-            let right = Dense::new(dz, tokens, out).rounded(rounded);
+            let right = rescaled.as_deref().unwrap_or(dy.values);
+            let right = Dense::new(right, tokens, out).rounded(rounded);
             gemm(
                 &[across(&forward, rank, tokens, &right)],
                 out,
@@ -327,7 +362,7 @@ impl<T: Real> Inputs<'_, T> {
                 Ok(())
             })?;
             // dA += (s dz B)ᵀ x
-            let right = Dense::new(self.branch_x(), tokens, input).rounded(rounded);
+            let right = Dense::new(self.branch_x().values, tokens, input).rounded(rounded);
             update(grads.a, |into: &mut [T]| {
                 gemm(&[across(&reduced, rank, tokens, &right)], input, into, true);
                 Ok(())
@@ -335,7 +370,7 @@ impl<T: Real> Inputs<'_, T> {
             if let (Some(dora), Some(sum), Some(into)) =
                 (&low_rank.dora, &kept.sum, grads.magnitude)
             {
-                magnitude_grad(dy, &view::<T>(sum)?, &view::<T>(&dora.norms)?, into)?;
+                magnitude_grad(dy.values, &view::<T>(sum)?, &view::<T>(&dora.norms)?, into)?;
             }
         }
         Ok(BranchBack {
@@ -350,7 +385,7 @@ impl<T: Real> Inputs<'_, T> {
         &self,
         projection: &Projection,
         branch: Option<&BranchBack<T>>,
-        dy: &[T],
+        dy: &Operand<T>,
         dx: &mut Sum<T>,
         branch_dx: Option<&mut Sum<T>>,
     ) -> Result<()> {
@@ -358,27 +393,26 @@ impl<T: Real> Inputs<'_, T> {
         let (out, _) = projection.weight.dims()?;
         projection.weight.with_rows::<T, _>(|rows| {
             let Some(branch) = branch else {
-                dx.add(&[plain(dy, tokens, out, rows)]);
+                dx.add(&[plain(dy.left(), rows)]);
                 return Ok(());
             };
             let rank = branch.low_rank.rank();
             let a = view::<T>(&branch.low_rank.a)?;
             let a =
                 Dense::new(&a, rank, self.input).rounded(projection.weight.multiplies_in_bf16());
-            let low = plain(&branch.reduced, tokens, rank, &a);
+            let low = plain(Left::plain(&branch.reduced, tokens, rank), &a);
             match (branch_dx, &branch.rescaled) {
                 (None, dz) => {
-                    let dz = dz.as_deref().unwrap_or(dy);
-                    dx.add(&[plain(dz, tokens, out, rows), low]);
+                    dx.add(&[plain(rescaled_or(dz.as_deref(), dy), rows), low]);
                 }
                 (Some(branch_dx), None) => {
-                    dx.add(&[plain(dy, tokens, out, rows)]);
+                    dx.add(&[plain(dy.left(), rows)]);
                     branch_dx.add(&[low]);
                 }
                 (Some(branch_dx), Some(dz)) => {
-                    dx.add(&[plain(dy, tokens, out, rows)]);
-                    let apart = difference(dz, dy);
-                    branch_dx.add(&[plain(&apart, tokens, out, rows), low]);
+                    dx.add(&[plain(dy.left(), rows)]);
+                    let apart = difference(dz, dy.values);
+                    branch_dx.add(&[plain(Left::plain(&apart, tokens, out), rows), low]);
                 }
             }
             Ok(())
@@ -386,27 +420,24 @@ impl<T: Real> Inputs<'_, T> {
     }
 }
 
-/// `left · rightᵀ`, with a left operand of `[rows, depth]`.
-fn transposed<'a, T>(
-    left: &'a [T],
-    rows: usize,
-    depth: usize,
-    right: &'a dyn Rows<T>,
-) -> Term<'a, T> {
-    let left = Left::plain(left, rows, depth);
-    Term {
-        left,
-        right: Right::Transposed(right),
+/// The gradient `dz` where DoRA rescales it, otherwise that of the output.
+fn rescaled_or<'a, T: Real>(dz: Option<&'a [T]>, dy: &'a Operand<T>) -> Left<'a, T> {
+    match dz {
+        Some(dz) => Left::plain(dz, dy.rows, dy.columns),
+        None => dy.left(),
     }
 }
 
-/// `left · right`, with a left operand of `[rows, depth]`.
-fn plain<'a, T>(left: &'a [T], rows: usize, depth: usize, right: &'a dyn Rows<T>) -> Term<'a, T> {
-    let left = Left::plain(left, rows, depth);
-    Term {
-        left,
-        right: Right::Plain(right),
-    }
+/// `left · rightᵀ`
+fn transposed<'a, T>(left: Left<'a, T>, right: &'a dyn Rows<T>) -> Term<'a, T> {
+    let right = Right::Transposed(right);
+    Term { left, right }
+}
+
+/// `left · right`
+fn plain<'a, T>(left: Left<'a, T>, right: &'a dyn Rows<T>) -> Term<'a, T> {
+    let right = Right::Plain(right);
+    Term { left, right }
 }
 
 /// `leftᵀ · right`, summed over the tokens, with a left operand of `[tokens, rows]`.

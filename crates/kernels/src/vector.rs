@@ -5,7 +5,7 @@
 //! call names the [`Level`](crate::cpu::Level), so that tests can compare the twins. Loops work on
 //! [`LANES`] independent partial results, which also fixes the order of every sum.
 
-use crate::gemm::Kernel;
+use crate::gemm::{Kernel, Pooled};
 use crate::host::Element;
 use crate::nf4::Lookup;
 
@@ -15,7 +15,7 @@ pub(crate) const LANES: usize = 16;
 const SUM_BLOCK: usize = 16 * LANES;
 
 /// An element type with the operations that the vectorised loops need.
-pub trait Real: Element + Kernel + Lookup {
+pub trait Real: Element + Kernel + Lookup + Pooled {
     /// `self · b + c`, rounded once where `FMA` says that the instruction is at hand.
     fn mul_add<const FMA: bool>(self, b: Self, c: Self) -> Self;
     /// `eˣ` without a call or a branch, within 2 ulp; f64 uses the standard library's.

@@ -267,6 +267,10 @@ impl<T: Real> Rows<T> for DenseRows<'_> {
         Some((self.all::<T>()?, self.columns))
     }
 
+    fn dense_bf16(&self) -> Option<(&[bf16], usize)> {
+        Some((self.all::<bf16>()?, self.columns))
+    }
+
     fn rounded(&self) -> bool {
         self.all::<bf16>().is_some()
     }

@@ -15,6 +15,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
+use crate::host::zeroed;
 use crate::vector::{LANES, Real, dot, levels, soften, softened_slope, transpose};
 
 /// Keys of a block: a multiple of every microkernel's rows.
@@ -70,9 +71,9 @@ struct Sums<T> {
 pub(super) fn all<T: Real>(inputs: &Inputs<T>, documents: &Documents) -> (Vec<T>, Vec<T>, Vec<T>) {
     let level = Level::detect();
     let shape = inputs.shape;
-    let mut dq = vec![T::ZERO; inputs.tokens * shape.width()];
-    let mut dk = vec![T::ZERO; inputs.tokens * shape.kv_width()];
-    let mut dv = vec![T::ZERO; inputs.tokens * shape.kv_width()];
+    let mut dq = zeroed::<T>(inputs.tokens * shape.width());
+    let mut dk = zeroed::<T>(inputs.tokens * shape.kv_width());
+    let mut dv = zeroed::<T>(inputs.tokens * shape.kv_width());
     let wanted_runs = TASKS
         .div_ceil((documents.len() * shape.heads).max(1))
         .min(RUNS);

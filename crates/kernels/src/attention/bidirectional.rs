@@ -17,7 +17,7 @@ use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::by_element;
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::host::{matrix, tensor, view};
+use crate::host::{matrix, tensor, view, zeroed};
 use crate::vector::{LANES, Real, dot, levels, reduce, transpose};
 
 /// Queries of a block: a multiple of every microkernel's rows.
@@ -167,7 +167,7 @@ fn forward<T: Real>(
             )
         })
         .collect();
-    let mut output = vec![T::ZERO; tokens * shape.width()];
+    let mut output = zeroed::<T>(tokens * shape.width());
     let mut tasks = Vec::new();
     let mut rest = output.as_mut_slice();
     for (document, range) in documents.ranges().enumerate() {
@@ -283,7 +283,7 @@ fn backward<T: Real>(inputs: &Inputs<T>, documents: &Documents) -> [Vec<T>; 3] {
         .collect();
     let ranges: Vec<_> = documents.ranges().collect();
     [0, 1, 2].map(|which| {
-        let mut all = vec![T::ZERO; inputs.tokens * shape.width()];
+        let mut all = zeroed::<T>(inputs.tokens * shape.width());
         let mut pieces = Vec::with_capacity(ranges.len());
         let mut rest = all.as_mut_slice();
         for range in &ranges {

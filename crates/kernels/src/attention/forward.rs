@@ -12,6 +12,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
+use crate::host::zeroed;
 use crate::vector::{LANES, Real, levels, reduce, soften};
 
 /// Queries of a block: a multiple of every microkernel's rows.
@@ -60,7 +61,7 @@ pub(super) fn all<T: Real>(
         })
         .collect();
 
-    let mut output = vec![T::ZERO; tokens * shape.width()];
+    let mut output = zeroed::<T>(tokens * shape.width());
     let mut tasks = Vec::new();
     let mut rest = output.as_mut_slice();
     for (document, range) in documents.ranges().enumerate() {

@@ -6,6 +6,8 @@
 //! versions are the meaning; the vector versions are tested against them by the property test of the
 //! driver.
 
+use half::bf16;
+
 use crate::cpu::Level;
 use crate::host::Element;
 
@@ -45,31 +47,50 @@ pub struct Target<'a, T> {
     pub add: bool,
 }
 
-/// Two numbers that follow each other in depth, each rounded to bf16: the first in the low half.
+/// Two numbers that follow each other in depth, each rounded to bf16, as they would lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Pair(pub(crate) u32);
 
-impl Pair {
-    /// The pair of two numbers.
-    #[inline(always)]
-    pub(crate) fn of<T: Element>(first: T, second: T) -> Self {
-        Self::of_bits(first.to_bf16_bits(), second.to_bf16_bits())
-    }
+/// Place of the bits of a pair's first number.
+const FIRST: u32 = if cfg!(target_endian = "little") {
+    0
+} else {
+    16
+};
+/// Place of the bits of its second number.
+const SECOND: u32 = 16 - FIRST;
 
+impl Pair {
     /// The pair of two numbers of bf16.
     #[inline(always)]
     pub(crate) fn of_bits(first: u16, second: u16) -> Self {
-        Self(u32::from(second) << 16 | u32::from(first))
+        Self(u32::from(first) << FIRST | u32::from(second) << SECOND)
     }
 
     /// The first and the second number, as f32.
     #[inline(always)]
     fn numbers(self) -> (f32, f32) {
-        (
-            f32::from_bits(self.0 << 16),
-            f32::from_bits(self.0 & 0xFFFF_0000),
-        )
+        let number = |place| f32::from_bits((self.0 >> place & 0xFFFF) << 16);
+        (number(FIRST), number(SECOND))
+    }
+
+    /// Numbers as pairs of those that follow each other, where they lie at the address of a pair and are
+    /// even in number.
+    #[expect(unsafe_code, reason = "the same bytes, read two numbers at a time")]
+    pub(super) fn of_numbers(numbers: &[bf16]) -> Option<&[Self]> {
+        // SAFETY: a pair is the bits of two numbers as they lie in memory, and any bits are a pair.
+        let (before, pairs, after) = unsafe { numbers.align_to::<Self>() };
+        (before.is_empty() && after.is_empty()).then_some(pairs)
+    }
+
+    /// The numbers of pairs, to be written.
+    #[expect(unsafe_code, reason = "the same bytes, written one number at a time")]
+    pub(super) fn numbers_mut(pairs: &mut [Self]) -> &mut [bf16] {
+        // SAFETY: as above; any two numbers are a pair.
+        let (before, numbers, after) = unsafe { pairs.align_to_mut::<bf16>() };
+        debug_assert!(before.is_empty() && after.is_empty());
+        numbers
     }
 }
 
@@ -472,3 +493,31 @@ microkernels_512!(avx512_narrow, avx512_bf16_narrow, [0], [
     1 0 [a0 0], 2 1 [a1 0], 3 2 [a2 0], 4 3 [a3 0], 5 4 [a4 0], 6 5 [a5 0], 7 6 [a6 0], 8 7 [a7 0],
     9 8 [a8 0], 10 9 [a9 0], 11 10 [a10 0], 12 11 [a11 0], 13 12 [a12 0], 14 13 [a13 0], 15 14 [a14 0], 16 15 [a15 0],
 ]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_the_numbers_that_follow_each_other() {
+        let mut pairs = [Pair::default(); 3];
+        for (i, number) in Pair::numbers_mut(&mut pairs).iter_mut().enumerate() {
+            *number = bf16::from_f32(i as f32);
+        }
+        assert_eq!(
+            pairs.map(Pair::numbers),
+            [(0.0, 1.0), (2.0, 3.0), (4.0, 5.0)]
+        );
+        let one = |number| bf16::from_f32(number).to_bits();
+        assert_eq!(pairs[1], Pair::of_bits(one(2.0), one(3.0)));
+        let read_again = pairs;
+        let numbers = Pair::numbers_mut(&mut pairs);
+        assert_eq!(Pair::of_numbers(numbers), Some(&read_again[..]));
+        assert_eq!(
+            Pair::of_numbers(&numbers[1..5]),
+            None,
+            "not at a pair's address"
+        );
+        assert_eq!(Pair::of_numbers(&numbers[..5]), None, "an odd number");
+    }
+}

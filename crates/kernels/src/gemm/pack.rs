@@ -7,8 +7,10 @@
 use std::ops::Range;
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::kernel::{Pair, Product, Target};
+use super::scratch::{Pooled, Scratch};
 use super::{Left, Right, Rows, Term};
 use crate::cpu::Level;
 use crate::host::Element;
@@ -76,14 +78,46 @@ impl<T: Real> Rows<T> for Dense<'_, T> {
     }
 }
 
+/// A matrix whose numbers are rounded to bf16, held in pairs along its rows: a left operand that several
+/// products share.
+pub(crate) struct Rounded {
+    /// An odd last number of a row is paired with 0.
+    pairs: Scratch<Pair>,
+    columns: usize,
+}
+
+impl Rounded {
+    /// `values`, a matrix of so many columns; `None` where products of rounded numbers are not faster.
+    pub(crate) fn new<T: Real>(values: &[T], columns: usize) -> Option<Self> {
+        /// Rows that one task rounds.
+        const ROWS: usize = 64;
+        let level = Level::detect();
+        if !T::pairs_are_faster(level) || columns == 0 {
+            return None;
+        }
+        let length = columns.div_ceil(2);
+        let mut pairs = Scratch::new(values.len() / columns * length);
+        pairs
+            .par_chunks_mut(ROWS * length)
+            .zip(values.par_chunks(ROWS * columns))
+            .for_each(|(out, values)| {
+                let rows = values.chunks_exact(columns);
+                for (out, row) in out.chunks_exact_mut(length).zip(rows) {
+                    pairs_along::<T>(level, row, out);
+                }
+            });
+        Some(Self { pairs, columns })
+    }
+}
+
 /// How the numbers of type `T` of a product are held while they are multiplied.
 /// Its default is zero.
-pub(super) trait Held<T>: Plain + Send + Sync + 'static {
+pub(super) trait Held<T>: Plain + Pooled + Send + Sync {
     /// Numbers of depth in one.
     const DEPTH: usize;
 
-    /// `values` as they are, where they are held so.
-    fn as_is(values: &[T]) -> Option<&[Self]>;
+    /// A left operand's numbers and its row stride, where they are held so already.
+    fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)>;
 
     /// Copies rows of a left operand: `out[row * length + d]`, `length` long enough for `depth`.
     fn copy_left(
@@ -100,22 +134,57 @@ pub(super) trait Held<T>: Plain + Send + Sync + 'static {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        width: usize,
-        out: &mut [Self],
+        panels: Panels<Self>,
     );
 
-    /// Writes a piece of a row of `matrix`.
-    fn fill(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]);
+    /// Packs columns `depth` of `matrix`, whose rows `columns` are those of the panels.
+    fn pack_transposed(
+        level: Level,
+        matrix: &dyn Rows<T>,
+        depth: Range<usize>,
+        columns: Range<usize>,
+        panels: Panels<Self>,
+    );
 
     /// [`Kernel::multiply`](super::Kernel::multiply) of numbers held so.
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>);
 }
 
+/// The part of some panels that one piece of depth takes.
+pub(super) struct Panels<'a, H> {
+    values: &'a mut [H],
+    /// Distance of two panels.
+    length: usize,
+    /// Where the piece begins within each panel.
+    start: usize,
+    /// Numbers of the piece within each.
+    size: usize,
+    /// Columns of each.
+    width: usize,
+}
+
+impl<H> Panels<'_, H> {
+    /// The piece in each panel, with the columns out of `columns` that are there.
+    fn each(&mut self, columns: Range<usize>) -> impl Iterator<Item = (Range<usize>, &mut [H])> {
+        let (width, piece) = (self.width, self.start..self.start + self.size);
+        self.values
+            .chunks_exact_mut(self.length.max(1))
+            .enumerate()
+            .map(move |(panel, values)| {
+                let start = columns.start + panel * width;
+                (
+                    start..columns.end.min(start + width),
+                    &mut values[piece.clone()],
+                )
+            })
+    }
+}
+
 impl<T: Real> Held<T> for T {
     const DEPTH: usize = 1;
 
-    fn as_is(values: &[T]) -> Option<&[Self]> {
-        Some(values)
+    fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)> {
+        (left.depth_stride == 1).then_some((left.values, left.row_stride))
     }
 
     fn copy_left(
@@ -153,26 +222,50 @@ impl<T: Real> Held<T> for T {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        width: usize,
-        out: &mut [Self],
+        mut panels: Panels<Self>,
     ) {
-        let rows = depth.zip(out.chunks_exact_mut(width));
-        if let Some((values, stride)) = matrix.dense() {
-            for (row, out) in rows {
-                let from = &values[row * stride..][columns.clone()];
-                out[..from.len()].copy_from_slice(from);
-                out[from.len()..].fill(T::ZERO);
-            }
-        } else {
-            for (row, out) in rows {
-                matrix.fill(row, columns.clone(), &mut out[..columns.len()]);
-                out[columns.len()..].fill(T::ZERO);
+        let width = panels.width;
+        let dense = matrix.dense();
+        for (columns, out) in panels.each(columns) {
+            for (row, out) in depth.clone().zip(out.chunks_exact_mut(width)) {
+                let (now, past) = out.split_at_mut(columns.len());
+                if let Some((values, stride)) = dense {
+                    now.copy_from_slice(&values[row * stride..][columns.clone()]);
+                } else {
+                    matrix.fill(row, columns.clone(), now);
+                }
+                past.fill(T::ZERO);
             }
         }
     }
 
-    fn fill(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
-        matrix.fill(row, columns, out);
+    fn pack_transposed(
+        level: Level,
+        matrix: &dyn Rows<T>,
+        depth: Range<usize>,
+        columns: Range<usize>,
+        mut panels: Panels<Self>,
+    ) {
+        let width = panels.width;
+        let dense = matrix.dense();
+        for (rows, out) in panels.each(columns) {
+            if let Some((values, stride)) = dense {
+                let from = &values[rows.start * stride + depth.start..];
+                turn(level, from, stride, rows.len(), depth.len(), width, out);
+            } else {
+                in_strips(
+                    level,
+                    rows,
+                    depth.clone(),
+                    1,
+                    width,
+                    out,
+                    |row, piece, out| {
+                        matrix.fill(row, piece, out);
+                    },
+                );
+            }
+        }
     }
 
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
@@ -183,8 +276,10 @@ impl<T: Real> Held<T> for T {
 impl<T: Real> Held<T> for Pair {
     const DEPTH: usize = 2;
 
-    fn as_is(_: &[T]) -> Option<&[Self]> {
-        None
+    fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)> {
+        let rounded = left.rounded?;
+        debug_assert_eq!((rounded.columns, left.depth_stride), (left.depth, 1));
+        Some((&rounded.pairs, rounded.columns.div_ceil(2)))
     }
 
     fn copy_left(
@@ -205,13 +300,17 @@ impl<T: Real> Held<T> for Pair {
             return;
         }
         assert_eq!(left.row_stride, 1, "left operands lie along one direction");
-        let mut across = vec![Pair(0); length * count];
-        for (pair, out) in across.chunks_exact_mut(count.max(1)).enumerate() {
-            let first = depth.start + 2 * pair;
-            let row = |depth: usize| &left.values[at(rows.start, depth)..][..count];
-            let second = (first + 1 < depth.end).then(|| row(first + 1));
-            pairs_across::<T>(level, row(first), second.unwrap_or(&[]), out);
-        }
+        let mut across = vec![Pair::default(); length * count];
+        let from = &left.values[at(rows.start, depth.start)..];
+        pairs_across::<T>(
+            level,
+            from,
+            left.depth_stride,
+            depth.len(),
+            count,
+            count,
+            &mut across,
+        );
         transpose::<Pair>(level, &across, count, length, count, out, length);
     }
 
@@ -220,45 +319,74 @@ impl<T: Real> Held<T> for Pair {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        width: usize,
-        out: &mut [Self],
+        mut panels: Panels<Self>,
     ) {
-        let count = columns.len();
-        let dense = matrix.dense();
-        let mut scratch = [[bf16::ZERO; WIDEST]; 2];
-        for (pair, out) in out.chunks_exact_mut(width).enumerate() {
-            let first = depth.start + 2 * pair;
-            let has_second = first + 1 < depth.end;
-            if let Some((values, stride)) = dense {
-                let row = |row: usize| &values[row * stride..][columns.clone()];
-                let second = has_second.then(|| row(first + 1));
-                pairs_across::<T>(level, row(first), second.unwrap_or(&[]), &mut out[..count]);
-            } else {
-                let [one, two] = &mut scratch;
-                matrix.fill_bf16(first, columns.clone(), &mut one[..count]);
-                if has_second {
-                    matrix.fill_bf16(first + 1, columns.clone(), &mut two[..count]);
-                } else {
-                    two.fill(bf16::ZERO);
-                }
-                for ((out, one), two) in out.iter_mut().zip(&one[..count]).zip(&*two) {
-                    *out = Pair::of_bits(one.to_bits(), two.to_bits());
-                }
+        /// Rows that are expanded at a time.
+        const ROWS: usize = 16;
+        let width = panels.width;
+        if let Some((values, stride)) = matrix.dense() {
+            for (columns, out) in panels.each(columns) {
+                let from = &values[depth.start * stride + columns.start..];
+                pairs_across::<T>(level, from, stride, depth.len(), columns.len(), width, out);
             }
-            out[count..].fill(Pair(0));
+            return;
+        }
+        if let Some((values, stride)) = matrix.dense_bf16() {
+            for (columns, out) in panels.each(columns) {
+                let from = &values[depth.start * stride + columns.start..];
+                pairs_across::<bf16>(level, from, stride, depth.len(), columns.len(), width, out);
+            }
+            return;
+        }
+        let stride = columns.len();
+        let mut rows = vec![bf16::ZERO; ROWS * stride];
+        for first in (0..depth.len()).step_by(ROWS) {
+            let count = ROWS.min(depth.len() - first);
+            for (row, out) in rows.chunks_exact_mut(stride.max(1)).take(count).enumerate() {
+                matrix.fill_bf16(depth.start + first + row, columns.clone(), out);
+            }
+            for (part, out) in panels.each(0..stride) {
+                let out = &mut out[first / 2 * width..];
+                let from = &rows[part.start..];
+                pairs_across::<bf16>(level, from, stride, count, part.len(), width, out);
+            }
         }
     }
 
-    fn fill(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
-        let mut numbers = [bf16::ZERO; 2 * PIECE];
-        let numbers = &mut numbers[..columns.len().next_multiple_of(2)];
-        if let Some(last) = numbers.last_mut() {
-            *last = bf16::ZERO;
-        }
-        let count = columns.len();
-        matrix.fill_bf16(row, columns, &mut numbers[..count]);
-        for (out, pair) in out.iter_mut().zip(numbers.chunks_exact(2)) {
-            *out = Pair::of_bits(pair[0].to_bits(), pair[1].to_bits());
+    fn pack_transposed(
+        level: Level,
+        matrix: &dyn Rows<T>,
+        depth: Range<usize>,
+        columns: Range<usize>,
+        mut panels: Panels<Self>,
+    ) {
+        let width = panels.width;
+        // Where rows are stored in bf16, their pairs are there already.
+        let stored = matrix.dense_bf16().and_then(|(values, stride)| {
+            let whole = stride.is_multiple_of(2)
+                && depth.start.is_multiple_of(2)
+                && depth.len().is_multiple_of(2);
+            Some((Pair::of_numbers(values).filter(|_| whole)?, stride / 2))
+        });
+        for (rows, out) in panels.each(columns) {
+            if let Some((pairs, stride)) = stored {
+                let from = &pairs[rows.start * stride + depth.start / 2..];
+                turn(level, from, stride, rows.len(), depth.len() / 2, width, out);
+                continue;
+            }
+            in_strips(
+                level,
+                rows,
+                depth.clone(),
+                2,
+                width,
+                out,
+                |row, piece, out| {
+                    let (numbers, past) = Pair::numbers_mut(out).split_at_mut(piece.len());
+                    matrix.fill_bf16(row, piece, numbers);
+                    past.fill(bf16::ZERO);
+                },
+            );
         }
     }
 
@@ -267,76 +395,104 @@ impl<T: Real> Held<T> for Pair {
     }
 }
 
-/// Columns of the widest panel.
-const WIDEST: usize = 32;
-/// Depth, in held numbers, of the piece of rows that is expanded, then transposed, at a time.
-const PIECE: usize = 64;
-/// Rows that are transposed at a time.
-const STRIP: usize = 16;
-
-/// Packs the columns `columns` of one block of terms into a panel of `width` columns.
-pub(super) fn panel<T: Element, H: Held<T>>(
+/// Packs the columns `columns` of one block of terms into panels of `width` columns.
+pub(super) fn panels<T: Element, H: Held<T>>(
     level: Level,
     terms: &[Term<T>],
     block: &[(usize, Range<usize>)],
     columns: Range<usize>,
     width: usize,
-    mut out: &mut [H],
+    out: &mut [H],
 ) {
-    for (term, depth) in block {
-        let (now, rest) = out.split_at_mut(depth.len().div_ceil(H::DEPTH) * width);
-        out = rest;
+    let sizes = block
+        .iter()
+        .map(|(_, depth)| depth.len().div_ceil(H::DEPTH) * width);
+    let length = sizes.clone().sum();
+    let mut start = 0;
+    for ((term, depth), size) in block.iter().zip(sizes) {
+        let panels = Panels {
+            values: out,
+            length,
+            start,
+            size,
+            width,
+        };
+        let (depth, columns) = (depth.clone(), columns.clone());
         match terms[*term].right {
-            Right::Plain(matrix) => {
-                H::pack_plain(level, matrix, depth.clone(), columns.clone(), width, now);
+            Right::Plain(matrix) => H::pack_plain(level, matrix, depth, columns, panels),
+            Right::Transposed(matrix) => H::pack_transposed(level, matrix, depth, columns, panels),
+        }
+        start += size;
+    }
+}
+
+/// Turns so many rows of numbers as they are held into the columns of a panel.
+fn turn<H: Plain>(
+    level: Level,
+    from: &[H],
+    stride: usize,
+    rows: usize,
+    depth: usize,
+    width: usize,
+    out: &mut [H],
+) {
+    if rows < width {
+        out.fill(H::default());
+    }
+    transpose::<H>(level, from, stride, rows, depth, out, width);
+}
+
+/// Turns rows that have to be expanded into the columns of a panel, strip by strip. `fill` writes a piece
+/// of a row, of `per_held` numbers in each that is held.
+fn in_strips<H: Plain>(
+    level: Level,
+    rows: Range<usize>,
+    depth: Range<usize>,
+    per_held: usize,
+    width: usize,
+    out: &mut [H],
+    mut fill: impl FnMut(usize, Range<usize>, &mut [H]),
+) {
+    /// Depth, in held numbers, of the piece of rows that is expanded, then transposed, at a time.
+    const PIECE: usize = 64;
+    /// Rows that are transposed at a time.
+    const STRIP: usize = 16;
+    if rows.len() < width {
+        out.fill(H::default());
+    }
+    let mut scratch = [H::default(); STRIP * PIECE];
+    for first in (0..rows.len()).step_by(STRIP) {
+        let count = STRIP.min(rows.len() - first);
+        let strip = rows.start + first..rows.start + first + count;
+        for start in (depth.start..depth.end).step_by(PIECE * per_held) {
+            let piece = start..depth.end.min(start + PIECE * per_held);
+            let held = piece.len().div_ceil(per_held);
+            for (row, out) in strip.clone().zip(scratch.chunks_exact_mut(PIECE)) {
+                fill(row, piece.clone(), &mut out[..held]);
             }
-            Right::Transposed(matrix) => {
-                transposed(level, matrix, depth.clone(), columns.clone(), width, now);
-            }
+            let to = &mut out[(start - depth.start) / per_held * width + first..];
+            transpose::<H>(level, &scratch, PIECE, count, held, to, width);
         }
     }
 }
 
-fn transposed<T: Element, H: Held<T>>(
-    level: Level,
-    matrix: &dyn Rows<T>,
-    depth: Range<usize>,
-    columns: Range<usize>,
-    width: usize,
-    out: &mut [H],
-) {
-    if columns.len() < width {
-        out.fill(H::default());
+/// What can be rounded to bf16.
+trait Round: Copy {
+    /// The bits of the nearest bf16.
+    fn bits(self) -> u16;
+}
+
+impl<T: Real> Round for T {
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        self.to_bf16_bits()
     }
-    let mut scratch = [H::default(); STRIP * PIECE];
-    let dense = matrix
-        .dense()
-        .and_then(|(values, stride)| Some((H::as_is(values)?, stride)));
-    for first in (0..columns.len()).step_by(STRIP) {
-        let count = STRIP.min(columns.len() - first);
-        let row = columns.start + first;
-        if let Some((values, stride)) = dense {
-            let from = &values[row * stride + depth.start..];
-            transpose::<H>(
-                level,
-                from,
-                stride,
-                count,
-                depth.len(),
-                &mut out[first..],
-                width,
-            );
-            continue;
-        }
-        for start in (0..depth.len()).step_by(PIECE * H::DEPTH) {
-            let piece = depth.start + start..depth.end.min(depth.start + start + PIECE * H::DEPTH);
-            let held = piece.len().div_ceil(H::DEPTH);
-            for (row, out) in (row..row + count).zip(scratch.chunks_exact_mut(PIECE)) {
-                H::fill(matrix, row, piece.clone(), &mut out[..held]);
-            }
-            let to = &mut out[start / H::DEPTH * width + first..];
-            transpose::<H>(level, &scratch, PIECE, count, held, to, width);
-        }
+}
+
+impl Round for bf16 {
+    #[inline(always)]
+    fn bits(self) -> u16 {
+        self.to_bits()
     }
 }
 
@@ -354,24 +510,49 @@ levels! {
     fn pairs_along<T: Real>(values: &[T], out: &mut [Pair]) {
         let (pairs, rest) = values.as_chunks::<2>();
         for (out, [first, second]) in out.iter_mut().zip(pairs) {
-            *out = Pair::of(*first, *second);
+            *out = Pair::of_bits(first.bits(), second.bits());
         }
         if let ([last], Some(out)) = (rest, out.get_mut(pairs.len())) {
-            *out = Pair::of(*last, T::ZERO);
+            *out = Pair::of_bits(last.bits(), 0);
         }
     }
 }
 
 levels! {
-    /// Pairs of one number of each row; of the first row and 0 where the second is empty.
-    fn pairs_across<T: Real>(first: &[T], second: &[T], out: &mut [Pair]) {
-        if second.is_empty() {
-            for (out, first) in out.iter_mut().zip(first) {
-                *out = Pair::of(*first, T::ZERO);
+    /// Pairs of the numbers of one row and the next, `out[pair * width + column]`, for `depth` rows of
+    /// `count` numbers that lie `stride` apart; an odd last row is paired with 0, and so are the columns
+    /// from `count` to `width`.
+    fn pairs_across<T: Round>(
+        values: &[T],
+        stride: usize,
+        depth: usize,
+        count: usize,
+        width: usize,
+        out: &mut [Pair],
+    ) {
+        /// Numbers of a vector.
+        const LANES: usize = 16;
+        for (pair, out) in out.chunks_exact_mut(width).take(depth.div_ceil(2)).enumerate() {
+            let (out, past) = out.split_at_mut(count);
+            past.fill(Pair::default());
+            let first = &values[2 * pair * stride..][..count];
+            if 2 * pair + 1 == depth {
+                for (out, first) in out.iter_mut().zip(first) {
+                    *out = Pair::of_bits(first.bits(), 0);
+                }
+                continue;
             }
-        } else {
+            let second = &values[(2 * pair + 1) * stride..][..count];
+            let (out, out_rest) = out.as_chunks_mut::<LANES>();
+            let (first, first_rest) = first.as_chunks::<LANES>();
+            let (second, second_rest) = second.as_chunks::<LANES>();
             for ((out, first), second) in out.iter_mut().zip(first).zip(second) {
-                *out = Pair::of(*first, *second);
+                for lane in 0..LANES {
+                    out[lane] = Pair::of_bits(first[lane].bits(), second[lane].bits());
+                }
+            }
+            for ((out, first), second) in out_rest.iter_mut().zip(first_rest).zip(second_rest) {
+                *out = Pair::of_bits(first.bits(), second.bits());
             }
         }
     }

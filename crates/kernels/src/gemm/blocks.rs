@@ -1,0 +1,265 @@
+//! Products of many rows: both operands are cut into blocks that stay in the caches.
+//!
+//! For each block of depth the left operand's numbers are brought into the form in which they are held,
+//! once, and the right operand is packed into panels, many columns at a time; then every thread takes
+//! rows of the output. A thread keeps its rows in its second-level cache while the panels pass by.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::kernel::{Product, Target, Tile};
+use super::pack::{self, Held};
+use super::scratch::{Pooled, Scratch};
+use super::{Left, Term};
+use crate::cpu::Level;
+use crate::vector::Real;
+
+/// Greatest depth of one block, in numbers.
+pub(super) const DEPTH_BLOCK: usize = 576;
+/// Columns packed at a time: with [`DEPTH_BLOCK`] 4.5 MiB in f32, which the threads share in the
+/// last-level cache.
+pub(super) const COLUMN_BLOCK: usize = 2048;
+/// Panels that one task packs.
+const PANELS: usize = 2;
+/// Rows of a task: with [`DEPTH_BLOCK`] 108 KiB in f32, in a core's second-level cache.
+const ROW_BLOCK: usize = 48;
+/// Rows whose left operands are held at a time where their numbers cannot be used as they lie.
+pub(super) const HELD_ROWS: usize = 2048;
+/// Rows that one task brings into the form in which they are held.
+const COPIED_ROWS: usize = 64;
+/// A term is cut at multiples of this, so that no pair of numbers is cut.
+const CUT: usize = 8;
+
+/// Pieces of terms, `(term, depth range)`, that are packed and multiplied together.
+type Block = Vec<(usize, Range<usize>)>;
+
+/// [`gemm_at`](super::gemm_at) of checked operands, their numbers held as `H`.
+pub(super) fn multiply<T: Real, H: Held<T>>(
+    level: Level,
+    terms: &[Term<T>],
+    columns: usize,
+    out: &mut [T],
+    accumulate: bool,
+) {
+    let blocks = depth_blocks(terms);
+    let tile = T::tile(level, columns);
+    for (chunk, out) in out.chunks_mut(HELD_ROWS * columns).enumerate() {
+        let first_row = chunk * HELD_ROWS;
+        let rows = first_row..first_row + out.len() / columns;
+        for (index, block) in blocks.iter().enumerate() {
+            let lefts: Vec<_> = block
+                .iter()
+                .map(|(term, depth)| HeldLeft::new(level, &terms[*term].left, &rows, depth))
+                .collect();
+            for first in (0..columns).step_by(COLUMN_BLOCK) {
+                let range = first..columns.min(first + COLUMN_BLOCK);
+                let work = RowTask {
+                    block,
+                    lefts: &lefts,
+                    packed: &pack::<T, H>(level, terms, block, range.clone(), tile),
+                    tile,
+                    range,
+                    columns,
+                    add: accumulate || index > 0,
+                };
+                let rows_per_task = rows_per_task(rows.len());
+                out.par_chunks_mut(rows_per_task * columns)
+                    .with_max_len(1)
+                    .enumerate()
+                    .for_each(|(task, out)| work.run(level, task * rows_per_task, out));
+            }
+        }
+    }
+}
+
+/// Depth of a block in numbers as they are held; every piece begins with one of its own.
+fn held_depth<T, H: Held<T>>(block: &Block) -> usize {
+    let pieces = block
+        .iter()
+        .map(|(_, depth)| depth.len().div_ceil(H::DEPTH));
+    pieces.sum()
+}
+
+/// Cuts the joint depth of all terms into blocks of about equal depth, not much more than
+/// [`DEPTH_BLOCK`].
+fn depth_blocks<T>(terms: &[Term<T>]) -> Vec<Block> {
+    let total: usize = terms.iter().map(|term| term.left.depth).sum();
+    // A short tail, a low-rank branch say, rides along with the last block.
+    let count = (total.saturating_sub(DEPTH_BLOCK / 4))
+        .div_ceil(DEPTH_BLOCK)
+        .max(1);
+    let length = total.div_ceil(count).next_multiple_of(CUT);
+    let mut blocks = vec![Block::new()];
+    let mut room = length;
+    for (index, term) in terms.iter().enumerate() {
+        let mut start = 0;
+        while start < term.left.depth {
+            if room == 0 {
+                blocks.push(Block::new());
+                room = length;
+            }
+            let end = term.left.depth.min(start + room.next_multiple_of(CUT));
+            blocks
+                .last_mut()
+                .expect("there is always a block")
+                .push((index, start..end));
+            room = room.saturating_sub(end - start);
+            start = end;
+        }
+    }
+    blocks
+}
+
+/// Rows of one task: tasks are equal, the same number for every thread.
+fn rows_per_task(rows: usize) -> usize {
+    let threads = rayon::current_num_threads().max(1);
+    let tasks = rows.div_ceil(ROW_BLOCK).next_multiple_of(threads);
+    rows.div_ceil(tasks)
+}
+
+/// Packs the columns `range` of a block into panels.
+fn pack<T: Real, H: Held<T>>(
+    level: Level,
+    terms: &[Term<T>],
+    block: &Block,
+    range: Range<usize>,
+    tile: Tile,
+) -> Scratch<H> {
+    let panel_length = held_depth::<T, H>(block) * tile.columns;
+    let mut packed = Scratch::new(range.len().div_ceil(tile.columns) * panel_length);
+    packed
+        .par_chunks_mut((PANELS * panel_length).max(1))
+        .with_max_len(1)
+        .enumerate()
+        .for_each(|(task, out)| {
+            let start = range.start + task * PANELS * tile.columns;
+            let columns = start..range.end.min(start + PANELS * tile.columns);
+            pack::panels(level, terms, block, columns, tile.columns, out);
+        });
+    packed
+}
+
+/// Rows of the left operand of one piece; row `r` begins at `r * stride`.
+struct HeldLeft<'a, H: Pooled> {
+    values: Values<'a, H>,
+    stride: usize,
+}
+
+enum Values<'a, H: Pooled> {
+    AsTheyLie(&'a [H]),
+    Copied(Scratch<H>),
+}
+
+impl<H: Pooled> Values<'_, H> {
+    fn slice(&self) -> &[H] {
+        match self {
+            Self::AsTheyLie(values) => values,
+            Self::Copied(values) => values,
+        }
+    }
+}
+
+impl<'a, H: Pooled> HeldLeft<'a, H> {
+    /// As they lie, where they are held so; otherwise copied.
+    fn new<T: Real>(
+        level: Level,
+        left: &Left<'a, T>,
+        rows: &Range<usize>,
+        depth: &Range<usize>,
+    ) -> Self
+    where
+        H: Held<T>,
+    {
+        if let Some((values, stride)) = H::as_is(left) {
+            let at = rows.start * stride + depth.start / H::DEPTH;
+            let values = Values::AsTheyLie(&values[at.min(values.len())..]);
+            return Self { values, stride };
+        }
+        let stride = depth.len().div_ceil(H::DEPTH);
+        let mut values = Scratch::new(rows.len() * stride);
+        values
+            .par_chunks_mut((COPIED_ROWS * stride).max(1))
+            .enumerate()
+            .for_each(|(task, out)| {
+                let start = rows.start + task * COPIED_ROWS;
+                let rows = start..rows.end.min(start + COPIED_ROWS);
+                H::copy_left(level, left, rows, depth.clone(), out);
+            });
+        Self {
+            values: Values::Copied(values),
+            stride,
+        }
+    }
+}
+
+/// What the threads share while they multiply one packed block.
+struct RowTask<'a, H: Pooled> {
+    block: &'a Block,
+    /// The left operand of each piece of the block.
+    lefts: &'a [HeldLeft<'a, H>],
+    packed: &'a [H],
+    tile: Tile,
+    /// Output columns of the packed block.
+    range: Range<usize>,
+    /// Row stride of the output.
+    columns: usize,
+    add: bool,
+}
+
+impl<H: Pooled> RowTask<'_, H> {
+    /// Multiplies the rows from `first_row` on, as many as `out` holds.
+    fn run<T: Real>(&self, level: Level, first_row: usize, out: &mut [T])
+    where
+        H: Held<T>,
+    {
+        let tile = self.tile;
+        let rows = out.len() / self.columns;
+        let depth = held_depth::<T, H>(self.block);
+        // Tiles of about equal height: a low one would leave registers unused.
+        let height_of_each = rows.div_ceil(rows.div_ceil(tile.rows));
+        let mut edge = vec![T::ZERO; tile.rows * tile.columns];
+        for (panel, right) in self.packed.chunks_exact(depth * tile.columns).enumerate() {
+            let column = self.range.start + panel * tile.columns;
+            let width = tile.columns.min(self.range.end - column);
+            for row in (0..rows).step_by(height_of_each) {
+                let height = height_of_each.min(rows - row);
+                let whole = width == tile.columns;
+                let mut right = right;
+                let mut add = self.add;
+                if !whole && add {
+                    for r in 0..height {
+                        let at = (row + r) * self.columns + column;
+                        edge[r * tile.columns..][..width].copy_from_slice(&out[at..at + width]);
+                    }
+                }
+                for ((_, depth), left) in self.block.iter().zip(self.lefts) {
+                    let depth = depth.len().div_ceil(H::DEPTH);
+                    let (now, rest) = right.split_at(depth * tile.columns);
+                    right = rest;
+                    let product = Product {
+                        tile,
+                        rows: height,
+                        depth,
+                        left: &left.values.slice()[(first_row + row) * left.stride..],
+                        left_stride: left.stride,
+                        right: now,
+                    };
+                    let (out, stride) = if whole {
+                        (&mut out[row * self.columns + column..], self.columns)
+                    } else {
+                        (&mut edge[..], tile.columns)
+                    };
+                    H::multiply(level, &product, Target { out, stride, add });
+                    add = true;
+                }
+                if !whole {
+                    for r in 0..height {
+                        let at = (row + r) * self.columns + column;
+                        out[at..at + width].copy_from_slice(&edge[r * tile.columns..][..width]);
+                    }
+                }
+            }
+        }
+    }
+}
