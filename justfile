@@ -54,7 +54,12 @@ report-check program="target/release/sparsam":
 
 # Random budgets against real runs: each ends within 2 % of its own, with a usable adapter (about twenty minutes)
 budgets runs="20" seed="1":
-    SPARSAM_RUNS={{runs}} SPARSAM_SEED={{seed}} cargo test -p sparsam --test budgets -- --ignored --nocapture
+    SPARSAM_RUNS={{runs}} SPARSAM_SEED={{seed}} cargo test -p sparsam --test budgets -- --nocapture
+
+# Plans of ten recipes of different shape against real runs: memory, time, energy (about ten minutes; needs Python)
+plan-check python="python3" *arguments="":
+    cargo build --release
+    {{python}} tests/plan/against_runs.py --output target/plan {{arguments}}
 
 # A comparison's arms as a job array of a Slurm cluster, on a cluster of one machine (needs slurm-wlm, munge, root)
 slurm-check program="target/release/sparsam":

@@ -172,9 +172,9 @@ pub(crate) struct RecipeArgs {
     pub(crate) schema: bool,
 }
 
-/// The model to use, and how.
+/// The model to use.
 #[derive(Debug, Args)]
-pub(crate) struct ModelArgs {
+pub(crate) struct BaseArgs {
     /// A folder, a .gguf file, a name on the Hub, or `builtin:sprout`
     #[arg(long, short)]
     pub(crate) model: String,
@@ -187,6 +187,13 @@ pub(crate) struct ModelArgs {
     /// the Hub
     #[arg(long, short)]
     pub(crate) adapter: Option<PathBuf>,
+}
+
+/// The model to use, and how.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    pub(crate) base: BaseArgs,
 
     /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = crate::device::Choice::from_str)]

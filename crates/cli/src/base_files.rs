@@ -5,12 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
+use sparsam_adapter::merge::Merged;
+use sparsam_adapter::parts::Parts;
 use sparsam_base::builtin::{Builtin, Packed};
 use sparsam_base::config::ModelConfig;
 use sparsam_base::error::Error;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::files::staged::Staged;
-use sparsam_base::model::HEAD;
+use sparsam_base::model::{HEAD, Quantize};
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_base::weights::Weights;
 
@@ -112,6 +115,28 @@ impl BaseFiles {
         let tied = self.config.tie_word_embeddings;
         let names = all.into_iter().filter(|name| !(tied && *name == HEAD));
         names.map(str::to_owned).collect()
+    }
+
+    /// Its tensors as an adapter changes them, projections `through` a quantisation first.
+    ///
+    /// # Errors
+    /// An adapter that does not fit.
+    pub(crate) fn merged<'a>(
+        &'a self,
+        parts: &'a Parts,
+        through: Quantize,
+        dtype: Option<DType>,
+    ) -> anyhow::Result<Merged<'a>> {
+        let tied = self.config.tie_word_embeddings;
+        let (weights, names) = (self.weights(), self.names());
+        Ok(Merged::new(weights, names, tied, parts, through, dtype)?)
+    }
+
+    /// The configuration of the model with the adapter merged in.
+    pub(crate) fn merged_config(&self, parts: &Parts) -> ModelConfig {
+        let mut config = self.config.clone();
+        config.tie_word_embeddings &= !parts.unties();
+        config
     }
 
     /// Its tokenizer; `None` where the folder holds none.

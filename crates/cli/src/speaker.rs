@@ -59,7 +59,7 @@ impl Speaker {
         notes: &mut dyn Write,
         quiet: bool,
     ) -> anyhow::Result<Self> {
-        let adapter = args.adapter.as_deref();
+        let adapter = args.base.adapter.as_deref();
         let adapter = adapter
             .map(|folder| from_hub::adapter(folder, quiet))
             .transpose()?;
@@ -71,13 +71,13 @@ impl Speaker {
             writeln!(notes, "note: {note}")?;
         }
         let mut opened = open(&Wanted {
-            name: &args.model,
+            name: &args.base.model,
             quantize: Quantize::None,
             dtype: None,
             device: &place.device,
             max_length: 0,
             chat_template: template.as_deref().and_then(Path::to_str),
-            revision: args.revision.as_deref(),
+            revision: args.base.revision.as_deref(),
             quiet,
         })?;
         for key in &opened.model.config.unrecognised {
@@ -100,12 +100,12 @@ impl Speaker {
                 let (mut hook, config) = peft::load(folder, &mut opened.model, 0)?;
                 hook.set_training(None);
                 if let Some(base) = config.base_model_name_or_path
-                    && !is_same_model(&base, &args.model)
+                    && !is_same_model(&base, &args.base.model)
                 {
                     writeln!(
                         notes,
                         "note: the adapter was trained on `{base}`, the model here is `{}`",
-                        args.model
+                        args.base.model
                     )?;
                 }
                 hook

@@ -1,13 +1,15 @@
-//! Budgets held against real runs, for `just budgets`: so many runs with random budgets of minutes, kWh or
-//! gCO2e on a small recipe. Each must end within 2 % of its budget with an adapter that fits its base and
-//! does something. Ignored by `cargo test`, as it takes minutes and wants the machine for itself.
+//! Budgets held against real runs: so many runs with random budgets of minutes, kWh or gCO2e on a small
+//! recipe. Each must end within 2 % of its budget with an adapter that fits its base and does something.
+//! `just budgets` makes twenty of them and wants the machine for itself; `cargo test`, which may share it, makes two and
+//! allows 5 %.
 //!
 //! `SPARSAM_SEED` chooses the budgets, `SPARSAM_RUNS` how many; both are printed.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use serde_json::Value;
+mod desk;
+
+use desk::Desk;
 
 /// Numbers from 0 to 1 from a seed: SplitMix64 (Steele, Lea and Flood 2014).
 struct Random(u64);
@@ -22,26 +24,6 @@ impl Random {
     }
 }
 
-fn sparsam(desk: &Path, arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_sparsam"))
-        .args(arguments)
-        .current_dir(desk)
-        .env_remove("SPARSAM_COUNTRY")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (
-        output.status.success(),
-        String::from_utf8_lossy(&said).into_owned(),
-    )
-}
-
-fn record(desk: &Path, folder: &str) -> Value {
-    let text = std::fs::read_to_string(desk.join(folder).join("run.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name)
         .ok()
@@ -50,11 +32,9 @@ fn from_environment(name: &str, default: u64) -> u64 {
 }
 
 #[test]
-#[ignore = "takes many minutes: `just budgets`"]
 #[expect(clippy::print_stdout, reason = "the table is the result")]
-fn runs_with_random_budgets_end_within_two_percent_of_them() {
-    let desk = tempfile::tempdir().unwrap();
-    let desk = desk.path();
+fn runs_with_random_budgets_end_where_their_budgets_do() {
+    let desk = Desk::empty();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/city-trees");
     let recipe = format!(
         "model: builtin:sprout\nlora: {{r: 8, alpha: 16}}\n\
@@ -63,7 +43,7 @@ fn runs_with_random_budgets_end_within_two_percent_of_them() {
          save_steps: 50\neval_steps: 40\n",
         data.display()
     );
-    std::fs::write(desk.join("recipe.yaml"), recipe).unwrap();
+    desk.write("recipe.yaml", recipe);
     // What this machine draws, so that budgets of energy are as long as those of time.
     let probe = [
         "-q",
@@ -72,8 +52,8 @@ fn runs_with_random_budgets_end_within_two_percent_of_them() {
         "max_steps=20",
         "output_dir=probe",
     ];
-    assert!(sparsam(desk, &probe).0);
-    let energy = &record(desk, "probe")["energy"];
+    desk.done(&probe);
+    let energy = &desk.json("probe/run.json")["energy"];
     let kwh_per_minute = energy["energy_kwh"]["central"].as_f64().unwrap()
         / (energy["duration_seconds"].as_f64().unwrap() / 60.0);
     let grams_per_kwh = energy["intensity"]["g_per_kwh"]["central"]
@@ -82,8 +62,13 @@ fn runs_with_random_budgets_end_within_two_percent_of_them() {
 
     let (seed, runs) = (
         from_environment("SPARSAM_SEED", 1),
-        from_environment("SPARSAM_RUNS", 20),
+        from_environment("SPARSAM_RUNS", 2),
     );
+    let off = if std::env::var_os("SPARSAM_RUNS").is_some() {
+        0.02
+    } else {
+        0.05
+    };
     let mut random = Random(seed);
     println!("seed {seed}, {runs} runs, {:.3} W", kwh_per_minute * 60e3);
     println!(
@@ -115,27 +100,24 @@ fn runs_with_random_budgets_end_within_two_percent_of_them() {
                 "eval_generation.max_new_tokens=48",
             ]);
         }
-        let (done, said) = sparsam(desk, &train);
-        assert!(done, "{said}");
-        let record = record(desk, &folder);
+        desk.done(&train);
+        let record = desk.json(&format!("{folder}/run.json"));
         let used = record["budget"][used_key].as_f64().unwrap();
         let share = used / limit;
-        let fits = sparsam(desk, &["verify", &folder, "--base", "builtin:sprout"]);
-        let speaks = sparsam(
-            desk,
-            &[
-                "generate",
-                "--model",
-                "builtin:sprout",
-                "--adapter",
-                &folder,
-                "--prompt",
-                "The lime tree",
-                "--max-new-tokens",
-                "8",
-            ],
-        );
-        let usable = fits.0 && speaks.0 && record["state"] == "finished";
+        let fits = desk.run(&["verify", &folder, "--base", "builtin:sprout"]);
+        let speaks = desk.run(&[
+            "generate",
+            "--model",
+            "builtin:sprout",
+            "--adapter",
+            &folder,
+            "--prompt",
+            "The lime tree",
+            "--max-new-tokens",
+            "8",
+        ]);
+        let usable =
+            fits.code == Some(0) && speaks.code == Some(0) && record["state"] == "finished";
         println!(
             "{run:>3}  {:<24} {used:>8.5} {:>6.1}% {:>7}  {:<7}  {}",
             format!("{key} {limit:.6}"),
@@ -144,13 +126,12 @@ fn runs_with_random_budgets_end_within_two_percent_of_them() {
             if answers { "yes" } else { "no" },
             if usable { "usable" } else { "UNUSABLE" }
         );
-        if !(0.98..=1.02).contains(&share) || !usable || record["budget"]["ended_by_budget"] != true
-        {
+        if (share - 1.0).abs() > off || !usable || record["budget"]["ended_by_budget"] != true {
             missed.push(format!(
                 "run {run}: {:.1} % of {key} {limit:.6}: {}{}",
                 share * 100.0,
-                fits.1,
-                speaks.1
+                fits.err,
+                speaks.err
             ));
         }
     }

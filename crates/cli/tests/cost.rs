@@ -1,16 +1,17 @@
 //! What a run costs, before and after it, through the binary: `plan`, budgets, `compare`, `report`.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 
 use serde_json::Value;
 
-struct Desk(tempfile::TempDir);
+mod desk;
+
+use desk::{Desk, Ran};
 
 impl Desk {
     /// A small recipe with held-out data: 60 short rows, 8 steps.
     fn new() -> Self {
-        let desk = Self(tempfile::tempdir().unwrap());
+        let desk = Self::empty();
         let rows = |from: usize, to: usize| {
             let rows: Vec<String> = (from..to)
                 .map(|i| {
@@ -20,8 +21,8 @@ impl Desk {
                 .collect();
             rows.join("\n")
         };
-        desk.write("train.jsonl", &rows(0, 32));
-        desk.write("eval.jsonl", &rows(40, 60));
+        desk.write("train.jsonl", rows(0, 32));
+        desk.write("eval.jsonl", rows(40, 60));
         desk.write(
             "recipe.yaml",
             "model: builtin:sprout\nlora: {r: 4, alpha: 8}\ndata: {train: train.jsonl, eval: eval.jsonl}\n\
@@ -32,53 +33,11 @@ impl Desk {
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
+    /// The object that a command puts out.
     #[track_caller]
-    fn ends(&self, arguments: &[&str], code: i32) -> (String, String) {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = Command::new(env!("CARGO_BIN_EXE_sparsam"))
-            .args(arguments)
-            .current_dir(self.0.path())
-            .env_remove("SPARSAM_COUNTRY")
-            .env("SPARSAM_CACHE", self.path("cache"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let err = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(code), "{arguments:?}: {err}");
-        (String::from_utf8(stdout).unwrap(), err)
-    }
-
-    #[track_caller]
-    fn json(&self, arguments: &[&str]) -> Value {
-        let (out, _) = self.ends(arguments, 0);
+    fn told(&self, arguments: &[&str]) -> Value {
+        let out = self.done(arguments).out;
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
-    }
-
-    /// Fails unless refused in one line with this word, and a hint.
-    #[track_caller]
-    fn refused(&self, arguments: &[&str], code: i32, word: &str) {
-        let (_, err) = self.ends(arguments, code);
-        let lines: Vec<&str> = err.lines().collect();
-        assert!(
-            lines[0].starts_with("error: ") && lines[0].contains(word),
-            "{err}"
-        );
-        assert!(lines.len() == 2 && lines[1].starts_with("hint: "), "{err}");
     }
 }
 
@@ -115,7 +74,7 @@ fn is_well_formed(text: &str, void: &[&str]) {
 fn the_report_is_one_page_that_asks_for_nothing() {
     let desk = Desk::new();
     desk.ends(&["-q", "train", "recipe.yaml"], 0);
-    let (out, _) = desk.ends(&["report", "run"], 0);
+    let Ran { out, .. } = desk.ends(&["report", "run"], 0);
     let files: Vec<&str> = out.lines().collect();
     assert_eq!(files[0], "run/report.html");
     let page = desk.read("run/report.html");
@@ -149,7 +108,7 @@ fn the_report_is_one_page_that_asks_for_nothing() {
             "{file}"
         );
     }
-    let (_, _) = desk.ends(
+    desk.ends(
         &[
             "report",
             "--language",
@@ -173,8 +132,8 @@ fn the_report_is_one_page_that_asks_for_nothing() {
     ] {
         assert!(page.contains(bars), "{bars}");
     }
-    desk.refused(&["report", "nix"], 2, "not the folder of a run");
-    desk.refused(&["report", "-o", "run", "run"], 2, "is a folder");
+    desk.refused(&["report", "nix"], 2, &["not the folder of a run"]);
+    desk.refused(&["report", "-o", "run", "run"], 2, &["is a folder"]);
 }
 
 #[test]
@@ -217,12 +176,12 @@ fn a_budget_ends_the_training_in_time_with_an_adapter() {
     desk.refused(
         &["train", "recipe.yaml", "output_dir=b", "budget={}"],
         2,
-        "names no limit",
+        &["names no limit"],
     );
     desk.refused(
         &["train", "recipe.yaml", "output_dir=b", "budget.kwh=0"],
         2,
-        "greater than 0",
+        &["greater than 0"],
     );
     desk.refused(
         &[
@@ -233,7 +192,7 @@ fn a_budget_ends_the_training_in_time_with_an_adapter() {
             "country=null",
         ],
         2,
-        "place is not known",
+        &["place is not known"],
     );
     assert!(!desk.path("b").exists());
 }
@@ -251,7 +210,7 @@ fn a_plan_is_made_of_real_steps_and_kept() {
         "0.5",
         "--json",
     ];
-    let plan = desk.json(&ask);
+    let plan = desk.told(&ask);
     let arms = plan["arms"].as_array().unwrap();
     let names: Vec<&str> = arms
         .iter()
@@ -268,7 +227,7 @@ fn a_plan_is_made_of_real_steps_and_kept() {
     assert_eq!(plan["work"]["steps"], 8);
     assert_eq!(plan["work"]["evaluations"], 3);
     // Again it comes from what is kept, to the last digit.
-    assert_eq!(desk.json(&ask), plan);
+    assert_eq!(desk.told(&ask), plan);
     // The memory is that of the run itself.
     desk.ends(&["-q", "train", "recipe.yaml", "threads=1"], 0);
     let record: Value = serde_json::from_str(&desk.read("run/run.json")).unwrap();
@@ -279,7 +238,7 @@ fn a_plan_is_made_of_real_steps_and_kept() {
         "{said} planned, {real} used"
     );
 
-    let small = desk.json(&[
+    let small = desk.told(&[
         "-q",
         "plan",
         "recipe.yaml",
@@ -291,7 +250,7 @@ fn a_plan_is_made_of_real_steps_and_kept() {
     ]);
     assert_eq!(small["arms"][0]["fits"], false);
     assert!(!small["knobs"].as_array().unwrap().is_empty());
-    let (screen, _) = desk.ends(
+    let Ran { out: screen, .. } = desk.ends(
         &[
             "-q",
             "plan",
@@ -319,7 +278,7 @@ fn a_plan_is_made_of_real_steps_and_kept() {
     desk.refused(
         &["plan", "recipe.yaml", "--hardware", "abacus"],
         2,
-        "`abacus`",
+        &["`abacus`"],
     );
 }
 
@@ -360,7 +319,7 @@ fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
             more,
         ]
         .concat();
-        desk.ends(&arguments, code).1
+        desk.ends(&arguments, code).err
     };
     let waited = |folder: &str| -> Value {
         let record: Value =
@@ -411,7 +370,7 @@ fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
             "nothing says how clean",
         ),
     ] {
-        desk.refused(&["train", "recipe.yaml", "output_dir=x", key], 2, word);
+        desk.refused(&["train", "recipe.yaml", "output_dir=x", key], 2, &[word]);
     }
     let zero = [
         "train",
@@ -420,7 +379,7 @@ fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
         "energy.live_intensity=uk-grid",
         "energy.start_when={within_hours: 0}",
     ];
-    let (_, err) = desk.ends(&zero, 2);
+    let Ran { err, .. } = desk.ends(&zero, 2);
     assert!(
         err.contains("`energy.start_when.within_hours` must be more than 0"),
         "{err}"
@@ -441,13 +400,13 @@ fn a_comparison_goes_on_where_it_stopped_and_says_what_its_figures_carry() {
          arms:\n  full: [method=full, learning_rate=5e-4]\n  LoRA r 2: [lora.r=2, lora.alpha=4]\n\
          repeats: 2\npause_seconds: 0\nwarm_up_seconds: 0\noutput_dir: out\n",
     );
-    let (order, _) = desk.ends(&["compare", "compare.yaml", "--dry-run"], 0);
+    let Ran { out: order, .. } = desk.ends(&["compare", "compare.yaml", "--dry-run"], 0);
     let arms: Vec<&str> = order
         .lines()
         .map(|line| line.split('\t').next().unwrap())
         .collect();
     assert_eq!(arms, ["full", "LoRA r 2", "LoRA r 2", "full"]);
-    let (screen, _) = desk.ends(&["-q", "compare", "compare.yaml"], 0);
+    let Ran { out: screen, .. } = desk.ends(&["-q", "compare", "compare.yaml"], 0);
     assert!(
         screen.contains("LoRA r 2") && screen.contains("\nadvice     "),
         "{screen}"
@@ -504,28 +463,28 @@ fn a_comparison_goes_on_where_it_stopped_and_says_what_its_figures_carry() {
     is_well_formed(&page, &["meta"]);
     assert!(page.contains("Was daraus folgt") && page.contains("Dauer im Vergleich"));
     // The ledger takes its runs for a search.
-    let ledger = desk.json(&["ledger", "--json", "out"]);
+    let ledger = desk.told(&["ledger", "--json", "out"]);
     assert_eq!(ledger["stages"][0]["stage"], "search");
     assert_eq!(ledger["stages"].as_array().unwrap().len(), 1);
 
     // One run alone, as a job array makes it; then the result without a run.
     std::fs::remove_dir_all(desk.path("out/arms/full/1")).unwrap();
-    let (out, err) = desk.ends(&["-q", "compare", "compare.yaml", "--result"], 1);
+    let Ran { out, err, .. } = desk.ends(&["-q", "compare", "compare.yaml", "--result"], 1);
     assert!(
         out.is_empty() && err.contains("repeat 1 of the arm `full` is not finished"),
         "{err}"
     );
-    let (out, _) = desk.ends(&["-q", "compare", "compare.yaml", "--run", "1"], 0);
+    let Ran { out, .. } = desk.ends(&["-q", "compare", "compare.yaml", "--run", "1"], 0);
     assert_eq!(out, "out/arms/full/1\n");
     desk.ends(&["-q", "compare", "compare.yaml", "--result"], 0);
-    desk.refused(&["compare", "compare.yaml", "--run", "9"], 2, "no run 9");
+    desk.refused(&["compare", "compare.yaml", "--run", "9"], 2, &["no run 9"]);
 
     // Another recipe in the same folder is not taken for the same comparison.
     let changed = desk
         .read("compare.yaml")
         .replace("lora.alpha=4", "lora.alpha=8");
     desk.write("compare.yaml", &changed);
-    desk.refused(&["compare", "compare.yaml"], 2, "another recipe");
-    desk.write("compare.yaml", &changed.replace("lora.r=2", "epochs=2"));
-    desk.refused(&["compare", "compare.yaml"], 2, "`epochs`");
+    desk.refused(&["compare", "compare.yaml"], 2, &["another recipe"]);
+    desk.write("compare.yaml", changed.replace("lora.r=2", "epochs=2"));
+    desk.refused(&["compare", "compare.yaml"], 2, &["`epochs`"]);
 }

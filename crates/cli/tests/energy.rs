@@ -1,9 +1,13 @@
 //! The commands about energy through the binary: `track`, `estimate`, `doctor`, `card`.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
+
+mod desk;
+
+use desk::{Desk, Ran, finished};
 
 /// codecarbon 3's table, column by column.
 const CODECARBON: &str = "timestamp,project_name,run_id,experiment_id,duration,emissions,\
@@ -13,89 +17,7 @@ const CODECARBON: &str = "timestamp,project_name,run_id,experiment_id,duration,e
     ram_total_size,tracking_mode,cpu_utilization_percent,gpu_utilization_percent,\
     ram_utilization_percent,ram_used_gb,on_cloud,pue,wue";
 
-/// A folder in which commands are run.
-struct Desk {
-    folder: tempfile::TempDir,
-}
-
-/// What a command left.
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
 impl Desk {
-    fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
-    /// The names in a folder, in order.
-    fn names(&self, folder: &str) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(self.path(folder))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparsam"));
-        command.args(arguments).current_dir(self.folder.path());
-        for name in ["COUNTRY", "SYSFS", "PROCFS", "NVML"] {
-            command.env_remove(format!("SPARSAM_{name}"));
-        }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ran {
-        finished(self.command(arguments).output().unwrap())
-    }
-
-    /// What a successful command put out.
-    #[track_caller]
-    fn done(&self, arguments: &[&str]) -> Ran {
-        let ran = self.run(arguments);
-        assert_eq!(ran.code, Some(0), "{arguments:?}: {}", ran.err);
-        ran
-    }
-
-    /// Fails unless the command is refused with this exit code, in one line with these words, and a hint.
-    #[track_caller]
-    fn refused(&self, arguments: &[&str], code: i32, words: &[&str]) {
-        let ran = self.run(arguments);
-        assert_eq!(ran.code, Some(code), "{arguments:?}: {}", ran.err);
-        let lines: Vec<&str> = ran.err.lines().collect();
-        assert!(lines[0].starts_with("error: "), "{}", ran.err);
-        assert!(lines[1].starts_with("hint: "), "{}", ran.err);
-        assert_eq!(lines.len(), 2, "{}", ran.err);
-        for word in words {
-            assert!(lines[0].contains(word), "`{word}` is not in: {}", ran.err);
-        }
-        assert!(!ran.err.contains("os error"), "{}", ran.err);
-    }
-
     /// A run measured in Germany, in the folder of that name.
     fn tracked(&self, folder: &str) {
         self.done(&[
@@ -133,14 +55,6 @@ impl Desk {
     }
 }
 
-fn finished(output: Output) -> Ran {
-    Ran {
-        code: output.status.code(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
@@ -155,7 +69,7 @@ fn fits_a_screen(text: &str) {
 #[cfg(unix)]
 #[test]
 fn what_a_program_says_and_its_exit_code_pass_through() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     let mut command = desk.command(&[
         "track",
         "--country",
@@ -193,7 +107,7 @@ fn what_a_program_says_and_its_exit_code_pass_through() {
 #[cfg(unix)]
 #[test]
 fn a_program_ended_by_a_signal_has_a_shells_code() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     for (signal, code) in [("KILL", 137), ("TERM", 143)] {
         let ran = desk.run(&[
             "track",
@@ -210,7 +124,7 @@ fn a_program_ended_by_a_signal_has_a_shells_code() {
 #[cfg(unix)]
 #[test]
 fn the_table_is_codecarbons_and_grows() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     for name in ["first", "second, \"quoted\""] {
         desk.done(&[
             "track",
@@ -252,7 +166,7 @@ fn the_table_is_codecarbons_and_grows() {
 #[cfg(unix)]
 #[test]
 fn the_idle_machine_is_measured_first_when_asked() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     let arguments = ["track", "--baseline-seconds", "0.2", "-o", "r", "true"];
     let ran = desk.done(&arguments);
     assert!(ran.err.starts_with("measuring the idle machine for 0.2 s"));
@@ -264,7 +178,7 @@ fn the_idle_machine_is_measured_first_when_asked() {
 #[cfg(unix)]
 #[test]
 fn what_cannot_be_tracked_is_refused_and_leaves_nothing() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     desk.write("plain.txt", "no program");
     desk.refused(&["track", "no-such-program"], 127, &["`no-such-program`"]);
     desk.refused(&["track", "--", "./plain.txt"], 126, &["./plain.txt"]);
@@ -287,7 +201,7 @@ fn what_cannot_be_tracked_is_refused_and_leaves_nothing() {
 /// Luccioni, Viguier and Ligozat 2022, "Estimating the carbon footprint of BLOOM", table 3.
 #[test]
 fn bloom_is_reckoned_to_the_printed_digit() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     let ran = desk.done(&[
         "estimate",
         "--hardware",
@@ -332,7 +246,7 @@ fn bloom_is_reckoned_to_the_printed_digit() {
 /// Strubell, Ganesh and McCallum 2019, tables 1 and 3: PUE 1.58, 0.954 lb of CO2e a kWh.
 #[test]
 fn strubell_is_reckoned_to_the_printed_digit() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     for (watts, hours, kwh, pounds) in [
         ("1415.78", "12", "27", "26"),
         ("1515.43", "84", "201", "192"),
@@ -363,7 +277,7 @@ fn strubell_is_reckoned_to_the_printed_digit() {
 
 #[test]
 fn an_estimate_shows_its_formula() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     let ran = desk.done(&[
         "estimate",
         "--hardware",
@@ -386,7 +300,7 @@ fn an_estimate_shows_its_formula() {
 
 #[test]
 fn an_estimate_of_nothing_known_is_refused() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     let ran = desk.run(&["estimate", "--hardware", "A100", "--hours", "1"]);
     assert_eq!(ran.code, Some(2));
     assert!(
@@ -411,7 +325,7 @@ fn an_estimate_of_nothing_known_is_refused() {
 
 #[test]
 fn doctor_looks_where_the_environment_says() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     desk.machine("sys/class/powercap/intel-rapl:0/energy_uj");
     let ran = desk.doctor(&["--country", "FRA", "--json"]);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
@@ -432,7 +346,7 @@ fn doctor_looks_where_the_environment_says() {
 
 #[test]
 fn doctor_gives_the_repair_of_what_is_refused() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     // A folder in the counter's place cannot be read by anyone, root included.
     desk.machine("sys/class/powercap/intel-rapl:0/energy_uj/x");
     let ran = desk.doctor(&[]);
@@ -455,7 +369,7 @@ fn doctor_gives_the_repair_of_what_is_refused() {
 #[cfg(unix)]
 #[test]
 fn a_card_is_updated_once_and_keeps_its_bytes() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     desk.tracked("r");
     let card = "---\r\nlicense: mit # mine\r\ntags: [a, \"b\"]\r\n---\r\n# Model\r\n\r\nNo newline";
     desk.write("card.md", card);
@@ -485,7 +399,7 @@ fn a_card_is_updated_once_and_keeps_its_bytes() {
 #[cfg(unix)]
 #[test]
 fn several_runs_add_up_with_those_before_them() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     for folder in ["a", "a", "b"] {
         desk.tracked(folder);
     }
@@ -506,7 +420,7 @@ fn several_runs_add_up_with_those_before_them() {
 #[cfg(unix)]
 #[test]
 fn a_card_that_cannot_be_edited_is_left_alone() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     desk.tracked("r");
     let invalid = "---\nlicense: mit\na: [1\nb: 2\n---\nx\n";
     desk.write("invalid.md", invalid);
@@ -531,7 +445,7 @@ fn a_card_that_cannot_be_edited_is_left_alone() {
 #[cfg(unix)]
 #[test]
 fn a_run_without_a_place_needs_one_and_takes_no_other() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     desk.done(&["track", "-q", "-o", "r", "true"]);
     desk.write("card.md", "# Model\n");
     let update = ["card", "update", "card.md", "--run", "r"];
@@ -564,7 +478,7 @@ fn a_run_without_a_place_needs_one_and_takes_no_other() {
 
 #[test]
 fn lint_ends_with_an_exit_code_for_ci() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     desk.write("none.md", "# Model\n");
     desk.write(
         "kilograms.md",
@@ -591,7 +505,7 @@ fn lint_ends_with_an_exit_code_for_ci() {
 /// A run of two steps, whose card is made again, checked, and written in the other formats.
 #[test]
 fn a_card_made_here_lints_clean() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     let row = |i: usize| format!("{{\"prompt\": \"Baum {i}\", \"completion\": \"Linde {i}\"}}\n");
     desk.write("train.jsonl", (0..8).map(row).collect::<String>());
     desk.write(
@@ -624,7 +538,7 @@ fn a_card_made_here_lints_clean() {
 
 #[test]
 fn a_folder_without_a_run_has_no_card() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     desk.write("empty/x", "");
     desk.refused(
         &["card", "empty"],
@@ -644,7 +558,7 @@ fn a_folder_without_a_run_has_no_card() {
 #[cfg(unix)]
 #[test]
 fn after_a_kill_the_block_comes_from_the_journal() {
-    let desk = Desk::new();
+    let desk = Desk::empty();
     let mut child = desk
         .command(&["track", "--country", "DEU", "-o", "r", "--", "sleep", "30"])
         .spawn()

@@ -1,16 +1,15 @@
 //! What leaves: `merge`, `quantize`, `export` and `verify` through the binary, on an adapter trained for
 //! a few steps.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
-struct Workshop {
-    folder: tempfile::TempDir,
-}
+mod desk;
+
+use desk::Desk;
 
 const RECIPE: &str = "model: builtin:sprout
 quantize: nf4
@@ -28,55 +27,32 @@ output_dir: run
 ";
 
 /// A folder with a run in it, shared by all tests; what they write has other names.
-fn workshop() -> &'static Workshop {
-    static WORKSHOP: OnceLock<Workshop> = OnceLock::new();
-    WORKSHOP.get_or_init(|| {
-        let workshop = Workshop {
-            folder: tempfile::tempdir().unwrap(),
-        };
+fn desk() -> &'static Desk {
+    static DESK: OnceLock<Desk> = OnceLock::new();
+    DESK.get_or_init(|| {
+        let desk = Desk::empty();
         let rows: Vec<String> = (0..16)
             .map(|i| format!("{{\"prompt\": \"Baum {i}?\", \"completion\": \"Linde {i}\"}}"))
             .collect();
-        std::fs::write(workshop.path("recipe.yaml"), RECIPE).unwrap();
-        std::fs::write(workshop.path("train.jsonl"), rows.join("\n")).unwrap();
-        workshop.works(&["-q", "train", "recipe.yaml"]);
-        workshop
+        desk.write("recipe.yaml", RECIPE);
+        desk.write("train.jsonl", rows.join("\n"));
+        desk.works(&["-q", "train", "recipe.yaml"]);
+        desk
     })
 }
 
-impl Workshop {
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_sparsam"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .env_remove("SPARSAM_COUNTRY")
-            .output()
-            .unwrap()
-    }
-
+impl Desk {
     /// Standard output of a command that succeeds.
     #[track_caller]
     fn works(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{stderr}");
-        String::from_utf8(output.stdout).unwrap()
+        self.done(arguments).out
     }
 
     /// The error of a command that refuses, one line and a hint.
     #[track_caller]
-    fn refused(&self, arguments: &[&str], code: i32) -> String {
-        let output = self.run(arguments);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        let lines: Vec<&str> = stderr.lines().collect();
-        assert!(lines[0].starts_with("error: "), "{stderr}");
-        assert!(lines[1].starts_with("hint: "), "{stderr}");
-        lines[0].to_owned()
+    fn error(&self, arguments: &[&str], code: i32) -> String {
+        self.refused(arguments, code, &[]);
+        self.run(arguments).err
     }
 
     fn logits(&self, name: &str, arguments: &[&str]) -> Tensor {
@@ -119,8 +95,8 @@ fn number(text: &str, word: &str) -> f64 {
 
 #[test]
 fn a_model_merged_into_the_dequantised_base_computes_what_was_trained() {
-    let workshop = workshop();
-    let said = workshop.works(&[
+    let desk = desk();
+    let said = desk.works(&[
         "merge",
         "run",
         "-o",
@@ -128,7 +104,7 @@ fn a_model_merged_into_the_dequantised_base_computes_what_was_trained() {
         "--dequantized",
         "--max-shard-size=2MB",
     ]);
-    let names = files(&workshop.path("merged"));
+    let names = files(&desk.path("merged"));
     for name in [
         "config.json",
         "tokenizer.json",
@@ -140,11 +116,11 @@ fn a_model_merged_into_the_dequantised_base_computes_what_was_trained() {
         names.iter().filter(|n| n.ends_with(".safetensors")).count() > 2,
         "{names:?}"
     );
-    let trained = workshop.logits(
+    let trained = desk.logits(
         "trained.safetensors",
         &["--model=builtin:sprout", "--quantize=nf4", "--adapter=run"],
     );
-    let merged = workshop.logits("merged.safetensors", &["--model=merged"]);
+    let merged = desk.logits("merged.safetensors", &["--model=merged"]);
     let drift = largest_difference(&trained, &merged);
     assert!(drift < 1e-3, "{drift}");
 
@@ -161,7 +137,7 @@ fn a_model_merged_into_the_dequantised_base_computes_what_was_trained() {
         "{said}"
     );
     // It answers without its adapter.
-    workshop.works(&[
+    desk.works(&[
         "-q",
         "generate",
         "--model=merged",
@@ -172,53 +148,53 @@ fn a_model_merged_into_the_dequantised_base_computes_what_was_trained() {
 
 #[test]
 fn a_model_merged_into_the_plain_base_is_that_base_with_the_adapter() {
-    let workshop = workshop();
-    workshop.works(&["merge", "run", "-o", "plain", "--no-drift"]);
-    let adapted = workshop.logits(
+    let desk = desk();
+    desk.works(&["merge", "run", "-o", "plain", "--no-drift"]);
+    let adapted = desk.logits(
         "adapted.safetensors",
         &["--model=builtin:sprout", "--adapter=run"],
     );
-    let merged = workshop.logits("plain.safetensors", &["--model=plain"]);
-    let base = workshop.logits("base.safetensors", &["--model=builtin:sprout"]);
+    let merged = desk.logits("plain.safetensors", &["--model=plain"]);
+    let base = desk.logits("base.safetensors", &["--model=builtin:sprout"]);
     assert!(largest_difference(&adapted, &merged) < 1e-3);
     assert!(
         largest_difference(&base, &merged) > 0.1,
         "the adapter does something"
     );
 
-    let error = workshop.refused(&["merge", "run", "-o", "plain"], 2);
+    let error = desk.error(&["merge", "run", "-o", "plain"], 2);
     assert!(error.contains("there already"), "{error}");
-    let error = workshop.refused(&["merge", "run", "-o", "other", "--base=plain/nothing"], 2);
+    let error = desk.error(&["merge", "run", "-o", "other", "--base=plain/nothing"], 2);
     assert!(error.contains("plain/nothing"), "{error}");
-    assert!(!workshop.path("other").exists());
+    assert!(!desk.path("other").exists());
 }
 
 #[test]
 fn a_quantised_checkpoint_says_how_and_is_not_quantised_again() {
-    let workshop = workshop();
-    let said = workshop.works(&["quantize", "builtin:sprout", "--to=nf4-dq", "-o", "nf4-dq"]);
+    let desk = desk();
+    let said = desk.works(&["quantize", "builtin:sprout", "--to=nf4-dq", "-o", "nf4-dq"]);
     assert!(number(&said, "error of") < 0.12, "{said}");
-    let text = std::fs::read_to_string(workshop.path("nf4-dq/config.json")).unwrap();
+    let text = std::fs::read_to_string(desk.path("nf4-dq/config.json")).unwrap();
     let config: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
         config["quantization_config"]["bnb_4bit_use_double_quant"],
         true
     );
-    assert!(files(&workshop.path("nf4-dq")).contains(&"tokenizer.json".to_owned()));
-    let error = workshop.refused(&["quantize", "nf4-dq", "--to=int8", "-o", "again"], 2);
+    assert!(files(&desk.path("nf4-dq")).contains(&"tokenizer.json".to_owned()));
+    let error = desk.error(&["quantize", "nf4-dq", "--to=int8", "-o", "again"], 2);
     assert!(
         error.contains("quantised already, with bitsandbytes"),
         "{error}"
     );
-    assert!(!workshop.path("again").exists());
+    assert!(!desk.path("again").exists());
 }
 
 #[test]
 fn exports_are_written_and_what_a_format_cannot_hold_is_refused() {
-    let workshop = workshop();
-    let said = workshop.works(&["export", "run", "--format=gguf-lora", "-o", "run.gguf"]);
+    let desk = desk();
+    let said = desk.works(&["export", "run", "--format=gguf-lora", "-o", "run.gguf"]);
     assert!(said.contains("run.gguf"), "{said}");
-    workshop.works(&[
+    desk.works(&[
         "export",
         "run",
         "--format=gguf",
@@ -226,19 +202,19 @@ fn exports_are_written_and_what_a_format_cannot_hold_is_refused() {
         "-o",
         "model.gguf",
     ]);
-    let size = |name: &str| std::fs::metadata(workshop.path(name)).unwrap().len();
+    let size = |name: &str| std::fs::metadata(desk.path(name)).unwrap().len();
     assert!(size("model.gguf") > 20 * size("run.gguf"));
     for name in ["run.gguf", "model.gguf"] {
-        assert_eq!(&std::fs::read(workshop.path(name)).unwrap()[..4], b"GGUF");
+        assert_eq!(&std::fs::read(desk.path(name)).unwrap()[..4], b"GGUF");
     }
-    workshop.works(&["export", "run", "--format=mlx", "-o", "mlx"]);
+    desk.works(&["export", "run", "--format=mlx", "-o", "mlx"]);
     assert_eq!(
-        files(&workshop.path("mlx")),
+        files(&desk.path("mlx")),
         ["adapter_config.json", "adapters.safetensors"]
     );
-    let error = workshop.refused(&["export", "run", "--format=gguf", "-o", "model.gguf"], 2);
+    let error = desk.error(&["export", "run", "--format=gguf", "-o", "model.gguf"], 2);
     assert!(error.contains("there already"), "{error}");
-    let error = workshop.refused(
+    let error = desk.error(
         &[
             "export",
             "run",
@@ -254,15 +230,15 @@ fn exports_are_written_and_what_a_format_cannot_hold_is_refused() {
 
 #[test]
 fn a_sound_adapter_is_judged_for_every_program() {
-    let workshop = workshop();
-    let said = workshop.works(&["verify", "run", "--base=builtin:sprout"]);
+    let desk = desk();
+    let said = desk.works(&["verify", "run", "--base=builtin:sprout"]);
     assert!(said.contains("the weights it was trained on"), "{said}");
     assert!(said.contains("rank 4, scale 2"), "{said}");
     for name in ["PEFT", "llama.cpp", "mistral.rs", "vLLM", "mlx"] {
         let line = said.lines().find(|line| line.starts_with(name)).unwrap();
         assert!(line.contains("yes: "), "{said}");
     }
-    let value: Value = serde_json::from_str(&workshop.works(&["verify", "run", "--json"])).unwrap();
+    let value: Value = serde_json::from_str(&desk.works(&["verify", "run", "--json"])).unwrap();
     assert_eq!(value["sound"], true);
     assert_eq!(value["base_blake3"], value["trained_on_blake3"]);
     assert!(
@@ -274,23 +250,22 @@ fn a_sound_adapter_is_judged_for_every_program() {
 
 #[test]
 fn an_adapter_with_a_fault_fails_the_check() {
-    let workshop = workshop();
-    let copy = workshop.path("wrong");
+    let desk = desk();
+    let copy = desk.path("wrong");
     std::fs::create_dir(&copy).unwrap();
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
-        std::fs::copy(workshop.path("run").join(name), copy.join(name)).unwrap();
+        std::fs::copy(desk.path("run").join(name), copy.join(name)).unwrap();
     }
     let path = copy.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replace("\"r\": 4", "\"r\": 8")).unwrap();
-    let output = workshop.run(&["verify", "wrong", "--base=builtin:sprout"]);
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let verify = ["verify", "wrong", "--base=builtin:sprout"];
+    let said = desk.ends(&verify, 1).out;
     assert!(
         said.contains("fault") && said.contains("the rank 8"),
         "{said}"
     );
     assert!(said.contains("PEFT       no: "), "{said}");
-    let error = workshop.refused(&["verify", "nowhere", "--base=builtin:sprout"], 2);
+    let error = desk.error(&["verify", "nowhere", "--base=builtin:sprout"], 2);
     assert!(error.contains("`nowhere`"), "{error}");
 }

@@ -4,12 +4,14 @@
 #![cfg(unix)]
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-struct Desk(tempfile::TempDir);
+mod desk;
+
+use desk::{Desk, Ran};
 
 /// The arguments that measure a program which sleeps.
 fn track<'a>(folder: &'a str, stage: &'a str, seconds: &'a str) -> Vec<&'a str> {
@@ -30,11 +32,11 @@ fn track<'a>(folder: &'a str, stage: &'a str, seconds: &'a str) -> Vec<&'a str> 
 
 impl Desk {
     fn new() -> Self {
-        let desk = Self(tempfile::tempdir().unwrap());
+        let desk = Self::empty();
         let rows: Vec<String> = (0..16)
             .map(|i| format!("{{\"prompt\": \"Baum {i}\", \"completion\": \"Linde {i}\"}}"))
             .collect();
-        desk.write("train.jsonl", &rows.join("\n"));
+        desk.write("train.jsonl", rows.join("\n"));
         desk.write(
             "recipe.yaml",
             "model: builtin:sprout\nlora: {r: 2, alpha: 4}\ndata: {train: train.jsonl}\n\
@@ -42,38 +44,6 @@ impl Desk {
              energy: {cpu_watts: 50, ram_watts: 2}\noutput_dir: runs/x\n",
         );
         desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparsam"));
-        command
-            .args(arguments)
-            .current_dir(self.0.path())
-            .env_remove("SPARSAM_COUNTRY")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    #[track_caller]
-    fn ends(&self, arguments: &[&str], code: i32) -> (String, String) {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self.command(arguments).output().unwrap();
-        let err = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(code), "{arguments:?}: {err}");
-        (String::from_utf8(stdout).unwrap(), err)
     }
 
     fn spawn(&self, arguments: &[&str]) -> Child {
@@ -219,7 +189,7 @@ fn the_sum_equals_the_journals_and_nothing_is_there_twice() {
     )
     .unwrap();
 
-    let (out, _) = desk.ends(&["ledger", "--json", "runs"], 0);
+    let Ran { out, .. } = desk.ends(&["ledger", "--json", "runs"], 0);
     let ledger: Value = serde_json::from_str(&out).unwrap();
     let runs = ledger["runs"].as_array().unwrap();
     let mut journals = journals_below(&desk.path("runs"));
@@ -229,7 +199,7 @@ fn the_sum_equals_the_journals_and_nothing_is_there_twice() {
     for journal in &journals {
         let of = joules(journal);
         let name = journal
-            .strip_prefix(desk.0.path())
+            .strip_prefix(desk.path(""))
             .unwrap()
             .display()
             .to_string();
@@ -309,7 +279,7 @@ fn the_sum_equals_the_journals_and_nothing_is_there_twice() {
     assert_eq!(stages, ["data", "search", "train", "eval"]);
 
     // The screen, another machine's ledger, and the card.
-    let (screen, _) = desk.ends(&["ledger", "runs"], 0);
+    let Ran { out: screen, .. } = desk.ends(&["ledger", "runs"], 0);
     for part in [
         "runs       10 runs: 6 finished, 1 failed, 3 killed",
         "\nemissions  ",
@@ -322,22 +292,22 @@ fn the_sum_equals_the_journals_and_nothing_is_there_twice() {
         screen.lines().all(|line| line.chars().count() <= 80),
         "{screen}"
     );
-    desk.write("here.json", &out);
-    let (again, _) = desk.ends(&["ledger", "--json", "here.json"], 0);
+    desk.write("here.json", out);
+    let Ran { out: again, .. } = desk.ends(&["ledger", "--json", "here.json"], 0);
     let again: Value = serde_json::from_str(&again).unwrap();
     assert_eq!(again["energy_kwh"], ledger["energy_kwh"]);
     desk.write("card.md", "# Model\n");
     let update = [
         "card", "update", "card.md", "--run", "runs/one", "--ledger", "runs",
     ];
-    let (_, said) = desk.ends(&update, 0);
+    let Ran { err: said, .. } = desk.ends(&update, 0);
     assert!(said.starts_with("updated"), "{said}");
     let card = std::fs::read_to_string(desk.path("card.md")).unwrap();
     assert!(
         card.contains("## Lifecycle") && card.contains("| **all** | 10 |"),
         "{card}"
     );
-    let (_, said) = desk.ends(&update, 0);
+    let Ran { err: said, .. } = desk.ends(&update, 0);
     assert!(said.starts_with("nothing to change"), "{said}");
 }
 
@@ -367,7 +337,7 @@ fn what_answering_takes_is_measured_and_multiplied() {
             "2",
             "--json",
         ];
-        let (out, _) = desk.ends(&[&base, more].concat(), 0);
+        let Ran { out, .. } = desk.ends(&[&base, more].concat(), 0);
         serde_json::from_str(&out).unwrap()
     };
     let plain = bench(&["-o", "runs/bench"]);
@@ -392,7 +362,7 @@ fn what_answering_takes_is_measured_and_multiplied() {
         "2",
     ]);
     let ask = ["ledger", "runs", "--requests-per-day", "50", "--days", "10"];
-    let (out, _) = desk.ends(&[&ask[..], &["--json"]].concat(), 0);
+    let Ran { out, .. } = desk.ends(&[&ask[..], &["--json"]].concat(), 0);
     let ledger: Value = serde_json::from_str(&out).unwrap();
     let stages: Vec<&str> = ledger["stages"]
         .as_array()
@@ -408,7 +378,7 @@ fn what_answering_takes_is_measured_and_multiplied() {
     let train = energy(&ledger["stages"][0]);
     let after = ways[0]["overtakes_after"]["central"].as_f64().unwrap();
     assert!((after / (train / each) - 1.0).abs() < 1e-9);
-    let (screen, _) = desk.ends(&ask, 0);
+    let Ran { out: screen, .. } = desk.ends(&ask, 0);
     assert!(
         screen.contains("\ninference  50 requests a day for 10 days"),
         "{screen}"
@@ -491,7 +461,7 @@ fn what_answering_takes_is_measured_and_multiplied() {
             "builtin:nix",
         ),
     ] {
-        let (_, err) = desk.ends(arguments, code);
+        let Ran { err, .. } = desk.ends(arguments, code);
         assert!(err.starts_with("error: ") && err.contains(word), "{err}");
     }
     assert!(!desk.path("runs/x").exists());
@@ -510,7 +480,7 @@ fn what_is_no_run_is_refused_in_one_sentence() {
             "no run",
         ),
     ] {
-        let (_, err) = desk.ends(arguments, 2);
+        let Ran { err, .. } = desk.ends(arguments, 2);
         let lines: Vec<&str> = err.lines().collect();
         assert!(
             lines[0].starts_with("error: ") && lines[0].contains(word),

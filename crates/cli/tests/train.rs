@@ -1,15 +1,14 @@
 //! `sparsam train` through the binary: what a run leaves, what survives a kill, what is refused and how.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// A folder with a recipe and data for a run of a few seconds.
-struct Workshop {
-    folder: tempfile::TempDir,
-}
+mod desk;
+
+use desk::{Desk, finished};
 
 const RECIPE: &str = "model: builtin:sprout
 lora: {r: 4, alpha: 8, dropout: 0.1}
@@ -26,69 +25,27 @@ country: DEU
 output_dir: run
 ";
 
-impl Workshop {
+impl Desk {
+    /// With a recipe and data for a run of a few seconds.
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let workshop = Self { folder };
-        workshop.write("recipe.yaml", RECIPE);
-        workshop.write("train.jsonl", &rows(0..40));
-        workshop.write("eval.jsonl", &rows(40..48));
-        workshop
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&self.read(name)).unwrap()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sparsam"));
-        command
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .env_remove("SPARSAM_COUNTRY")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
+        let desk = Self::empty();
+        desk.write("recipe.yaml", RECIPE);
+        desk.write("train.jsonl", rows(0..40));
+        desk.write("eval.jsonl", rows(40..48));
+        desk
     }
 
     #[track_caller]
     fn train(&self, arguments: &[&str]) -> String {
-        let output = self.run(&[&["train", "recipe.yaml"], arguments].concat());
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{stderr}");
-        String::from_utf8(output.stdout).unwrap()
+        self.done(&[&["train", "recipe.yaml"], arguments].concat())
+            .out
     }
 
-    /// Fails unless the program refuses with this exit code, in one line with these words, and a hint.
+    /// Fails unless the run is refused, and leaves nothing.
     #[track_caller]
-    fn refused(&self, arguments: &[&str], code: i32, words: &[&str]) {
-        let output = self.run(&[&["-q", "train", "recipe.yaml"], arguments].concat());
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        let lines: Vec<&str> = stderr.lines().collect();
-        assert!(lines[0].starts_with("error: "), "{stderr}");
-        assert!(lines[1].starts_with("hint: "), "{stderr}");
-        assert_eq!(lines.len(), 2, "{stderr}");
-        for word in words {
-            assert!(lines[0].contains(word), "`{word}` is not in: {stderr}");
-        }
+    fn refuses_to_train(&self, arguments: &[&str], code: i32, words: &[&str]) {
+        let arguments = [&["-q", "train", "recipe.yaml"], arguments].concat();
+        self.refused(&arguments, code, words);
         assert!(!self.path("run").exists(), "something was left behind");
     }
 
@@ -125,9 +82,9 @@ fn rows(range: std::ops::Range<usize>) -> String {
 
 #[test]
 fn a_run_leaves_an_adapter_a_card_and_records_that_agree() {
-    let workshop = Workshop::new();
-    let screen = workshop.train(&["eval_generation={samples: 3, max_new_tokens: 8}"]);
-    let run = workshop.json("run/run.json");
+    let desk = Desk::new();
+    let screen = desk.train(&["eval_generation={samples: 3, max_new_tokens: 8}"]);
+    let run = desk.json("run/run.json");
     assert_eq!(run["state"], "finished");
     assert_eq!(run["results"]["steps"], 12);
     #[cfg(not(feature = "cuda"))]
@@ -137,7 +94,7 @@ fn a_run_leaves_an_adapter_a_card_and_records_that_agree() {
     assert!(after["loss"].as_f64() < before["loss"].as_f64());
 
     // One record: screen, card and run.json say the same.
-    let card = workshop.read("run/README.md");
+    let card = desk.read("run/README.md");
     let loss = format!("{:.4}", after["loss"].as_f64().unwrap());
     assert!(screen.contains(&loss), "{loss} is not in {screen}");
     let row = card
@@ -161,10 +118,10 @@ fn a_run_leaves_an_adapter_a_card_and_records_that_agree() {
     );
     assert!(!line.contains(['e', 'E', '"', ',']), "{line}");
 
-    let config = workshop.json("run/adapter_config.json");
+    let config = desk.json("run/adapter_config.json");
     assert_eq!(config["lora_alpha"], 8);
     assert_eq!(config["peft_type"], "LORA");
-    let metrics = workshop.read("run/metrics.jsonl");
+    let metrics = desk.read("run/metrics.jsonl");
     let steps = metrics
         .lines()
         .filter(|line| line.contains("\"loss\""))
@@ -179,32 +136,25 @@ fn a_run_leaves_an_adapter_a_card_and_records_that_agree() {
     for phase in ["load", "train", "eval", "save", "generate"] {
         assert!(phases.contains(&phase), "{phase} is not among {phases:?}");
     }
-    assert!(workshop.path("run/tensorboard").is_dir());
-    assert!(!workshop.path("run/.lock").exists());
+    assert!(desk.path("run/tensorboard").is_dir());
+    assert!(!desk.path("run/.lock").exists());
 
     let question = ["--prompt", "Die Linde in Gartenweg 1 verliert Äste."];
     let model = ["-q", "generate", "-m", "builtin:sprout", "-a", "run"];
-    let output = workshop.run(&[&model[..], &question].concat());
-    assert_eq!(output.status.code(), Some(0));
-    assert!(!output.stdout.is_empty());
+    assert!(!desk.done(&[&model[..], &question].concat()).out.is_empty());
 
-    let again = workshop.run(&["-q", "train", "recipe.yaml"]);
-    assert_eq!(again.status.code(), Some(2));
-    assert!(
-        String::from_utf8(again.stderr)
-            .unwrap()
-            .contains("--resume")
-    );
+    let again = desk.ends(&["-q", "train", "recipe.yaml"], 2);
+    assert!(again.err.contains("--resume"), "{}", again.err);
 }
 
 #[cfg(unix)]
 #[test]
 fn a_killed_run_goes_on_to_the_same_bytes() {
-    let whole = Workshop::new();
+    let whole = Desk::new();
     whole.train(&[]);
     let expected = std::fs::read(whole.path("run/adapter_model.safetensors")).unwrap();
 
-    let killed = Workshop::new();
+    let killed = Desk::new();
     let mut child = killed.start_until(&["train", "recipe.yaml"], "run/checkpoints", "step-");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -212,8 +162,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     assert!(!killed.path("run/adapter_model.safetensors").exists());
 
     // A card can be had from what the journal holds.
-    let output = killed.run(&["card", "run"]);
-    assert_eq!(output.status.code(), Some(0));
+    killed.done(&["card", "run"]);
     assert!(killed.read("run/README.md").contains("ended early"));
 
     // The checkpoint is an adapter as it stands.
@@ -234,8 +183,8 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     let run = killed.json("run/run.json");
     assert_eq!(run["state"], "finished");
     assert_eq!(run["energy"]["sessions"], 2);
-    let losses = |workshop: &Workshop| -> Vec<Value> {
-        let metrics = workshop.read("run/metrics.jsonl");
+    let losses = |desk: &Desk| -> Vec<Value> {
+        let metrics = desk.read("run/metrics.jsonl");
         let lines = metrics
             .lines()
             .map(|line| serde_json::from_str(line).unwrap());
@@ -249,7 +198,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on() {
-    let workshop = Workshop::new();
+    let desk = Desk::new();
     let arguments = [
         "train",
         "recipe.yaml",
@@ -258,7 +207,7 @@ fn an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on() {
         // A best checkpoint would lie beside the one that is asked for.
         "eval_steps=never",
     ];
-    let child = workshop.start_until(&arguments, "run", "metrics.jsonl");
+    let child = desk.start_until(&arguments, "run", "metrics.jsonl");
     std::thread::sleep(Duration::from_millis(300));
     let id = child.id().to_string();
     assert!(
@@ -268,92 +217,84 @@ fn an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on() {
             .unwrap()
             .success()
     );
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("error: interrupted after step"), "{stderr}");
-    assert!(stderr.contains("--resume"), "{stderr}");
-    assert_eq!(workshop.json("run/run.json")["state"], "interrupted");
+    let ran = finished(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    for words in ["error: interrupted after step", "--resume"] {
+        assert!(ran.err.contains(words), "{}", ran.err);
+    }
+    assert_eq!(desk.json("run/run.json")["state"], "interrupted");
     assert_eq!(
-        std::fs::read_dir(workshop.path("run/checkpoints"))
+        std::fs::read_dir(desk.path("run/checkpoints"))
             .unwrap()
             .count(),
         1
     );
 
-    let other = workshop.run(&["-q", "train", "recipe.yaml", "seed=1", "--resume"]);
-    let stderr = String::from_utf8(other.stderr).unwrap();
-    assert_eq!(other.status.code(), Some(2), "{stderr}");
+    desk.ends(&["-q", "train", "recipe.yaml", "seed=1", "--resume"], 2);
 }
 
 #[test]
 fn a_rehearsal_leaves_nothing() {
-    let workshop = Workshop::new();
-    let output = workshop.run(&["train", "recipe.yaml", "--dry-run"]);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains("40 examples"), "{stderr}");
-    assert!(!workshop.path("run").exists());
+    let desk = Desk::new();
+    let said = desk.done(&["train", "recipe.yaml", "--dry-run"]).err;
+    assert!(said.contains("40 examples"), "{said}");
+    assert!(!desk.path("run").exists());
 }
 
 #[test]
 fn a_whole_model_can_be_trained_and_used() {
-    let workshop = Workshop::new();
-    workshop.train(&["method=full", "max_steps=2", "-q"]);
+    let desk = Desk::new();
+    desk.train(&["method=full", "max_steps=2", "-q"]);
     assert!(
-        workshop
-            .read("run/README.md")
+        desk.read("run/README.md")
             .contains("library_name: transformers")
     );
-    let arguments = ["-q", "generate", "-m", "run", "--prompt", "Linde"];
-    let output = workshop.run(&arguments);
-    assert_eq!(output.status.code(), Some(0));
+    desk.done(&["-q", "generate", "-m", "run", "--prompt", "Linde"]);
 }
 
 #[test]
 fn what_is_wrong_is_said_in_one_line_with_a_hint_and_nothing_is_left() {
-    let workshop = Workshop::new();
+    let desk = Desk::new();
     // Data.
-    workshop.refused(
+    desk.refuses_to_train(
         &["data.train=none.jsonl"],
         2,
         &["`data.train`", "none.jsonl"],
     );
-    workshop.write("empty.jsonl", "");
-    workshop.refused(&["data.train=empty.jsonl"], 1, &["empty.jsonl", "no data"]);
-    workshop.write(
+    desk.write("empty.jsonl", "");
+    desk.refuses_to_train(&["data.train=empty.jsonl"], 1, &["empty.jsonl", "no data"]);
+    desk.write(
         "column.jsonl",
         "{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"prompt\": \"a\"}\n",
     );
     let column = ["column.jsonl", "line 2", "`completion`"];
-    workshop.refused(&["data.train=column.jsonl"], 1, &column);
-    workshop.write("broken.jsonl", "{\"prompt\": \n");
-    workshop.refused(&["data.train=broken.jsonl"], 1, &["broken.jsonl", "line 1"]);
-    workshop.write(
+    desk.refuses_to_train(&["data.train=column.jsonl"], 1, &column);
+    desk.write("broken.jsonl", "{\"prompt\": \n");
+    desk.refuses_to_train(&["data.train=broken.jsonl"], 1, &["broken.jsonl", "line 1"]);
+    desk.write(
         "masked.jsonl",
         "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]}\n",
     );
-    workshop.refused(
+    desk.refuses_to_train(
         &["data.train=masked.jsonl"],
         1,
         &["masked.jsonl", "trained"],
     );
-    workshop.refused(&["data.train=recipe.yaml"], 1, &["recipe.yaml"]);
+    desk.refuses_to_train(&["data.train=recipe.yaml"], 1, &["recipe.yaml"]);
 
     // The device.
     #[cfg(not(feature = "cuda"))]
-    workshop.refused(
+    desk.refuses_to_train(
         &["device=cuda:1"],
         2,
         &["`cuda:1`", "without support for GPUs"],
     );
 
     // The model.
-    workshop.refused(&["model=nowhere"], 2, &["`nowhere`"]);
-    workshop.refused(&["model=builtin:nothing"], 2, &["`builtin:nothing`"]);
-    let model = workshop.path("model");
-    let unpacked = workshop.run(&["unpack", "builtin:sprout", "-o", "model"]);
-    assert_eq!(unpacked.status.code(), Some(0));
+    desk.refuses_to_train(&["model=nowhere"], 2, &["`nowhere`"]);
+    desk.refuses_to_train(&["model=builtin:nothing"], 2, &["`builtin:nothing`"]);
+    let model = desk.path("model");
+    desk.done(&["unpack", "builtin:sprout", "-o", "model"]);
     let spoil = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
         let path = model.join(name);
         let bytes = std::fs::read(&path).unwrap();
@@ -363,7 +304,7 @@ fn what_is_wrong_is_said_in_one_line_with_a_hint_and_nothing_is_left() {
     let mend = spoil("model.safetensors", &|bytes| {
         bytes[..bytes.len() / 2].to_vec()
     });
-    workshop.refused(&["model=model"], 1, &["model.safetensors"]);
+    desk.refuses_to_train(&["model=model"], 1, &["model.safetensors"]);
     mend();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let mend = spoil("config.json", &|bytes| {
@@ -371,67 +312,46 @@ fn what_is_wrong_is_said_in_one_line_with_a_hint_and_nothing_is_left() {
             text(bytes).replace("\"intermediate_size\": 512", "\"intermediate_size\": 500");
         config.into_bytes()
     });
-    workshop.refused(&["model=model"], 1, &["shape", "512", "500"]);
+    desk.refuses_to_train(&["model=model"], 1, &["shape", "512", "500"]);
     mend();
     let mend = spoil("config.json", &|bytes| {
         let config = text(bytes).replace("\"vocab_size\": 4096", "\"vocab_size\": 4000");
         config.into_bytes()
     });
-    workshop.refused(&["model=model"], 1, &["tokenizer does not fit"]);
+    desk.refuses_to_train(&["model=model"], 1, &["tokenizer does not fit"]);
     mend();
     std::fs::remove_file(model.join("tokenizer.json")).unwrap();
-    workshop.refused(&["model=model"], 1, &["tokenizer.json"]);
+    desk.refuses_to_train(&["model=model"], 1, &["tokenizer.json"]);
 
     // The adapter and the place for the results.
-    workshop.refused(
+    desk.refuses_to_train(
         &["lora.target_modules=[nothing_proj]"],
         2,
         &["`lora.target_modules`"],
     );
-    workshop.refused(&["max_length=100000"], 2, &["max_length"]);
-    workshop.write("file", "");
-    workshop.refused(&["output_dir=file/run"], 1, &["`output_dir`", "file/run"]);
+    desk.refuses_to_train(&["max_length=100000"], 2, &["max_length"]);
+    desk.write("file", "");
+    desk.refuses_to_train(&["output_dir=file/run"], 1, &["`output_dir`", "file/run"]);
 }
 
 #[test]
-fn a_rate_that_is_too_high_ends_in_one_line_and_keeps_the_last_checkpoint() {
-    let workshop = Workshop::new();
-    let output = workshop.run(&[
-        "-q",
-        "train",
-        "recipe.yaml",
-        "learning_rate=0.99",
-        "lr_scheduler=constant",
-        "warmup_steps=0",
-        "max_grad_norm=0",
-        "init_scale=1",
-    ]);
-    // A key that does not exist, first.
-    assert_eq!(output.status.code(), Some(2));
-    let broken = workshop.path("model");
-    assert_eq!(
-        workshop
-            .run(&["unpack", "builtin:sprout", "-o", "model"])
-            .status
-            .code(),
-        Some(0)
+fn a_loss_that_is_no_number_ends_in_one_line() {
+    let desk = Desk::new();
+    desk.done(&["unpack", "builtin:sprout", "-o", "model"]);
+    make_infinite(&desk.path("model"));
+    let train = ["-q", "train", "recipe.yaml"];
+    let ran = desk.ends(
+        &[&train[..], &["model=model", "data.eval=null"]].concat(),
+        1,
     );
-    make_infinite(&broken);
-    let output = workshop.run(&[
-        "-q",
-        "train",
-        "recipe.yaml",
-        "model=model",
-        "data.eval=null",
-    ]);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
-        stderr.starts_with("error: the loss is NaN\nhint: lower `learning_rate`"),
-        "{stderr}"
+        ran.err
+            .starts_with("error: the loss is NaN\nhint: lower `learning_rate`"),
+        "{}",
+        ran.err
     );
-    assert_eq!(workshop.json("run/run.json")["state"], "failed");
-    assert!(!workshop.path("run/adapter_model.safetensors").exists());
+    assert_eq!(desk.json("run/run.json")["state"], "failed");
+    assert!(!desk.path("run/adapter_model.safetensors").exists());
 }
 
 /// Puts an infinity into the first tensor of a model.

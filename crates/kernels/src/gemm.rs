@@ -406,9 +406,10 @@ mod tests {
             );
             let of_stored = |weight: &crate::Weight, transposed: bool| {
                 let product = weight.with_rows::<f32, _>(|rows| {
-                    let right = match transposed {
-                        true => Right::Transposed(rows),
-                        false => Right::Plain(rows),
+                    let right = if transposed {
+                        Right::Transposed(rows)
+                    } else {
+                        Right::Plain(rows)
                     };
                     Ok(product(rounded.as_ref(), right))
                 });

@@ -7,6 +7,7 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use sparsam_base::model::Quantize;
 
+use super::BaseArgs;
 use super::energy::{PlaceArgs, RootsArgs, seconds};
 use crate::commands::bench;
 
@@ -26,17 +27,8 @@ use crate::commands::bench;
     sparsam ledger runs --requests-per-day 1000 --days 365\n\n\
     Without --country, the environment variable SPARSAM_COUNTRY is read.")]
 pub(crate) struct BenchGenerateArgs {
-    /// A folder, a .gguf file, a name on the Hub, or `builtin:sprout`
-    #[arg(long, short)]
-    pub(crate) model: String,
-
-    /// Branch, tag or commit of a model named on the Hub
-    #[arg(long)]
-    pub(crate) revision: Option<String>,
-
-    /// A folder with an adapter in PEFT's layout, or a name on the Hub
-    #[arg(long, short)]
-    pub(crate) adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) base: BaseArgs,
 
     /// Merge the adapter into the base first
     #[arg(long, requires = "adapter")]

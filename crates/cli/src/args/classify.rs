@@ -5,6 +5,8 @@ use std::str::FromStr as _;
 
 use clap::Args;
 
+use super::BaseArgs;
+
 /// Say of which class texts are
 ///
 /// Without texts, reads them from standard input, one a line. The answer to a single `--text` is shown class by
@@ -14,17 +16,8 @@ use clap::Args;
     sparsam classify --model builtin:sprout --adapter runs/classify-messages --text \"the lime tree is on fire\"\n  \
     sparsam classify --model minilm --adapter runs/letters --file letters.csv -o answers.csv")]
 pub(crate) struct ClassifyArgs {
-    /// The base model, or a whole classifier: a folder, a name on the Hub, or `builtin:sprout`
-    #[arg(long, short)]
-    pub(crate) model: String,
-
-    /// Branch, tag or commit of a model named on the Hub
-    #[arg(long)]
-    pub(crate) revision: Option<String>,
-
-    /// A folder with a classifier's adapter, such as the output folder of a run, or a name on the Hub
-    #[arg(long, short)]
-    pub(crate) adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) base: BaseArgs,
 
     /// A text to classify; may be given several times
     #[arg(long, short)]

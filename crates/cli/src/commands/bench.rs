@@ -4,6 +4,7 @@
 //! that both programs do the same arithmetic and their losses can be compared: AdamW without decay,
 //! schedule or clipping, every row a document, the mean loss over all of its next tokens.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -72,13 +73,14 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut counted = seconds.split_off(WARM_UP.min(seconds.len() - 1));
     counted.sort_by(f64::total_cmp);
     let median = counted[counted.len() / 2];
-    print(&serde_json::json!({
+    let figures = serde_json::json!({
         "tokens_per_second": (args.batch * args.seq) as f64 / median,
         "step_seconds": median,
         "peak_rss_mib": peak_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         "peak_device_mib": device::peak_mib(&place.device),
         "losses": losses,
-    }));
+    });
+    writeln!(std::io::stdout().lock(), "{figures}")?;
     Ok(())
 }
 
@@ -149,9 +151,4 @@ pub(crate) fn dtype(text: &str) -> Result<DType, String> {
         "bf16" => Ok(DType::BF16),
         _ => Err("expected f32 or bf16".to_owned()),
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the figures are the command's result")]
-fn print(figures: &serde_json::Value) {
-    println!("{figures}");
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use candle_core::DType;
 use jiff::Zoned;
-use sparsam_adapter::merge::Merged;
 use sparsam_adapter::parts::Parts;
 use sparsam_adapter::peft;
 use sparsam_adapter::trainable::Trainable;
@@ -199,7 +198,7 @@ fn measure(
 
 /// The model as it will answer, with room for a request.
 fn load(args: &BenchGenerateArgs, place: &Place) -> anyhow::Result<(Model, Trainable)> {
-    let adapter = args.adapter.as_deref();
+    let adapter = args.base.adapter.as_deref();
     let adapter = adapter
         .map(|folder| from_hub::adapter(folder, true))
         .transpose()?;
@@ -212,13 +211,13 @@ fn load(args: &BenchGenerateArgs, place: &Place) -> anyhow::Result<(Model, Train
         }
         adapter => {
             let mut model = open(&Wanted {
-                name: &args.model,
+                name: &args.base.model,
                 quantize: args.quantize,
                 dtype: None,
                 device: &place.device,
                 max_length,
                 chat_template: None,
-                revision: args.revision.as_deref(),
+                revision: args.base.revision.as_deref(),
                 quiet: true,
             })?
             .model;
@@ -240,10 +239,10 @@ fn merged(
     adapter: &Path,
     max_length: usize,
 ) -> anyhow::Result<Model> {
-    let fetched = hub_name(&args.model)
+    let fetched = hub_name(&args.base.model)
         .map(|name| {
             let need = sparsam_hub::Need::Model;
-            from_hub::model(name, args.revision.as_deref(), &need, true)
+            from_hub::model(name, args.base.revision.as_deref(), &need, true)
         })
         .transpose()?;
     let name = match &fetched {
@@ -251,31 +250,22 @@ fn merged(
             .folder
             .to_str()
             .context("the path of the cache is not UTF-8")?,
-        None => &args.model,
+        None => &args.base.model,
     };
     let base = BaseFiles::open(name)?;
     if max_length > base.config.max_position_embeddings {
         return Err(too_long(max_length, base.config.max_position_embeddings).into());
     }
     let parts = Parts::read(adapter)?;
-    let tied = base.config.tie_word_embeddings;
-    let weights = Merged::new(
-        base.weights(),
-        base.names(),
-        tied,
-        &parts,
-        Quantize::None,
-        None,
-    )?;
-    let mut config = base.config.clone();
-    config.tie_word_embeddings &= !parts.unties();
+    let weights = base.merged(&parts, Quantize::None, None)?;
+    let config = base.merged_config(&parts);
     let options = LoadOptions {
         quantize: args.quantize,
         dtype: DType::F32,
         max_length,
     };
     let mut model = Model::load(config, &weights, options)?;
-    device::put(&mut model, &args.model, &place.device, DType::BF16)?;
+    device::put(&mut model, &args.base.model, &place.device, DType::BF16)?;
     Ok(model)
 }
 
@@ -323,8 +313,12 @@ fn bench(
     Ok(Bench {
         sparsam_inference: BENCH_VERSION,
         started: record.started.clone(),
-        model: args.model.clone(),
-        adapter: args.adapter.as_ref().map(|path| path.display().to_string()),
+        model: args.base.model.clone(),
+        adapter: args
+            .base
+            .adapter
+            .as_ref()
+            .map(|path| path.display().to_string()),
         merged: args.merged,
         quantize: name_of(args.quantize).to_owned(),
         device: place.name(),

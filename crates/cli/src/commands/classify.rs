@@ -30,13 +30,14 @@ const LONGEST: usize = 512;
 pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
     let form = args.output.as_deref().map(form_of).transpose()?;
     let adapter = args
+        .base
         .adapter
         .as_deref()
         .map(|folder| from_hub::adapter(folder, quiet))
         .transpose()?;
     let named = Named {
-        model: &args.model,
-        revision: args.revision.as_deref(),
+        model: &args.base.model,
+        revision: args.base.revision.as_deref(),
         max_length: args.max_length.unwrap_or(0),
     };
     let texts = classifier::open_texts(&named, quiet)?;
@@ -53,7 +54,7 @@ pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
     let labels = match &adapter {
         Some(folder) => labels_of(folder)?,
         None => texts.labels.clone().ok_or_else(|| {
-            Failure::usage(format!("`{}` names no classes", args.model)).hint(
+            Failure::usage(format!("`{}` names no classes", args.base.model)).hint(
                 "give the adapter of a classifier with `--adapter`, or a model trained as one",
             )
         })?,
@@ -81,7 +82,7 @@ pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
         None => {
             return Err(Failure::usage(format!(
                 "`{}` holds no head over classes: it lacks {}",
-                args.model,
+                args.base.model,
                 opened.model.fresh.join(", ")
             ))
             .hint("give the adapter of a classifier with `--adapter`")

@@ -4,7 +4,6 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use sparsam_adapter::export::{gguf, gguf_lora, mlx};
-use sparsam_adapter::merge::Merged;
 use sparsam_adapter::parts::Parts;
 use sparsam_base::files::gguf_vocabulary::vocabulary;
 use sparsam_base::files::gguf_writer::Kind;
@@ -28,16 +27,8 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     let parts = Parts::read(&args.adapter)?;
     let name = base_name(args.base.as_deref(), &parts.config, &args.adapter)?;
     let base = BaseFiles::open(&name)?;
-    let tied = base.config.tie_word_embeddings;
     // Refuses an adapter that does not fit the base, whatever the format.
-    let merged = Merged::new(
-        base.weights(),
-        base.names(),
-        tied,
-        &parts,
-        Quantize::None,
-        None,
-    )?;
+    let merged = base.merged(&parts, Quantize::None, None)?;
     merged.check_shapes()?;
     let (what, files) = match args.format {
         ExportFormat::GgufLora => {

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use sparsam_adapter::merge::{Drift, Merged, drift, write};
+use sparsam_adapter::merge::{Drift, drift, write};
 use sparsam_adapter::parts::Parts;
 use sparsam_adapter::peft::{self, AdapterConfig};
 use sparsam_adapter::trainable::Trainable;
@@ -39,10 +39,7 @@ pub(super) fn run(args: &MergeArgs, quiet: bool) -> anyhow::Result<()> {
         Some(None) if trained_through != Quantize::None => trained_through,
         Some(None) => return Err(no_quantisation(&args.adapter)),
     };
-    let names = base.names();
-    let tied = base.config.tie_word_embeddings;
-    let weights = base.weights();
-    let merged = Merged::new(weights, names.clone(), tied, &parts, through, args.dtype)?;
+    let merged = base.merged(&parts, through, args.dtype)?;
 
     let staged = staged(&args.output)?;
     let written = write(&merged, staged.path(), args.max_shard_size, &mut |_, _| ())?;
@@ -193,10 +190,8 @@ fn drifts(
         ids.len()
     );
     for way in ways {
-        let tied = base.config.tie_word_embeddings;
-        let merged = Merged::new(base.weights(), base.names(), tied, parts, way, args.dtype)?;
-        let mut config = base.config.clone();
-        config.tie_word_embeddings &= !parts.unties();
+        let merged = base.merged(parts, way, args.dtype)?;
+        let config = base.merged_config(parts);
         let model = Model::load(config, &merged, options(Quantize::None))?;
         let found = logits(&model, &ids, &mut Trainable::none(&model))?;
         let written = if way == written { "  (written)" } else { "" };

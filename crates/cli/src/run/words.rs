@@ -161,12 +161,10 @@ fn energy_rows(energy: &EnergyRecord) -> Vec<(String, String)> {
     rows
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the end screen is the command's result"
-)]
+/// The end screen. The run is over and its files are written, so that nobody reads it is no failure.
 pub(super) fn print(summary: &Summary) {
-    print!("{}", summary.render(paint_stdout()));
+    let text = summary.render(paint_stdout());
+    let _ = io::Write::write_all(&mut io::stdout().lock(), text.as_bytes());
 }
 
 /// News of a run; one that cannot be told is no reason to end it.
