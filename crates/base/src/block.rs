@@ -272,7 +272,8 @@ impl Block {
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
         let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
-        let (attended, log_sums) = attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?;
+        let (attended, log_sums) =
+            attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?;
         let (y, f) = self.finish(x, &attended, hook, keep)?;
         let kept = keep.then(|| {
             let [o_kept, gate_up_kept, down_kept] = f.hooks;
@@ -331,7 +332,7 @@ impl Block {
             }
         }
         let attended = if fresh {
-            attention(&p.q, &p.k, &p.v, pass.documents, &self.shape)?.0
+            attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?.0
         } else {
             let q = fetch(&p.q)?;
             let q = view::<f32>(&q)?;
@@ -388,10 +389,19 @@ impl Block {
         })
     }
 
-    /// Queries, keys and values in bf16 where the products that made them were.
-    fn narrowed(&self, mut projected: Projected) -> Result<Projected> {
+    /// The shape of attention, whose products are rounded where those that made its operands are.
+    fn attention_shape(&self) -> AttentionShape {
         let mut weights = self.qkv.projections.iter().map(|p| &p.weight);
-        if self.shape.takes_bf16(projected.q.device()) && weights.all(Weight::multiplies_in_bf16) {
+        AttentionShape {
+            rounded: weights.all(Weight::multiplies_in_bf16),
+            ..self.shape
+        }
+    }
+
+    /// Queries, keys and values in bf16 where the products that made them were, and the device takes them so.
+    fn narrowed(&self, mut projected: Projected) -> Result<Projected> {
+        let shape = self.attention_shape();
+        if shape.rounded && shape.takes_bf16(projected.q.device()) {
             for tensor in [&mut projected.q, &mut projected.k, &mut projected.v] {
                 *tensor = tensor.to_dtype(DType::BF16)?;
             }
@@ -473,7 +483,7 @@ impl Block {
             &kept.attended,
             &kept.log_sums,
             pass.documents,
-            &self.shape,
+            &self.attention_shape(),
         )?;
         if self.rope {
             let table = self.table(pass);

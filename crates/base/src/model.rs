@@ -582,6 +582,7 @@ impl Loader<'_> {
                 scale: config.attention_scale,
                 window: config.layers[layer].window,
                 softcap: config.attention_softcap,
+                rounded: false,
             },
             rope: config.layers[layer].rope,
             local: config.layers[layer].local,

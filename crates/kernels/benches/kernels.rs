@@ -22,7 +22,12 @@ fn numbers(rows: usize, columns: usize) -> Result<Tensor> {
     Tensor::from_vec(values, (rows, columns), &Device::Cpu)
 }
 
-fn attentions(criterion: &mut Criterion, name: &str, lengths: &[usize]) -> Result<()> {
+fn attentions(
+    criterion: &mut Criterion,
+    name: &str,
+    lengths: &[usize],
+    rounded: bool,
+) -> Result<()> {
     let shape = AttentionShape {
         heads: 9,
         kv_heads: 3,
@@ -30,6 +35,7 @@ fn attentions(criterion: &mut Criterion, name: &str, lengths: &[usize]) -> Resul
         scale: 0.125,
         window: None,
         softcap: None,
+        rounded,
     };
     let documents = Documents::from_lengths(lengths);
     let tokens = documents.tokens();
@@ -60,6 +66,7 @@ fn cached(criterion: &mut Criterion) -> Result<()> {
         scale: 0.125,
         window: None,
         softcap: None,
+        rounded: false,
     };
     let keys: Vec<f32> = numbers(1024, 192)?.flatten_all()?.to_vec1()?;
     let q: Vec<f32> = numbers(1, 576)?.flatten_all()?.to_vec1()?;
@@ -154,8 +161,11 @@ fn head(criterion: &mut Criterion) -> Result<()> {
 
 fn benches(criterion: &mut Criterion) {
     let run = |criterion: &mut Criterion| -> Result<()> {
-        attentions(criterion, "attention 4 x 256", &[256; 4])?;
-        attentions(criterion, "attention 1 x 1024", &[1024])?;
+        for (rounded, kind) in [(false, "f32"), (true, "rounded to bf16")] {
+            let name = |shape| format!("attention {shape}, {kind}");
+            attentions(criterion, &name("4 x 256"), &[256; 4], rounded)?;
+            attentions(criterion, &name("1 x 1024"), &[1024], rounded)?;
+        }
         cached(criterion)?;
         elementwise(criterion)?;
         head(criterion)

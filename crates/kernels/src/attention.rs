@@ -27,8 +27,11 @@ mod forward;
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::by_element;
+use crate::cpu::Level;
 use crate::documents::Documents;
+use crate::gemm::Pair;
 use crate::host::{matrix, tensor, view};
+use crate::vector::Real;
 
 pub use bidirectional::{Bidirectional, bidirectional, bidirectional_backward};
 pub use cached::attention_cached;
@@ -48,6 +51,9 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Scaled scores are bent so that none is greater (Gemma 2).
     pub softcap: Option<f64>,
+    /// Whether its products may be of numbers rounded to bf16, as those of a weight may
+    /// ([`Rows::rounded`](crate::gemm::Rows::rounded)); softmax and sums are not.
+    pub rounded: bool,
 }
 
 impl AttentionShape {
@@ -61,6 +67,11 @@ impl AttentionShape {
             && self.head_dim <= 128
             && self.head_dim.is_multiple_of(8)
             && std::env::var("SPARSAM_BF16_ATTENTION").is_ok_and(|value| value == "1")
+    }
+
+    /// Whether its products are of pairs of rounded numbers on this processor.
+    fn multiplies_pairs<T: Real>(&self) -> bool {
+        self.rounded && T::pairs_are_faster(Level::detect())
     }
 
     /// Width of a row of `q`.
@@ -156,7 +167,11 @@ pub fn attention(
     }
     by_element!(q, T => {
         let (q, k, v) = (view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);
-        let (output, log_sums) = forward::all::<T>(&q, &k, &v, documents, shape);
+        let (output, log_sums) = if shape.multiplies_pairs::<T>() {
+            forward::all::<T, Pair>(&q, &k, &v, documents, shape)
+        } else {
+            forward::all::<T, T>(&q, &k, &v, documents, shape)
+        };
         Ok((tensor(output, (tokens, shape.width()))?, tensor(log_sums, (shape.heads, tokens))?))
     })
 }
@@ -207,11 +222,98 @@ pub fn attention_backward(
             tokens,
             shape,
         };
-        let (dq, dk, dv) = backward::all::<T>(&inputs, documents);
+        let (dq, dk, dv) = if shape.multiplies_pairs::<T>() {
+            backward::all::<T, Pair>(&inputs, documents)
+        } else {
+            backward::all::<T, T>(&inputs, documents)
+        };
         Ok((
             tensor(dq, (tokens, shape.width()))?,
             tensor(dk, (tokens, shape.kv_width()))?,
             tensor(dv, (tokens, shape.kv_width()))?,
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::{Held, Kernel as _};
+
+    fn numbers<T: Real>(seed: f64, length: usize) -> Vec<T> {
+        (0..length)
+            .map(|i| T::of((i as f64 * 0.377 + seed).sin() + (i as f64 * 0.0231).cos()))
+            .collect()
+    }
+
+    /// Output, log-sum-exp and gradients, each, from products of numbers held as `H`.
+    fn everything<T: Real, H: Held<T>>(lengths: &[usize], shape: &AttentionShape) -> [Vec<T>; 5] {
+        let documents = Documents::from_lengths(lengths);
+        let tokens = documents.tokens();
+        let (wide, narrow) = (tokens * shape.width(), tokens * shape.kv_width());
+        let (q, dout) = (numbers(0.0, wide), numbers(1.0, wide));
+        let (k, v) = (numbers(2.0, narrow), numbers(3.0, narrow));
+        let (output, log_sums) = forward::all::<T, H>(&q, &k, &v, &documents, shape);
+        let inputs = backward::Inputs {
+            dout: &dout,
+            q: &q,
+            k: &k,
+            v: &v,
+            output: &output,
+            log_sums: &log_sums,
+            tokens,
+            shape,
+        };
+        let (dq, dk, dv) = backward::all::<T, H>(&inputs, &documents);
+        [output, log_sums, dq, dk, dv]
+    }
+
+    fn stays_near<T: Real>() {
+        // Odd lengths and widths, where a pair lacks its second number.
+        for (lengths, heads, kv_heads, head_dim, window, softcap) in [
+            (vec![150], 2, 1, 64, None, None),
+            (vec![1, 33, 97], 3, 3, 17, None, None),
+            (vec![129, 2], 4, 2, 31, Some(5), None),
+            (vec![260], 1, 1, 8, Some(77), Some(2.0)),
+        ] {
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                scale: 1.0 / (head_dim as f64).sqrt(),
+                window,
+                softcap,
+                rounded: true,
+            };
+            let exact = everything::<T, T>(&lengths, &shape);
+            let rounded = everything::<T, Pair>(&lengths, &shape);
+            for (which, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+                let norm = |values: &mut dyn Iterator<Item = f64>| {
+                    values.map(|x| x * x).sum::<f64>().sqrt()
+                };
+                let of = |x: &T| x.to_double();
+                let pairs = exact.iter().zip(rounded);
+                let apart = norm(&mut pairs.map(|(x, y)| of(x) - of(y)));
+                let whole = norm(&mut exact.iter().map(of));
+                // Numbers are off by up to 2⁻⁹ of themselves, in both factors of two products one after the other;
+                // gradients of scores are differences.
+                assert!(
+                    apart <= 0.02 * whole + 1e-9,
+                    "{lengths:?} {shape:?} {which}: {apart} of {whole}"
+                );
+            }
+            assert!(
+                exact[0] != rounded[0] || window == Some(1),
+                "nothing was rounded"
+            );
+        }
+    }
+
+    #[test]
+    fn rounded_products_stay_near() {
+        stays_near::<f64>();
+        if f32::pairs_are_faster(Level::detect()) {
+            stays_near::<f32>();
+        }
+    }
 }

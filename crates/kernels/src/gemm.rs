@@ -28,7 +28,7 @@ use half::bf16;
 
 pub use kernel::{Kernel, Pair, Product, Target, Tile};
 pub use pack::Dense;
-pub(crate) use pack::{Rounded, round};
+pub(crate) use pack::{Held, Rounded, round, whole};
 pub use scratch::Pooled;
 
 use crate::cpu::Level;
@@ -78,7 +78,7 @@ impl<'a, T> Right<'a, T> {
         }
     }
 
-    fn depth(&self) -> usize {
+    pub(crate) fn depth(&self) -> usize {
         match self {
             Self::Plain(matrix) => matrix.rows(),
             Self::Transposed(matrix) => matrix.columns(),

@@ -18,6 +18,7 @@ fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) 
         scale,
         window,
         softcap: None,
+        rounded: false,
     }
 }
 
@@ -97,6 +98,7 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, problem: &Problem) -> Result<Ten
         scale,
         window,
         softcap,
+        ..
     } = problem.shape;
     let mut documents = Vec::new();
     for range in problem.documents.ranges() {

@@ -245,6 +245,7 @@ fn attention_of_documents() -> Result<()> {
                 scale,
                 window,
                 softcap: None,
+                rounded: false,
             };
             let (q, gq) = gpu.pair(&[tokens, heads * head_dim])?;
             let (k, gk) = gpu.pair(&[tokens, kv_heads * head_dim])?;
@@ -290,6 +291,7 @@ fn attention_in_bf16() -> Result<()> {
                 scale,
                 window,
                 softcap: None,
+                rounded: false,
             };
             assert!(!shape.takes_bf16(&Device::Cpu));
             let mut input = |heads: usize| -> Result<(Tensor, Tensor)> {

@@ -81,11 +81,11 @@ pub(crate) fn lines(outcome: &Outcome) -> Vec<String> {
     let counted = outcome.arms.iter().any(|arm| arm.exact_match.is_some());
     let last = if counted { "exact" } else { "trained" };
     lines.push(format!(
-        "{:11}{:>22}{:>9}{:>10}{:>10}{:>9}{:>8}",
+        "{:12}{:>23}{:>8}{:>10}{:>9}{:>9}{:>8}",
         "arm", "loss, 95 %", "minutes", "energy", "of first", "memory", last
     ));
     for arm in &outcome.arms {
-        let mut name: String = arm.name.chars().take(12).collect();
+        let mut name: String = arm.name.chars().take(11).collect();
         name.push(' ');
         let loss = format!(
             "{} ({}-{})",
@@ -94,7 +94,7 @@ pub(crate) fn lines(outcome: &Outcome) -> Vec<String> {
             significant(arm.loss.high, 3)
         );
         lines.push(format!(
-            "{name:13}{loss:>20}{:>9}{:>10}{:>10}{:>9}{:>8}",
+            "{name:12}{loss:>23}{:>8}{:>10}{:>9}{:>9}{:>8}",
             significant(arm.minutes, 3),
             format::energy_central(arm.energy_kwh.central),
             arm.energy_ratio

@@ -15,6 +15,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
+use crate::gemm::Held;
 use crate::host::zeroed;
 use crate::vector::{LANES, Real, dot, levels, soften, softened_slope, transpose};
 
@@ -67,8 +68,11 @@ struct Sums<T> {
     dv: Vec<T>,
 }
 
-/// The gradients of q, k and v.
-pub(super) fn all<T: Real>(inputs: &Inputs<T>, documents: &Documents) -> (Vec<T>, Vec<T>, Vec<T>) {
+/// The gradients of q, k and v, from products of numbers held as `H`.
+pub(super) fn all<T: Real, H: Held<T>>(
+    inputs: &Inputs<T>,
+    documents: &Documents,
+) -> (Vec<T>, Vec<T>, Vec<T>) {
     let level = Level::detect();
     let shape = inputs.shape;
     let mut dq = zeroed::<T>(inputs.tokens * shape.width());
@@ -105,7 +109,7 @@ pub(super) fn all<T: Real>(inputs: &Inputs<T>, documents: &Documents) -> (Vec<T>
         let sums: Vec<Sums<T>> = tasks
             .par_iter()
             .with_max_len(1)
-            .map(|task| run(level, inputs, task))
+            .map(|task| run::<T, H>(level, inputs, task))
             .collect();
         let scale = T::of(shape.scale);
         add(
@@ -215,7 +219,7 @@ fn add<T: Real>(
     });
 }
 
-fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
+fn run<T: Real, H: Held<T>>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
     let shape = inputs.shape;
     let (head_dim, window) = (shape.head_dim, shape.reach());
     let length = task.document.len();
@@ -226,11 +230,12 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
     let q = of_head(inputs.q).scaled(level, T::of(shape.scale));
     let q = HeadRows::alone(&q, head_dim);
     let dout = of_head(inputs.dout);
-    let (q_turned, dout_turned) = (
+    let (q_turned, dout_turned): (Panels<H>, Panels<H>) = (
         Panels::transposed(level, &q),
         Panels::transposed(level, &dout),
     );
-    let (q, dout_plain) = (Panels::plain(level, &q), Panels::plain(level, &dout));
+    let (q, dout_plain): (Panels<H>, Panels<H>) =
+        (Panels::plain(level, &q), Panels::plain(level, &dout));
     let padded = q.columns();
     // Filled up to whole lanes; what is there is never used.
     let lanes = queries.len().next_multiple_of(LANES);
@@ -249,6 +254,7 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
         dv: Vec::with_capacity(task.keys.len() * head_dim),
         queries: queries.clone(),
     };
+    let mut held = Vec::new();
     let mut p = vec![T::ZERO; KEYS * QUERIES];
     let mut ds = vec![T::ZERO; KEYS * QUERIES];
     // How much less a softened score changes than the score itself.
@@ -270,7 +276,7 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
             )
         };
         let (k_rows, v_rows) = (of_head(inputs.k).copied(), of_head(inputs.v).copied());
-        let k_plain = Panels::plain(level, &HeadRows::alone(&k_rows, head_dim));
+        let k_plain: Panels<H> = Panels::plain(level, &HeadRows::alone(&k_rows, head_dim));
         dk.fill(T::ZERO);
         dv.fill(T::ZERO);
         let last_query = queries.end.min(keys.end - 1 + window);
@@ -298,7 +304,7 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
                 product(
                     level,
                     count,
-                    (rows, head_dim),
+                    H::of_rows(level, rows, head_dim, &mut held),
                     panels,
                     (0, at),
                     out,
@@ -334,7 +340,7 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
                 product(
                     level,
                     count,
-                    (left, QUERIES),
+                    H::of_rows(level, left, QUERIES, &mut held),
                     panels,
                     (at, 0),
                     out,
@@ -367,7 +373,7 @@ fn run<T: Real>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
             product(
                 level,
                 block.len(),
-                (&ds_turned, KEYS),
+                H::of_rows(level, &ds_turned, KEYS, &mut held),
                 &k_plain,
                 (0, 0),
                 out,

@@ -8,8 +8,10 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Product, Target, Tile};
-use crate::vector::{Real, levels, transpose};
+use half::bf16;
+
+use crate::gemm::{Held, Product, Right, Rows, Target, Tile, round, whole};
+use crate::vector::{Real, levels};
 
 /// The rows of one head, within the rows of all heads.
 #[derive(Clone, Copy)]
@@ -69,9 +71,33 @@ impl<'a, T: Real> HeadRows<'a, T> {
     }
 }
 
-/// A right operand in panels of the microkernel's width, the last one filled up with zeros.
-pub(super) struct Panels<T> {
-    values: Vec<T>,
+impl<T: Real> Rows<T> for HeadRows<'_, T> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.width
+    }
+
+    fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        out.copy_from_slice(&self.row(row)[columns]);
+    }
+
+    fn dense(&self) -> Option<(&[T], usize)> {
+        Some((self.values, self.stride))
+    }
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        round::<T>(Level::detect(), &self.row(row)[columns], out);
+    }
+}
+
+/// A right operand, its numbers held as `H`, in panels of the microkernel's width, the last one filled up
+/// with zeros.
+pub(super) struct Panels<H> {
+    values: Vec<H>,
+    /// In numbers as they are held.
     depth: usize,
     tile: Tile,
 }
@@ -81,36 +107,31 @@ fn tile<T: Real>(level: Level) -> Tile {
     T::tile(level, usize::MAX)
 }
 
-impl<T: Real> Panels<T> {
+impl<H> Panels<H> {
     /// The matrix as it is: depth runs over the head's rows, columns over its width.
-    pub(super) fn plain(level: Level, head: &HeadRows<T>) -> Self {
-        let tile = tile::<T>(level);
-        let (width, depth) = (tile.columns, head.rows);
-        let mut values = vec![T::ZERO; head.width.div_ceil(width) * width * depth];
-        for row in 0..depth {
-            for (panel, from) in head.row(row).chunks(width).enumerate() {
-                values[(panel * depth + row) * width..][..from.len()].copy_from_slice(from);
-            }
-        }
-        Self {
-            values,
-            depth,
-            tile,
-        }
+    pub(super) fn plain<T: Real>(level: Level, head: &HeadRows<T>) -> Self
+    where
+        H: Held<T>,
+    {
+        Self::new(level, Right::Plain(head))
     }
 
     /// Its transpose: depth runs over the head's width, columns over its rows.
-    pub(super) fn transposed(level: Level, head: &HeadRows<T>) -> Self {
+    pub(super) fn transposed<T: Real>(level: Level, head: &HeadRows<T>) -> Self
+    where
+        H: Held<T>,
+    {
+        Self::new(level, Right::Transposed(head))
+    }
+
+    fn new<T: Real>(level: Level, right: Right<T>) -> Self
+    where
+        H: Held<T>,
+    {
         let tile = tile::<T>(level);
-        let (width, depth) = (tile.columns, head.width);
-        let mut values = vec![T::ZERO; head.rows.div_ceil(width) * width * depth];
-        for (panel, to) in values.chunks_exact_mut(width * depth).enumerate() {
-            let rows = width.min(head.rows - panel * width);
-            let from = &head.values[panel * width * head.stride..];
-            transpose::<T>(level, from, head.stride, rows, depth, to, width);
-        }
+        let depth = right.depth().div_ceil(H::DEPTH);
         Self {
-            values,
+            values: whole::<T, H>(level, right, tile.columns),
             depth,
             tile,
         }
@@ -151,22 +172,23 @@ pub(super) fn by_head<T: Real>(
     all
 }
 
-/// The part of a tile that matters, in columns and in depth of the right operand.
+/// The part of a tile that matters, in columns and in depth of the right operand. Beside it, within the pair
+/// of its first and of its last number, `left` is 0 or the right operand ends.
 pub(super) struct Part {
     pub(super) columns: Range<usize>,
     pub(super) depth: Range<usize>,
 }
 
 /// `out = left · right` (`+=` if `add`) for `rows` rows of `left`, which begins at the depth
-/// `origin.depth` of the right operand as `out` does at its column `origin.columns`.
+/// `first_depth` of the right operand, an even one, as `out` does at its column `first_column`.
 ///
 /// `part` says for a range of rows what matters; whole panels that hold a part of it are computed,
 /// others are left as they are.
-pub(super) fn product<T: Real>(
+pub(super) fn product<T: Real, H: Held<T>>(
     level: Level,
     rows: usize,
-    (left, left_stride): (&[T], usize),
-    right: &Panels<T>,
+    (left, left_stride): (&[H], usize),
+    right: &Panels<H>,
     (first_depth, first_column): (usize, usize),
     (out, stride): (&mut [T], usize),
     add: bool,
@@ -175,13 +197,15 @@ pub(super) fn product<T: Real>(
     let tile = right.tile;
     let width = tile.columns;
     debug_assert_eq!(first_column % width, 0, "blocks begin at a panel's edge");
+    debug_assert_eq!(first_depth % H::DEPTH, 0, "no pair is cut");
     let first_panel = first_column / width;
     let tiles = (0..rows).step_by(tile.rows).map(|row| {
         let height = tile.rows.min(rows - row);
         let part = part(row..row + height);
         let panels = part.columns.start / width..part.columns.end.div_ceil(width);
         let empty = part.columns.is_empty() || part.depth.is_empty();
-        (row, height, if empty { 0..0 } else { panels }, part.depth)
+        let depth = part.depth.start / H::DEPTH..part.depth.end.div_ceil(H::DEPTH);
+        (row, height, if empty { 0..0 } else { panels }, depth)
     });
     let tiles: Vec<_> = tiles.collect();
     let first = tiles.iter().map(|tile| tile.2.start).min().unwrap_or(0);
@@ -196,12 +220,12 @@ pub(super) fn product<T: Real>(
                 tile,
                 rows: *height,
                 depth: depth.len(),
-                left: &left[row * left_stride + depth.start - first_depth..],
+                left: &left[row * left_stride + depth.start - first_depth / H::DEPTH..],
                 left_stride,
                 right: &numbers[depth.start * width..depth.end * width],
             };
             let out = &mut out[row * stride + (panel - first_panel) * width..];
-            T::multiply(level, &product, Target { out, stride, add });
+            H::multiply(level, &product, Target { out, stride, add });
         }
     }
 }

@@ -12,6 +12,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
+use crate::gemm::Held;
 use crate::host::zeroed;
 use crate::vector::{LANES, Real, levels, reduce, soften};
 
@@ -21,11 +22,11 @@ const QUERIES: usize = 48;
 const KEYS: usize = 128;
 
 /// The keys and values of one head of one document, ready for the products.
-struct Cache<T> {
+struct Cache<H> {
     /// Depth: the head's width; columns: keys.
-    keys: Panels<T>,
+    keys: Panels<H>,
     /// Depth: keys; columns: the head's width.
-    values: Panels<T>,
+    values: Panels<H>,
 }
 
 /// A block of queries of one document, all heads.
@@ -39,8 +40,9 @@ struct Task<'a, T> {
     output: &'a mut [T],
 }
 
-/// Output `[tokens, heads · head_dim]` and log-sum-exp `[heads, tokens]` of checked inputs.
-pub(super) fn all<T: Real>(
+/// Output `[tokens, heads · head_dim]` and log-sum-exp `[heads, tokens]` of checked inputs, whose products
+/// are of numbers held as `H`.
+pub(super) fn all<T: Real, H: Held<T>>(
     q: &[T],
     k: &[T],
     v: &[T],
@@ -50,7 +52,7 @@ pub(super) fn all<T: Real>(
     let level = Level::detect();
     let tokens = documents.tokens();
     let problems = problems(documents, shape.kv_heads);
-    let caches: Vec<Cache<T>> = problems
+    let caches: Vec<Cache<H>> = problems
         .into_par_iter()
         .map(|(range, head)| {
             let rows = |x| HeadRows::new(x, shape.kv_heads, shape.head_dim, head, range.clone());
@@ -90,10 +92,10 @@ pub(super) fn all<T: Real>(
 }
 
 /// Writes the output of a task and returns its log-sum-exp, `[heads, queries]`.
-fn run<T: Real>(
+fn run<T: Real, H: Held<T>>(
     level: Level,
     q: &[T],
-    caches: &[Cache<T>],
+    caches: &[Cache<H>],
     shape: &AttentionShape,
     task: &mut Task<T>,
 ) -> Vec<T> {
@@ -104,10 +106,12 @@ fn run<T: Real>(
     let mut log_sums = Vec::with_capacity(shape.heads * count);
     let mut scores = vec![T::ZERO; count * KEYS];
     let mut sums = vec![T::ZERO; count * padded];
+    let (mut held_queries, mut held_scores) = (Vec::new(), Vec::new());
     for head in 0..shape.heads {
         let cache = &caches[head / shape.group()];
         let left = HeadRows::new(q, shape.heads, shape.head_dim, head, rows.clone());
         let left = left.scaled(level, T::of(shape.scale));
+        let left = H::of_rows(level, &left, shape.head_dim, &mut held_queries);
         let mut state = vec![(T::NEG_INFINITY, 0.0); count];
         sums.fill(T::ZERO);
         let first_seen = (task.queries.start + 1).saturating_sub(window);
@@ -123,7 +127,7 @@ fn run<T: Real>(
             product(
                 level,
                 count,
-                (&left, shape.head_dim),
+                left,
                 &cache.keys,
                 (0, keys.start),
                 (&mut scores, KEYS),
@@ -145,7 +149,7 @@ fn run<T: Real>(
             product(
                 level,
                 count,
-                (&scores, KEYS),
+                H::of_rows(level, &scores, KEYS, &mut held_scores),
                 &cache.values,
                 (keys.start, 0),
                 (&mut sums, padded),

@@ -100,19 +100,14 @@ impl Rounded {
         pairs
             .par_chunks_mut(ROWS * length)
             .zip(values.par_chunks(ROWS * columns))
-            .for_each(|(out, values)| {
-                let rows = values.chunks_exact(columns);
-                for (out, row) in out.chunks_exact_mut(length).zip(rows) {
-                    pairs_along::<T>(level, row, out);
-                }
-            });
+            .for_each(|(out, values)| along::<T>(level, values, columns, out));
         Some(Self { pairs, columns })
     }
 }
 
 /// How the numbers of type `T` of a product are held while they are multiplied.
 /// Its default is zero.
-pub(super) trait Held<T>: Plain + Pooled + Send + Sync {
+pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
     /// Numbers of depth in one.
     const DEPTH: usize;
 
@@ -146,12 +141,21 @@ pub(super) trait Held<T>: Plain + Pooled + Send + Sync {
         panels: Panels<Self>,
     );
 
+    /// Rows of `width` numbers that follow each other, and the stride of the rows; in `buffer` where they
+    /// are not held so already.
+    fn of_rows<'a>(
+        level: Level,
+        values: &'a [T],
+        width: usize,
+        buffer: &'a mut Vec<Self>,
+    ) -> (&'a [Self], usize);
+
     /// [`Kernel::multiply`](super::Kernel::multiply) of numbers held so.
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>);
 }
 
 /// The part of some panels that one piece of depth takes.
-pub(super) struct Panels<'a, H> {
+pub(crate) struct Panels<'a, H> {
     values: &'a mut [H],
     /// Distance of two panels.
     length: usize,
@@ -266,6 +270,15 @@ impl<T: Real> Held<T> for T {
                 );
             }
         }
+    }
+
+    fn of_rows<'a>(
+        _: Level,
+        values: &'a [T],
+        width: usize,
+        _: &'a mut Vec<Self>,
+    ) -> (&'a [Self], usize) {
+        (values, width)
     }
 
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
@@ -390,6 +403,18 @@ impl<T: Real> Held<T> for Pair {
         }
     }
 
+    fn of_rows<'a>(
+        level: Level,
+        values: &'a [T],
+        width: usize,
+        buffer: &'a mut Vec<Self>,
+    ) -> (&'a [Self], usize) {
+        let stride = width.div_ceil(2);
+        buffer.resize(values.len() / width.max(1) * stride, Self::default());
+        along::<T>(level, values, width, buffer);
+        (buffer, stride)
+    }
+
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
         T::multiply_pairs(level, product, target);
     }
@@ -423,6 +448,41 @@ pub(super) fn panels<T: Element, H: Held<T>>(
             Right::Transposed(matrix) => H::pack_transposed(level, matrix, depth, columns, panels),
         }
         start += size;
+    }
+}
+
+/// A whole right operand in panels of `width` columns, one after the other.
+pub(crate) fn whole<T: Element, H: Held<T>>(level: Level, right: Right<T>, width: usize) -> Vec<H> {
+    let (depth, columns) = (right.depth(), right.columns());
+    let size = depth.div_ceil(H::DEPTH) * width;
+    let mut values = vec![H::default(); columns.div_ceil(width) * size];
+    let panels = Panels {
+        values: &mut values,
+        length: size,
+        start: 0,
+        size,
+        width,
+    };
+    match right {
+        Right::Plain(matrix) => H::pack_plain(level, matrix, 0..depth, 0..columns, panels),
+        Right::Transposed(matrix) => {
+            H::pack_transposed(level, matrix, 0..depth, 0..columns, panels);
+        }
+    }
+    values
+}
+
+/// Rows of `width` numbers that follow each other as rows of pairs.
+fn along<T: Real>(level: Level, values: &[T], width: usize, out: &mut [Pair]) {
+    if width.is_multiple_of(2) {
+        pairs_along::<T>(level, values, out);
+        return;
+    }
+    let rows = values
+        .chunks_exact(width)
+        .zip(out.chunks_exact_mut(width.div_ceil(2)));
+    for (row, out) in rows {
+        pairs_along::<T>(level, row, out);
     }
 }
 
