@@ -83,7 +83,7 @@ impl Comparison {
         self.arms.iter().map(run).collect()
     }
 
-    /// The arms: means over their repeats, with the least and the most.
+    /// The arms: means over their repeats, of memory the most, with the least and the most.
     pub(super) fn sides(&self) -> Vec<Side> {
         let side = |arm: &Arm| {
             let peaks: Vec<f64> = arm.peak_memory_each.iter().map(|b| *b as f64).collect();
@@ -92,7 +92,8 @@ impl Comparison {
                 energy_kwh: spread(&arm.energies_kwh)?,
                 emissions_g: Some(arm.emissions_g),
                 minutes: spread(&arm.minutes_each).unwrap_or(Range::ZERO),
-                memory: spread(&peaks),
+                // As the table has it: what a machine must have.
+                memory: spread(&peaks).map(|range| Range::new(range.low, range.high, range.high)),
                 published: arm.published_bytes.map(|bytes| bytes as f64),
             })
         };

@@ -129,7 +129,7 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        panels: Panels<Self>,
+        pieces: Pieces<Self>,
     );
 
     /// Packs columns `depth` of `matrix`, whose rows `columns` are those of the panels.
@@ -138,7 +138,7 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        panels: Panels<Self>,
+        pieces: Pieces<Self>,
     );
 
     /// Rows of `width` numbers that follow each other, and the stride of the rows; in `buffer` where they
@@ -155,7 +155,7 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
 }
 
 /// The part of some panels that one piece of depth takes.
-pub(crate) struct Panels<'a, H> {
+pub(crate) struct Pieces<'a, H> {
     values: &'a mut [H],
     /// Distance of two panels.
     length: usize,
@@ -167,7 +167,7 @@ pub(crate) struct Panels<'a, H> {
     width: usize,
 }
 
-impl<H> Panels<'_, H> {
+impl<H> Pieces<'_, H> {
     /// The piece in each panel, with the columns out of `columns` that are there.
     fn each(&mut self, columns: Range<usize>) -> impl Iterator<Item = (Range<usize>, &mut [H])> {
         let (width, piece) = (self.width, self.start..self.start + self.size);
@@ -226,11 +226,11 @@ impl<T: Real> Held<T> for T {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        mut panels: Panels<Self>,
+        mut pieces: Pieces<Self>,
     ) {
-        let width = panels.width;
+        let width = pieces.width;
         let dense = matrix.dense();
-        for (columns, out) in panels.each(columns) {
+        for (columns, out) in pieces.each(columns) {
             for (row, out) in depth.clone().zip(out.chunks_exact_mut(width)) {
                 let (now, past) = out.split_at_mut(columns.len());
                 if let Some((values, stride)) = dense {
@@ -248,11 +248,11 @@ impl<T: Real> Held<T> for T {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        mut panels: Panels<Self>,
+        mut pieces: Pieces<Self>,
     ) {
-        let width = panels.width;
+        let width = pieces.width;
         let dense = matrix.dense();
-        for (rows, out) in panels.each(columns) {
+        for (rows, out) in pieces.each(columns) {
             if let Some((values, stride)) = dense {
                 let from = &values[rows.start * stride + depth.start..];
                 turn(level, from, stride, rows.len(), depth.len(), width, out);
@@ -332,20 +332,20 @@ impl<T: Real> Held<T> for Pair {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        mut panels: Panels<Self>,
+        mut pieces: Pieces<Self>,
     ) {
         /// Rows that are expanded at a time.
         const ROWS: usize = 16;
-        let width = panels.width;
+        let width = pieces.width;
         if let Some((values, stride)) = matrix.dense() {
-            for (columns, out) in panels.each(columns) {
+            for (columns, out) in pieces.each(columns) {
                 let from = &values[depth.start * stride + columns.start..];
                 pairs_across::<T>(level, from, stride, depth.len(), columns.len(), width, out);
             }
             return;
         }
         if let Some((values, stride)) = matrix.dense_bf16() {
-            for (columns, out) in panels.each(columns) {
+            for (columns, out) in pieces.each(columns) {
                 let from = &values[depth.start * stride + columns.start..];
                 pairs_across::<bf16>(level, from, stride, depth.len(), columns.len(), width, out);
             }
@@ -358,7 +358,7 @@ impl<T: Real> Held<T> for Pair {
             for (row, out) in rows.chunks_exact_mut(stride.max(1)).take(count).enumerate() {
                 matrix.fill_bf16(depth.start + first + row, columns.clone(), out);
             }
-            for (part, out) in panels.each(0..stride) {
+            for (part, out) in pieces.each(0..stride) {
                 let out = &mut out[first / 2 * width..];
                 let from = &rows[part.start..];
                 pairs_across::<bf16>(level, from, stride, count, part.len(), width, out);
@@ -371,9 +371,9 @@ impl<T: Real> Held<T> for Pair {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         columns: Range<usize>,
-        mut panels: Panels<Self>,
+        mut pieces: Pieces<Self>,
     ) {
-        let width = panels.width;
+        let width = pieces.width;
         // Where rows are stored in bf16, their pairs are there already.
         let stored = matrix.dense_bf16().and_then(|(values, stride)| {
             let whole = stride.is_multiple_of(2)
@@ -381,7 +381,7 @@ impl<T: Real> Held<T> for Pair {
                 && depth.len().is_multiple_of(2);
             Some((Pair::of_numbers(values).filter(|_| whole)?, stride / 2))
         });
-        for (rows, out) in panels.each(columns) {
+        for (rows, out) in pieces.each(columns) {
             if let Some((pairs, stride)) = stored {
                 let from = &pairs[rows.start * stride + depth.start / 2..];
                 turn(level, from, stride, rows.len(), depth.len() / 2, width, out);
@@ -435,7 +435,7 @@ pub(super) fn panels<T: Element, H: Held<T>>(
     let length = sizes.clone().sum();
     let mut start = 0;
     for ((term, depth), size) in block.iter().zip(sizes) {
-        let panels = Panels {
+        let pieces = Pieces {
             values: out,
             length,
             start,
@@ -444,8 +444,8 @@ pub(super) fn panels<T: Element, H: Held<T>>(
         };
         let (depth, columns) = (depth.clone(), columns.clone());
         match terms[*term].right {
-            Right::Plain(matrix) => H::pack_plain(level, matrix, depth, columns, panels),
-            Right::Transposed(matrix) => H::pack_transposed(level, matrix, depth, columns, panels),
+            Right::Plain(matrix) => H::pack_plain(level, matrix, depth, columns, pieces),
+            Right::Transposed(matrix) => H::pack_transposed(level, matrix, depth, columns, pieces),
         }
         start += size;
     }
@@ -456,7 +456,7 @@ pub(crate) fn whole<T: Element, H: Held<T>>(level: Level, right: Right<T>, width
     let (depth, columns) = (right.depth(), right.columns());
     let size = depth.div_ceil(H::DEPTH) * width;
     let mut values = vec![H::default(); columns.div_ceil(width) * size];
-    let panels = Panels {
+    let pieces = Pieces {
         values: &mut values,
         length: size,
         start: 0,
@@ -464,9 +464,9 @@ pub(crate) fn whole<T: Element, H: Held<T>>(level: Level, right: Right<T>, width
         width,
     };
     match right {
-        Right::Plain(matrix) => H::pack_plain(level, matrix, 0..depth, 0..columns, panels),
+        Right::Plain(matrix) => H::pack_plain(level, matrix, 0..depth, 0..columns, pieces),
         Right::Transposed(matrix) => {
-            H::pack_transposed(level, matrix, 0..depth, 0..columns, panels);
+            H::pack_transposed(level, matrix, 0..depth, 0..columns, pieces);
         }
     }
     values
