@@ -23,7 +23,6 @@ lora: {{r: 16, alpha: 32}}
 data: {{train: {data}/train.jsonl, eval: {data}/eval.jsonl}}
 max_length: 256
 batch_size: 8
-max_steps: {steps}
 learning_rate: 1.0e-3
 eval_steps: never
 save_steps: never
@@ -98,7 +97,7 @@ def main():
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        text = RECIPE.format(model=a.model, data=ROOT / "datasets" / "city-trees", steps=60)
+        text = RECIPE.format(model=a.model, data=ROOT / "datasets" / "city-trees")
         (folder / "recipe.yaml").write_text(text)
         for number, (name, changes) in enumerate(SHAPES.items()):
             rows[name] = measured(a, folder, number, changes)

@@ -291,6 +291,7 @@ fn what_is_wrong_is_said_in_one_line_with_a_hint_and_nothing_is_left() {
     );
 
     // The model.
+    desk.refuses_to_train(&["init_scale=1"], 2, &["`init_scale`"]);
     desk.refuses_to_train(&["model=nowhere"], 2, &["`nowhere`"]);
     desk.refuses_to_train(&["model=builtin:nothing"], 2, &["`builtin:nothing`"]);
     let model = desk.path("model");

@@ -83,7 +83,8 @@ pub fn lora_linear(
     by_element!(x, T => {
         let x = view::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
-        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, group);
+        let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
+        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, round);
         let mut outputs = Vec::with_capacity(group.len());
         let mut branches = Vec::with_capacity(group.len());
         for projection in group {
@@ -140,8 +141,7 @@ pub fn lora_linear_backward(
     by_element!(x, T => {
         let x = view::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
-        // Going back, the input is no left operand, which alone is worth rounding beforehand.
-        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, &[]);
+        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, false);
         let mut dx = Sum::new(tokens, input);
         let mut branch_dx = branch_x.as_ref().map(|_| Sum::new(tokens, input));
         for (((projection, dy), kept), grads) in group.iter().zip(dys).zip(&kept.branches).zip(grads) {
@@ -195,8 +195,6 @@ impl<'a, T: Real> Operand<'a, T> {
 struct Inputs<'a, T> {
     x: Operand<'a, T>,
     branch_x: Option<Operand<'a, T>>,
-    tokens: usize,
-    input: usize,
 }
 
 /// What the adjoint of a branch hands to that of the input.
@@ -231,21 +229,18 @@ impl<T: Real> Sum<T> {
 }
 
 impl<'a, T: Real> Inputs<'a, T> {
-    /// Inputs `[tokens, input]` that are the left operands of products with the weights of `group`.
+    /// Inputs `[tokens, input]`, rounded beforehand if `round`, as is worth it for left operands alone.
     fn new(
         x: &'a [T],
         branch_x: Option<&'a [T]>,
         tokens: usize,
         input: usize,
-        group: &[Projection],
+        round: bool,
     ) -> Self {
-        let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
         let operand = |values| Operand::new(values, tokens, input, round);
         Self {
             x: operand(x),
             branch_x: branch_x.map(operand),
-            tokens,
-            input,
         }
     }
 
@@ -254,7 +249,7 @@ impl<'a, T: Real> Inputs<'a, T> {
     }
 
     fn forward(&self, projection: &Projection) -> Result<(Tensor, Option<BranchKept>)> {
-        let (tokens, input) = (self.tokens, self.input);
+        let (tokens, input) = (self.x.rows, self.x.columns);
         let (out, _) = projection.weight.dims()?;
         let mut y = zeroed::<T>(tokens * out);
         let Some(branch) = projection.branch else {
@@ -320,7 +315,7 @@ impl<'a, T: Real> Inputs<'a, T> {
         grads: Option<&BranchGrads>,
         dy: &Operand<T>,
     ) -> Result<BranchBack<'b, T>> {
-        let (tokens, input, rank) = (self.tokens, self.input, low_rank.rank());
+        let (tokens, input, rank) = (self.x.rows, self.x.columns, low_rank.rank());
         let (out, _) = weight.dims()?;
         let rounded = weight.multiplies_in_bf16();
         let rescaled = match &low_rank.dora {
@@ -389,7 +384,7 @@ impl<'a, T: Real> Inputs<'a, T> {
         dx: &mut Sum<T>,
         branch_dx: Option<&mut Sum<T>>,
     ) -> Result<()> {
-        let tokens = self.tokens;
+        let (tokens, input) = (self.x.rows, self.x.columns);
         let (out, _) = projection.weight.dims()?;
         projection.weight.with_rows::<T, _>(|rows| {
             let Some(branch) = branch else {
@@ -398,8 +393,7 @@ impl<'a, T: Real> Inputs<'a, T> {
             };
             let rank = branch.low_rank.rank();
             let a = view::<T>(&branch.low_rank.a)?;
-            let a =
-                Dense::new(&a, rank, self.input).rounded(projection.weight.multiplies_in_bf16());
+            let a = Dense::new(&a, rank, input).rounded(projection.weight.multiplies_in_bf16());
             let low = plain(Left::plain(&branch.reduced, tokens, rank), &a);
             match (branch_dx, &branch.rescaled) {
                 (None, dz) => {

@@ -8,9 +8,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::documents::Documents;
-use half::bf16;
-
-use crate::gemm::{Held, Product, Right, Rows, Target, Tile, round, whole};
+use crate::gemm::{Dense, Held, Product, Right, Target, Tile, whole};
 use crate::vector::{Real, levels};
 
 /// The rows of one head, within the rows of all heads.
@@ -60,6 +58,10 @@ impl<'a, T: Real> HeadRows<'a, T> {
         out
     }
 
+    fn matrix(&self) -> Dense<'a, T> {
+        Dense::strided(self.values, self.rows, self.width, self.stride)
+    }
+
     /// The same numbers as one head that stands alone.
     pub(super) fn alone(values: &'a [T], width: usize) -> Self {
         Self {
@@ -68,28 +70,6 @@ impl<'a, T: Real> HeadRows<'a, T> {
             width,
             rows: values.len() / width,
         }
-    }
-}
-
-impl<T: Real> Rows<T> for HeadRows<'_, T> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn columns(&self) -> usize {
-        self.width
-    }
-
-    fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
-        out.copy_from_slice(&self.row(row)[columns]);
-    }
-
-    fn dense(&self) -> Option<(&[T], usize)> {
-        Some((self.values, self.stride))
-    }
-
-    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
-        round::<T>(Level::detect(), &self.row(row)[columns], out);
     }
 }
 
@@ -113,7 +93,7 @@ impl<H> Panels<H> {
     where
         H: Held<T>,
     {
-        Self::new(level, Right::Plain(head))
+        Self::new(level, Right::Plain(&head.matrix()))
     }
 
     /// Its transpose: depth runs over the head's width, columns over its rows.
@@ -121,7 +101,7 @@ impl<H> Panels<H> {
     where
         H: Held<T>,
     {
-        Self::new(level, Right::Transposed(head))
+        Self::new(level, Right::Transposed(&head.matrix()))
     }
 
     fn new<T: Real>(level: Level, right: Right<T>) -> Self

@@ -22,6 +22,7 @@ pub struct Dense<'a, T> {
     values: &'a [T],
     rows: usize,
     columns: usize,
+    stride: usize,
     rounded: bool,
 }
 
@@ -33,10 +34,16 @@ impl<'a, T> Dense<'a, T> {
             rows * columns,
             "matrix: length does not fit its shape"
         );
+        Self::strided(values, rows, columns, columns)
+    }
+
+    /// A matrix `[rows, columns]` whose rows begin `stride` apart.
+    pub(crate) fn strided(values: &'a [T], rows: usize, columns: usize, stride: usize) -> Self {
         Self {
             values,
             rows,
             columns,
+            stride,
             rounded: false,
         }
     }
@@ -58,11 +65,11 @@ impl<T: Real> Rows<T> for Dense<'_, T> {
     }
 
     fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
-        out.copy_from_slice(&self.values[row * self.columns..][columns]);
+        out.copy_from_slice(&self.values[row * self.stride..][columns]);
     }
 
     fn dense(&self) -> Option<(&[T], usize)> {
-        Some((self.values, self.columns))
+        Some((self.values, self.stride))
     }
 
     fn rounded(&self) -> bool {
@@ -72,7 +79,7 @@ impl<T: Real> Rows<T> for Dense<'_, T> {
     fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
         round::<T>(
             Level::detect(),
-            &self.values[row * self.columns..][columns],
+            &self.values[row * self.stride..][columns],
             out,
         );
     }
@@ -132,14 +139,12 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         pieces: Pieces<Self>,
     );
 
-    /// Packs columns `depth` of `matrix`, whose rows `columns` are those of the panels.
-    fn pack_transposed(
-        level: Level,
-        matrix: &dyn Rows<T>,
-        depth: Range<usize>,
-        columns: Range<usize>,
-        pieces: Pieces<Self>,
-    );
+    /// The columns `depth` of `matrix`, from its first row on, and the stride of its rows, where its numbers are
+    /// stored as they are held.
+    fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)>;
+
+    /// Writes a piece of a row of `matrix`.
+    fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]);
 
     /// Rows of `width` numbers that follow each other, and the stride of the rows; in `buffer` where they
     /// are not held so already.
@@ -243,33 +248,13 @@ impl<T: Real> Held<T> for T {
         }
     }
 
-    fn pack_transposed(
-        level: Level,
-        matrix: &dyn Rows<T>,
-        depth: Range<usize>,
-        columns: Range<usize>,
-        mut pieces: Pieces<Self>,
-    ) {
-        let width = pieces.width;
-        let dense = matrix.dense();
-        for (rows, out) in pieces.each(columns) {
-            if let Some((values, stride)) = dense {
-                let from = &values[rows.start * stride + depth.start..];
-                turn(level, from, stride, rows.len(), depth.len(), width, out);
-            } else {
-                in_strips(
-                    level,
-                    rows,
-                    depth.clone(),
-                    1,
-                    width,
-                    out,
-                    |row, piece, out| {
-                        matrix.fill(row, piece, out);
-                    },
-                );
-            }
-        }
+    fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)> {
+        let (values, stride) = matrix.dense()?;
+        Some((&values[depth.start..], stride))
+    }
+
+    fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
+        matrix.fill(row, columns, out);
     }
 
     fn of_rows<'a>(
@@ -313,7 +298,7 @@ impl<T: Real> Held<T> for Pair {
             return;
         }
         assert_eq!(left.row_stride, 1, "left operands lie along one direction");
-        let mut across = vec![Pair::default(); length * count];
+        let mut across = Scratch::new(length * count);
         let from = &left.values[at(rows.start, depth.start)..];
         pairs_across::<T>(
             level,
@@ -336,71 +321,59 @@ impl<T: Real> Held<T> for Pair {
     ) {
         /// Rows that are expanded at a time.
         const ROWS: usize = 16;
-        let width = pieces.width;
+        let (rows, count) = (depth.len(), columns.len());
+        let first = |stride| depth.start * stride + columns.start;
         if let Some((values, stride)) = matrix.dense() {
-            for (columns, out) in pieces.each(columns) {
-                let from = &values[depth.start * stride + columns.start..];
-                pairs_across::<T>(level, from, stride, depth.len(), columns.len(), width, out);
-            }
+            across::<T>(
+                level,
+                &values[first(stride)..],
+                stride,
+                rows,
+                count,
+                &mut pieces,
+                0,
+            );
             return;
         }
         if let Some((values, stride)) = matrix.dense_bf16() {
-            for (columns, out) in pieces.each(columns) {
-                let from = &values[depth.start * stride + columns.start..];
-                pairs_across::<bf16>(level, from, stride, depth.len(), columns.len(), width, out);
-            }
+            across::<bf16>(
+                level,
+                &values[first(stride)..],
+                stride,
+                rows,
+                count,
+                &mut pieces,
+                0,
+            );
             return;
         }
-        let stride = columns.len();
-        let mut rows = vec![bf16::ZERO; ROWS * stride];
-        for first in (0..depth.len()).step_by(ROWS) {
-            let count = ROWS.min(depth.len() - first);
-            for (row, out) in rows.chunks_exact_mut(stride.max(1)).take(count).enumerate() {
+        let mut expanded = vec![bf16::ZERO; ROWS * count];
+        for first in (0..rows).step_by(ROWS) {
+            let rows = ROWS.min(rows - first);
+            for (row, out) in expanded
+                .chunks_exact_mut(count.max(1))
+                .take(rows)
+                .enumerate()
+            {
                 matrix.fill_bf16(depth.start + first + row, columns.clone(), out);
             }
-            for (part, out) in pieces.each(0..stride) {
-                let out = &mut out[first / 2 * width..];
-                let from = &rows[part.start..];
-                pairs_across::<bf16>(level, from, stride, count, part.len(), width, out);
-            }
+            across::<bf16>(level, &expanded, count, rows, count, &mut pieces, first / 2);
         }
     }
 
-    fn pack_transposed(
-        level: Level,
-        matrix: &dyn Rows<T>,
-        depth: Range<usize>,
-        columns: Range<usize>,
-        mut pieces: Pieces<Self>,
-    ) {
-        let width = pieces.width;
-        // Where rows are stored in bf16, their pairs are there already.
-        let stored = matrix.dense_bf16().and_then(|(values, stride)| {
-            let whole = stride.is_multiple_of(2)
-                && depth.start.is_multiple_of(2)
-                && depth.len().is_multiple_of(2);
-            Some((Pair::of_numbers(values).filter(|_| whole)?, stride / 2))
-        });
-        for (rows, out) in pieces.each(columns) {
-            if let Some((pairs, stride)) = stored {
-                let from = &pairs[rows.start * stride + depth.start / 2..];
-                turn(level, from, stride, rows.len(), depth.len() / 2, width, out);
-                continue;
-            }
-            in_strips(
-                level,
-                rows,
-                depth.clone(),
-                2,
-                width,
-                out,
-                |row, piece, out| {
-                    let (numbers, past) = Pair::numbers_mut(out).split_at_mut(piece.len());
-                    matrix.fill_bf16(row, piece, numbers);
-                    past.fill(bf16::ZERO);
-                },
-            );
-        }
+    fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)> {
+        let (values, stride) = matrix.dense_bf16()?;
+        let even = [stride, depth.start, depth.len()]
+            .iter()
+            .all(|count| count.is_multiple_of(2));
+        let pairs = Pair::of_numbers(values).filter(|_| even)?;
+        Some((&pairs[depth.start / 2..], stride / 2))
+    }
+
+    fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
+        let (numbers, past) = Pair::numbers_mut(out).split_at_mut(columns.len());
+        matrix.fill_bf16(row, columns, numbers);
+        past.fill(bf16::ZERO);
     }
 
     fn of_rows<'a>(
@@ -442,11 +415,13 @@ pub(super) fn panels<T: Element, H: Held<T>>(
             size,
             width,
         };
-        let (depth, columns) = (depth.clone(), columns.clone());
-        match terms[*term].right {
-            Right::Plain(matrix) => H::pack_plain(level, matrix, depth, columns, pieces),
-            Right::Transposed(matrix) => H::pack_transposed(level, matrix, depth, columns, pieces),
-        }
+        pack(
+            level,
+            terms[*term].right,
+            depth.clone(),
+            columns.clone(),
+            pieces,
+        );
         start += size;
     }
 }
@@ -463,12 +438,7 @@ pub(crate) fn whole<T: Element, H: Held<T>>(level: Level, right: Right<T>, width
         size,
         width,
     };
-    match right {
-        Right::Plain(matrix) => H::pack_plain(level, matrix, 0..depth, 0..columns, pieces),
-        Right::Transposed(matrix) => {
-            H::pack_transposed(level, matrix, 0..depth, 0..columns, pieces);
-        }
-    }
+    pack(level, right, 0..depth, 0..columns, pieces);
     values
 }
 
@@ -486,53 +456,79 @@ fn along<T: Real>(level: Level, values: &[T], width: usize, out: &mut [Pair]) {
     }
 }
 
-/// Turns so many rows of numbers as they are held into the columns of a panel.
-fn turn<H: Plain>(
+/// Packs the depth `depth` of a right operand's columns `columns`.
+fn pack<T: Element, H: Held<T>>(
     level: Level,
-    from: &[H],
-    stride: usize,
-    rows: usize,
-    depth: usize,
-    width: usize,
-    out: &mut [H],
+    right: Right<T>,
+    depth: Range<usize>,
+    columns: Range<usize>,
+    mut pieces: Pieces<H>,
 ) {
-    if rows < width {
-        out.fill(H::default());
+    let matrix = match right {
+        Right::Plain(matrix) => return H::pack_plain(level, matrix, depth, columns, pieces),
+        Right::Transposed(matrix) => matrix,
+    };
+    let width = pieces.width;
+    let stored = H::stored(matrix, &depth);
+    let held = depth.len().div_ceil(H::DEPTH);
+    for (rows, out) in pieces.each(columns) {
+        if rows.len() < width {
+            out.fill(H::default());
+        }
+        if let Some((values, stride)) = stored {
+            let from = &values[rows.start * stride..];
+            transpose::<H>(level, from, stride, rows.len(), held, out, width);
+        } else {
+            in_strips(level, matrix, rows, &depth, width, out);
+        }
     }
-    transpose::<H>(level, from, stride, rows, depth, out, width);
 }
 
-/// Turns rows that have to be expanded into the columns of a panel, strip by strip. `fill` writes a piece
-/// of a row, of `per_held` numbers in each that is held.
-fn in_strips<H: Plain>(
+/// Turns rows that have to be expanded into the columns of a panel, strip by strip.
+fn in_strips<T, H: Held<T>>(
     level: Level,
+    matrix: &dyn Rows<T>,
     rows: Range<usize>,
-    depth: Range<usize>,
-    per_held: usize,
+    depth: &Range<usize>,
     width: usize,
     out: &mut [H],
-    mut fill: impl FnMut(usize, Range<usize>, &mut [H]),
 ) {
     /// Depth, in held numbers, of the piece of rows that is expanded, then transposed, at a time.
     const PIECE: usize = 64;
     /// Rows that are transposed at a time.
     const STRIP: usize = 16;
-    if rows.len() < width {
-        out.fill(H::default());
-    }
     let mut scratch = [H::default(); STRIP * PIECE];
     for first in (0..rows.len()).step_by(STRIP) {
         let count = STRIP.min(rows.len() - first);
         let strip = rows.start + first..rows.start + first + count;
-        for start in (depth.start..depth.end).step_by(PIECE * per_held) {
-            let piece = start..depth.end.min(start + PIECE * per_held);
-            let held = piece.len().div_ceil(per_held);
+        for start in depth.clone().step_by(PIECE * H::DEPTH) {
+            let piece = start..depth.end.min(start + PIECE * H::DEPTH);
+            let held = piece.len().div_ceil(H::DEPTH);
             for (row, out) in strip.clone().zip(scratch.chunks_exact_mut(PIECE)) {
-                fill(row, piece.clone(), &mut out[..held]);
+                H::expand(matrix, row, piece.clone(), &mut out[..held]);
             }
-            let to = &mut out[(start - depth.start) / per_held * width + first..];
+            let to = &mut out[(start - depth.start) / H::DEPTH * width + first..];
             transpose::<H>(level, &scratch, PIECE, count, held, to, width);
         }
+    }
+}
+
+/// Packs `depth` rows of `count` numbers, that lie `stride` apart, in pairs of one row and the next, from
+/// the pair `first` of the pieces on.
+fn across<N: Round>(
+    level: Level,
+    values: &[N],
+    stride: usize,
+    depth: usize,
+    count: usize,
+    pieces: &mut Pieces<Pair>,
+    first: usize,
+) {
+    let width = pieces.width;
+    for (columns, out) in pieces.each(0..count) {
+        let out = &mut out[first * width..];
+        let from = &values[columns.start..];
+        pairs_across::<N>(level, from, stride, depth, columns.len(), width, out);
     }
 }
 
