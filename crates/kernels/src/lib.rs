@@ -15,10 +15,11 @@
 //! | rows of the embedding | [`embedding`] |
 //! | the update | [`adamw`] |
 //! | all of it on an NVIDIA GPU, with the feature `cuda` | `cuda` |
-//! | what all of them stand on | [`documents`], [`host`], [`cpu`] |
+//! | what all of them stand on | [`documents`], [`host`], [`cpu`], [`arena`] |
 
 pub mod activation;
 pub mod adamw;
+pub mod arena;
 pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
