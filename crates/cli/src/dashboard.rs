@@ -8,11 +8,14 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
-use sparsam_tracker::format;
+use sparsam_tracker::{Gauge, accounting, format};
 
 use crate::figures::{duration, significant, thousands};
 use crate::interrupt;
@@ -22,6 +25,8 @@ pub(crate) mod screen;
 
 /// Between two pictures.
 const DRAW_EVERY: Duration = Duration::from_millis(250);
+/// Between two pictures while nothing happens.
+const LIVE_EVERY: Duration = Duration::from_secs(1);
 /// Points that are kept of a curve; more are joined in pairs.
 const POINTS: usize = 1024;
 /// Lines of what was said that are kept to be shown.
@@ -29,17 +34,36 @@ const SAID: usize = 50;
 /// The weight of a new step in the smoothed loss; the first ones weigh alike.
 const FRESH: f64 = 0.1;
 
-/// What is known after a step, beside what every form of progress shows.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Detail {
-    /// Names and watts.
-    pub(crate) components: Vec<(String, f64)>,
-    /// Energy so far, kWh.
-    pub(crate) energy_kwh: f64,
+/// How far a run is with its budget.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Budgeted {
     /// The part of the budget for training that is used.
-    pub(crate) used: Option<f64>,
-    /// What is used of each limit, in words.
-    pub(crate) budget: Option<String>,
+    pub(crate) used: f64,
+    /// What is used of each limit.
+    pub(crate) words: String,
+}
+
+/// What is drawn and emitted now.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Figures {
+    watts: Option<f64>,
+    grams: Option<f64>,
+    /// Energy so far, kWh.
+    energy_kwh: f64,
+    /// Names and watts.
+    components: Vec<(String, f64)>,
+}
+
+impl Figures {
+    fn of(gauge: &Gauge) -> Self {
+        let live = gauge.live();
+        Self {
+            watts: live.watts,
+            grams: live.emissions_g.central,
+            energy_kwh: accounting::kwh(live.joules).central,
+            components: gauge.components(),
+        }
+    }
 }
 
 /// What is shown.
@@ -59,13 +83,15 @@ struct State {
     evaluations: Vec<(f64, f64)>,
     best: Option<(u64, f64)>,
     tokens_per_second: f64,
+    budget: Option<Budgeted>,
     grams: Option<f64>,
     watts: Curve,
-    detail: Detail,
-    /// Seconds and kWh when this session's first step was done.
+    components: Vec<(String, f64)>,
+    /// Energy so far, kWh.
+    energy_kwh: f64,
+    /// Seconds and kWh when this session's first step was done, and its last.
     before: Option<(f64, f64)>,
-    /// Since this session's first step, seconds.
-    elapsed: f64,
+    reached: (f64, f64),
     said: VecDeque<String>,
 }
 
@@ -108,13 +134,12 @@ impl State {
         let done = self.step.saturating_sub(self.first) as f64;
         let by_steps = (done > 0.0).then(|| {
             let to_do = self.total.saturating_sub(self.step) as f64;
-            self.elapsed / done * to_do
+            self.reached.0 / done * to_do
         });
-        let by_budget = self
-            .detail
-            .used
+        let used = self.budget.as_ref().map(|budget| budget.used);
+        let by_budget = used
             .filter(|used| *used > 0.0)
-            .map(|used| self.elapsed * (1.0 - used).max(0.0) / used);
+            .map(|used| self.reached.0 * (1.0 - used).max(0.0) / used);
         match (by_steps, by_budget) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (one, None) | (None, one) => one,
@@ -123,10 +148,11 @@ impl State {
 
     /// The energy at the end, as things go now, kWh.
     fn expected_kwh(&self) -> Option<f64> {
-        let (began, had) = self.before?;
-        let (seconds, since) = (self.elapsed - began, self.detail.energy_kwh - had);
+        let ((began, had), (reached, has)) = (self.before?, self.reached);
+        let (seconds, since) = (reached - began, has - had);
         let left = self.left()?;
-        (seconds > 0.0 && since > 0.0).then(|| self.detail.energy_kwh + since / seconds * left)
+        let expected = has + since / seconds * left;
+        (seconds > 0.0 && since > 0.0).then(|| expected.max(self.energy_kwh))
     }
 
     fn note(&mut self, text: &str) {
@@ -142,7 +168,8 @@ impl State {
         self.step = step;
         self.doing = None;
         self.tokens_per_second = tokens_per_second;
-        self.elapsed = elapsed;
+        self.reached = (elapsed, self.energy_kwh);
+        self.before.get_or_insert(self.reached);
         if loss.is_finite() {
             self.seen += 1;
             let weight = FRESH.max(1.0 / self.seen as f64);
@@ -154,13 +181,14 @@ impl State {
         }
     }
 
-    fn told(&mut self, detail: Detail, watts: Option<f64>, grams: Option<f64>) {
-        self.before.get_or_insert((self.elapsed, detail.energy_kwh));
-        self.grams = grams;
-        if let Some(watts) = watts {
-            self.watts.push(self.elapsed, watts);
+    /// What the meters say at a time since the start, seconds.
+    fn measured(&mut self, figures: Figures, elapsed: f64) {
+        self.grams = figures.grams;
+        if let Some(watts) = figures.watts {
+            self.watts.push(elapsed, watts);
         }
-        self.detail = detail;
+        self.components = figures.components;
+        self.energy_kwh = figures.energy_kwh;
     }
 
     fn evaluated(&mut self, step: u64, loss: f64, best: bool) {
@@ -194,8 +222,8 @@ impl State {
             let left = Duration::from_secs_f64(left.clamp(0.0, 1e9));
             figures.push(("left", duration(left)));
         }
-        if self.detail.energy_kwh > 0.0 {
-            let mut text = format::energy_central(self.detail.energy_kwh);
+        if self.energy_kwh > 0.0 {
+            let mut text = format::energy_central(self.energy_kwh);
             if let Some(expected) = self.expected_kwh() {
                 let _ = write!(text, " of about {}", format::energy_central(expected));
             }
@@ -215,9 +243,20 @@ impl State {
     }
 }
 
-/// The dashboard on the real terminal. Dropping it gives the terminal back.
+/// The dashboard on the real terminal, drawn again by a thread of its own while nothing happens. Dropping it
+/// gives the terminal back.
+#[derive(Debug)]
 pub(crate) struct Dashboard {
+    screen: Arc<Mutex<Screen>>,
+    /// Closed when the dashboard goes, for which the thread waits.
+    open: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The terminal and what is shown on it.
+struct Screen {
     terminal: Terminal<CrosstermBackend<io::Stderr>>,
+    gauge: Gauge,
     state: State,
     started: Instant,
     drawn: Option<Instant>,
@@ -225,11 +264,29 @@ pub(crate) struct Dashboard {
     said: Vec<String>,
 }
 
-impl std::fmt::Debug for Dashboard {
+impl std::fmt::Debug for Screen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dashboard")
+        f.debug_struct("Screen")
             .field("state", &self.state)
             .finish_non_exhaustive()
+    }
+}
+
+impl Screen {
+    /// A picture that cannot be drawn is no reason to end a run.
+    fn draw(&mut self) {
+        if screen::is_stale() {
+            let _ = self.terminal.clear();
+        }
+        let elapsed = self.started.elapsed().as_secs_f64();
+        self.state.measured(Figures::of(&self.gauge), elapsed);
+        let state = &self.state;
+        let _ = self.terminal.draw(|frame| draw::draw(frame, state));
+        self.drawn = Some(Instant::now());
+    }
+
+    fn is_due(&self, every: Duration) -> bool {
+        self.drawn.is_none_or(|drawn| drawn.elapsed() >= every)
     }
 }
 
@@ -238,11 +295,12 @@ impl Dashboard {
     ///
     /// # Errors
     /// The terminal's size cannot be told.
-    pub(crate) fn open(title: &str, total: u64, done: u64) -> io::Result<Self> {
+    pub(crate) fn open(title: &str, gauge: Gauge, total: u64, done: u64) -> io::Result<Self> {
         let terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
         screen::enter();
-        let mut dashboard = Self {
+        let mut screen = Screen {
             terminal,
+            gauge,
             state: State {
                 title: title.to_owned(),
                 total,
@@ -254,60 +312,81 @@ impl Dashboard {
             drawn: None,
             said: Vec::new(),
         };
-        dashboard.draw();
-        Ok(dashboard)
+        screen.draw();
+        let screen = Arc::new(Mutex::new(screen));
+        let (open, closed) = mpsc::channel();
+        let shared = Arc::clone(&screen);
+        // Without the thread the picture still changes with every step.
+        let thread = thread::Builder::new()
+            .name("dashboard".to_owned())
+            .spawn(move || {
+                while closed.recv_timeout(LIVE_EVERY) == Err(RecvTimeoutError::Timeout) {
+                    let mut screen = locked(&shared);
+                    if screen.is_due(LIVE_EVERY / 2) {
+                        screen.draw();
+                    }
+                }
+            })
+            .ok();
+        Ok(Self {
+            screen,
+            open: Some(open),
+            thread,
+        })
     }
 
     /// A step is done.
     pub(crate) fn stepped(
-        &mut self,
+        &self,
         (step, loss, tokens_per_second): (u64, f64, f64),
-        (watts, grams): (Option<f64>, Option<f64>),
-        detail: Detail,
+        budget: Option<Budgeted>,
     ) {
-        let elapsed = self.started.elapsed().as_secs_f64();
-        self.state.stepped(step, loss, tokens_per_second, elapsed);
-        self.state.told(detail, watts, grams);
-        if self.drawn.is_none_or(|drawn| drawn.elapsed() >= DRAW_EVERY) {
-            self.draw();
+        let mut screen = locked(&self.screen);
+        let elapsed = screen.started.elapsed().as_secs_f64();
+        screen.state.budget = budget;
+        screen.state.stepped(step, loss, tokens_per_second, elapsed);
+        if screen.is_due(DRAW_EVERY) {
+            screen.draw();
         }
     }
 
     /// The evaluation data was measured.
-    pub(crate) fn evaluated(&mut self, step: u64, loss: f64, best: bool) {
-        self.state.evaluated(step, loss, best);
-        self.draw();
+    pub(crate) fn evaluated(&self, step: u64, loss: f64, best: bool) {
+        let mut screen = locked(&self.screen);
+        screen.state.evaluated(step, loss, best);
+        screen.draw();
     }
 
     /// Something is said.
-    pub(crate) fn note(&mut self, text: &str) {
-        self.said.push(text.to_owned());
-        self.state.note(text);
-        self.draw();
+    pub(crate) fn note(&self, text: &str) {
+        let mut screen = locked(&self.screen);
+        screen.said.push(text.to_owned());
+        screen.state.note(text);
+        screen.draw();
     }
 
     /// Something is done between steps.
-    pub(crate) fn doing(&mut self, what: &str) {
-        self.state.doing = Some(what.to_owned());
-        self.draw();
+    pub(crate) fn doing(&self, what: &str) {
+        let mut screen = locked(&self.screen);
+        screen.state.doing = Some(what.to_owned());
+        screen.draw();
     }
+}
 
-    /// A picture that cannot be drawn is no reason to end a run.
-    fn draw(&mut self) {
-        if screen::is_stale() {
-            let _ = self.terminal.clear();
-        }
-        let state = &self.state;
-        let _ = self.terminal.draw(|frame| draw::draw(frame, state));
-        self.drawn = Some(Instant::now());
-    }
+/// The screen, whatever became of the thread that had it before.
+fn locked(screen: &Mutex<Screen>) -> MutexGuard<'_, Screen> {
+    screen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Dashboard {
     fn drop(&mut self) {
+        self.open = None;
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
         screen::leave();
         let mut stderr = io::stderr().lock();
-        for text in &self.said {
+        for text in &locked(&self.screen).said {
             let _ = writeln!(stderr, "{text}");
         }
     }
@@ -327,14 +406,14 @@ mod tests {
         };
         for step in 1..=100u64 {
             let elapsed = step as f64 * 0.5;
-            state.stepped(step, 3.0 / (1.0 + step as f64 / 20.0), 1234.0, elapsed);
-            let detail = Detail {
-                components: vec![("CPU package 0".into(), 42.0), ("memory".into(), 3.0)],
+            let figures = Figures {
+                watts: Some(45.0),
+                grams: Some(0.25),
                 energy_kwh: 0.001 + elapsed * 45.0 / 3.6e6,
-                used: None,
-                budget: None,
+                components: vec![("CPU package 0".into(), 42.0), ("memory".into(), 3.0)],
             };
-            state.told(detail, Some(45.0), Some(0.25));
+            state.measured(figures, elapsed);
+            state.stepped(step, 3.0 / (1.0 + step as f64 / 20.0), 1234.0, elapsed);
         }
         state.evaluated(0, 3.1, false);
         state.evaluated(100, 0.61, true);
@@ -385,11 +464,41 @@ mod tests {
         assert!(dots.count() > 20, "{text}");
     }
 
+    /// Power and energy go on while the evaluation data is measured; what is expected is not less than what
+    /// was used.
+    #[test]
+    fn between_steps_the_meters_go_on() {
+        let mut state = state();
+        state.doing = Some("measuring the evaluation data".to_owned());
+        let figures = Figures {
+            watts: Some(31.0),
+            grams: Some(0.75),
+            energy_kwh: 0.25,
+            components: vec![("CPU package 0".into(), 31.0)],
+        };
+        state.measured(figures, 500.0);
+        let text = shown(&state, 90, 26);
+        for part in [
+            "measuring the evaluation data",
+            "31 W",
+            "0.75 gCO2e",
+            "250 Wh of about 250 Wh",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        assert!(
+            text.contains("2 min 30 s"),
+            "the time left is that of the steps:\n{text}"
+        );
+    }
+
     #[test]
     fn a_budget_has_a_bar_and_decides_what_is_left() {
         let mut state = state();
-        state.detail.used = Some(0.5);
-        state.detail.budget = Some("0.8 of 1.6 min (50.0 %)".to_owned());
+        state.budget = Some(Budgeted {
+            used: 0.5,
+            words: "0.8 of 1.6 min (50.0 %)".to_owned(),
+        });
         let text = shown(&state, 90, 26);
         assert!(
             text.contains("budget") && text.contains("0.8 of 1.6 min"),

@@ -4,13 +4,13 @@
 //! standard error is a file or a pipe; nothing with `--quiet`. All of it goes to standard error. What is shown is given in a
 //! [`Status`] after each step; this file measures nothing but the time left.
 
-use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sparsam_tracker::Gauge;
 
-use crate::dashboard::{Dashboard, Detail};
+use crate::dashboard::{Budgeted, Dashboard};
 use crate::figures::{duration, significant, thousands};
 
 /// Seconds between two plain lines.
@@ -35,19 +35,19 @@ pub(crate) struct Status {
 #[derive(Debug)]
 enum Output {
     Bar(ProgressBar),
-    Dashboard(Box<RefCell<Dashboard>>),
+    Dashboard(Dashboard),
     Lines { last: Option<Instant> },
     Quiet,
 }
 
 /// How progress is to be shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Look<'a> {
     Quiet,
     /// A bar, or lines where there is no terminal.
     Usual,
-    /// A screen under this title, or lines where there is no terminal.
-    Dashboard(&'a str),
+    /// A screen under this title with these figures, or lines where there is no terminal.
+    Dashboard(&'a str, Gauge),
 }
 
 /// The progress of one run.
@@ -66,10 +66,12 @@ impl Progress {
         let output = match look {
             Look::Quiet => Output::Quiet,
             _ if !io::stderr().is_terminal() => Output::Lines { last: None },
-            Look::Dashboard(title) if !dumb => match Dashboard::open(title, total, done) {
-                Ok(dashboard) => Output::Dashboard(Box::new(RefCell::new(dashboard))),
-                Err(_) => Output::Lines { last: None },
-            },
+            Look::Dashboard(title, gauge) if !dumb => {
+                match Dashboard::open(title, gauge, total, done) {
+                    Ok(dashboard) => Output::Dashboard(dashboard),
+                    Err(_) => Output::Lines { last: None },
+                }
+            }
             _ => Output::Bar(bar(total, done)),
         };
         Self {
@@ -80,8 +82,8 @@ impl Progress {
         }
     }
 
-    /// Shows the state after a step. `detail` is asked for where there is room for it.
-    pub(crate) fn update(&mut self, status: &Status, detail: impl FnOnce() -> Detail) {
+    /// Shows the state after a step. The `budget` is asked for where there is room for it.
+    pub(crate) fn update(&mut self, status: &Status, budget: impl FnOnce() -> Option<Budgeted>) {
         let left = time_left(
             self.started.elapsed(),
             status.step.saturating_sub(self.first),
@@ -92,10 +94,9 @@ impl Progress {
                 bar.set_position(status.step);
                 bar.set_message(figures(status, left));
             }
-            Output::Dashboard(dashboard) => dashboard.get_mut().stepped(
+            Output::Dashboard(dashboard) => dashboard.stepped(
                 (status.step, status.loss, status.tokens_per_second),
-                (status.watts, status.grams),
-                detail(),
+                budget(),
             ),
             Output::Lines { last } => {
                 let due = last.is_none_or(|last| last.elapsed() >= LINE_EVERY);
@@ -117,7 +118,7 @@ impl Progress {
     pub(crate) fn note(&self, text: &str) {
         match &self.output {
             Output::Bar(bar) => bar.suspend(|| line(text)),
-            Output::Dashboard(dashboard) => dashboard.borrow_mut().note(text),
+            Output::Dashboard(dashboard) => dashboard.note(text),
             Output::Lines { .. } => line(text),
             Output::Quiet => {}
         }
@@ -127,7 +128,7 @@ impl Progress {
     pub(crate) fn doing(&self, what: &str) {
         match &self.output {
             Output::Bar(bar) => bar.set_message(what.to_owned()),
-            Output::Dashboard(dashboard) => dashboard.borrow_mut().doing(what),
+            Output::Dashboard(dashboard) => dashboard.doing(what),
             Output::Lines { .. } | Output::Quiet => {}
         }
     }
@@ -135,7 +136,7 @@ impl Progress {
     /// The evaluation data was measured after a step; the dashboard draws it.
     pub(crate) fn evaluated(&self, step: u64, loss: f64, best: bool) {
         if let Output::Dashboard(dashboard) = &self.output {
-            dashboard.borrow_mut().evaluated(step, loss, best);
+            dashboard.evaluated(step, loss, best);
         }
     }
 

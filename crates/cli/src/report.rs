@@ -114,7 +114,7 @@ pub(crate) fn make(folders: &[PathBuf], language: Language) -> anyhow::Result<Re
         title,
         runs => Value::from(Serde(&shown)),
         plots => Value::from(Serde(&together)),
-        advice => Value::from(Serde(comparison.as_ref().map(Comparison::advice))),
+        advice => Value::from(Serde(comparison.as_ref().map(|comparison| comparison.advice(language)))),
         version => env!("CARGO_PKG_VERSION"),
         style => format!("{}{}", svg::COLOURS, svg::STYLE),
     })?;

@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
         let title = format!("{}: {}", folder.path.display(), recipe.model);
         let look = match (quiet, dashboard) {
             (true, _) => Look::Quiet,
-            (false, true) => Look::Dashboard(&title),
+            (false, true) => Look::Dashboard(&title, tracker.gauge()),
             (false, false) => Look::Usual,
         };
         let progress = Progress::start(total, step as u64, look);

@@ -64,5 +64,5 @@ pub use sampler::{Clock, Live, SystemClock};
 pub use stage::Stage;
 pub use summary::summary_lines;
 pub use tracker::{
-    Gpus, Options, SensorReport, StartError, StatedIntensity, Tracker, Window, sensors,
+    Gauge, Gpus, Options, SensorReport, StartError, StatedIntensity, Tracker, Window, sensors,
 };

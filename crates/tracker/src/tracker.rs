@@ -607,14 +607,44 @@ pub(crate) fn preview(options: &Options) -> Result<Preview, StartError> {
     })
 }
 
+/// The live figures of a run that is being tracked. Once it is over they stay as they were last.
+#[derive(Debug, Clone)]
+pub struct Gauge {
+    live: Arc<Mutex<Option<Published>>>,
+    labels: Vec<String>,
+    g_per_kwh: crate::range::Span,
+}
+
+impl Gauge {
+    /// Power now, joules and grams so far. Never waits for a sensor.
+    pub fn live(&self) -> Live {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = live.as_ref().map(|published| published.live);
+        live.unwrap_or(Live {
+            watts: None,
+            joules: Range::ZERO,
+            emissions_g: accounting::operational_g(Range::ZERO, 1.0, self.g_per_kwh),
+            seconds: 0.0,
+        })
+    }
+
+    /// The components by their names for people, and the power of each in watts over the last second or
+    /// so; nothing before the second sample.
+    pub fn components(&self) -> Vec<(String, f64)> {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let watts = live.as_ref().map_or(&[][..], |published| &published.watts);
+        let labels = self.labels.iter().cloned();
+        labels.zip(watts.iter().copied()).collect()
+    }
+}
+
 /// A run that is being tracked. Dropping it without [`Tracker::finish`] leaves a journal that says the
 /// run ended early.
 #[derive(Debug)]
 pub struct Tracker {
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
-    live: Arc<Mutex<Option<Published>>>,
-    g_per_kwh: crate::range::Span,
+    gauge: Gauge,
     pue: f64,
     journal: Option<PathBuf>,
     /// The opening line, from which an empty record is made if all else fails.
@@ -717,8 +747,11 @@ impl Tracker {
         Ok(Self {
             commands: Some(commands),
             thread,
-            live,
-            g_per_kwh: start.intensity.g_per_kwh,
+            gauge: Gauge {
+                live,
+                labels: start.domains.iter().map(|d| d.label.clone()).collect(),
+                g_per_kwh: start.intensity.g_per_kwh,
+            },
             pue: start.pue.value,
             journal,
             start,
@@ -746,31 +779,17 @@ impl Tracker {
 
     /// What a progress bar shows: power now, joules and grams so far. Never waits for a sensor.
     pub fn live(&self) -> Live {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let live = live.as_ref().map(|published| published.live);
-        live.unwrap_or(Live {
-            watts: None,
-            joules: Range::ZERO,
-            emissions_g: accounting::operational_g(Range::ZERO, 1.0, self.g_per_kwh),
-            seconds: 0.0,
-        })
+        self.gauge.live()
     }
 
-    /// The components by their names for people, and the power of each in watts over the last second or
-    /// so; nothing before the second sample.
-    pub fn components(&self) -> Vec<(String, f64)> {
-        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
-        let watts = live.as_ref().map_or(&[][..], |published| &published.watts);
-        let domains = self.start.domains.iter();
-        domains
-            .zip(watts)
-            .map(|(domain, watts)| (domain.label.clone(), *watts))
-            .collect()
+    /// The live figures by themselves, for another thread.
+    pub fn gauge(&self) -> Gauge {
+        self.gauge.clone()
     }
 
     /// gCO2e of a kilowatt-hour of the machine, PUE included, where the place is known.
     pub fn grams_per_kwh(&self) -> Option<f64> {
-        self.g_per_kwh.central.map(|grams| grams * self.pue)
+        self.gauge.g_per_kwh.central.map(|grams| grams * self.pue)
     }
 
     /// The journal's path, where there is one.

@@ -1,26 +1,22 @@
-//! What follows from a comparison, in plain words, and no more than its figures carry. Every sentence is
-//! made by a rule from intervals: two arms whose difference holds zero are alike within noise, and nobody
-//! is said to be better. A ratio of energies is given with its interval, and none is given where the arms
-//! were not measured alike.
+//! What follows from a comparison, and no more than its figures carry. Every finding is made by a rule from
+//! intervals: two arms whose difference holds zero are alike within noise, and nobody is said to be better. A
+//! ratio of energies is given with its interval, and none is given where the arms were not measured alike.
 
-use sparsam_tracker::format;
-
-use super::bootstrap::{Interval, difference, ratio};
+use super::bootstrap::{difference, ratio};
+use super::finding::Finding;
 use super::result::{ArmResult, Outcome};
-use crate::figures::significant;
 
-/// The sentences, the most useful first.
-pub(crate) fn of(outcome: &Outcome, seed: u64) -> Vec<String> {
-    let mut advice = Vec::new();
+/// What is found, the most useful first.
+pub(crate) fn of(outcome: &Outcome, seed: u64) -> Vec<Finding> {
+    let mut found = Vec::new();
     let Some(best) = lowest(&outcome.arms) else {
-        return advice;
+        return found;
     };
     let comparable = outcome.unlike.is_empty();
     if !comparable {
-        advice.push(format!(
-            "The arms were not measured alike, so that their energies are not compared: {}.",
-            outcome.unlike.join("; ")
-        ));
+        found.push(Finding::NotAlike {
+            reasons: outcome.unlike.clone(),
+        });
     }
     // Alike within noise: the difference to the lowest loss may be none.
     let alike: Vec<&ArmResult> = outcome
@@ -31,19 +27,22 @@ pub(crate) fn of(outcome: &Outcome, seed: u64) -> Vec<String> {
         })
         .collect();
     if comparable {
-        advice.push(choice(best, &alike, &outcome.arms, seed));
-        advice.extend(worse(best, &outcome.arms, seed));
+        found.push(choice(best, &alike, &outcome.arms, seed));
+        found.extend(worse(best, &outcome.arms, seed));
     } else if alike.len() == 1 {
-        advice.push(format!("{} has the lowest loss.", best.name));
+        found.push(Finding::LowestLoss {
+            arm: best.name.clone(),
+        });
     }
-    if let Some(text) = answers(&outcome.arms, seed) {
-        advice.push(text);
-    }
+    found.extend(answers(&outcome.arms, seed));
     if best.loss.mean >= outcome.common.loss_before {
-        advice.push("No arm is better than the base model on the held-out data.".to_owned());
+        found.push(Finding::NothingLearned);
     }
-    advice.push(limits(outcome));
-    advice
+    found.push(Finding::Limits {
+        repeats: outcome.repeats,
+        measured_share: outcome.common.measured_share,
+    });
+    found
 }
 
 fn lowest(arms: &[ArmResult]) -> Option<&ArmResult> {
@@ -59,79 +58,57 @@ fn cheapest<'a>(arms: &[&'a ArmResult]) -> Option<&'a ArmResult> {
 }
 
 /// Which arm to take.
-fn choice(best: &ArmResult, alike: &[&ArmResult], all: &[ArmResult], seed: u64) -> String {
+fn choice(best: &ArmResult, alike: &[&ArmResult], all: &[ArmResult], seed: u64) -> Finding {
+    let arm = best.name.clone();
     let cheap = cheapest(alike).unwrap_or(best);
     if !std::ptr::eq(cheap, best) {
         let energy = ratio(&cheap.energies_kwh, &best.energies_kwh, seed);
-        let loss = difference(&cheap.losses, &best.losses, seed);
-        let at = if energy.holds(1.0) {
-            "at an energy that cannot be told from its".to_owned()
-        } else {
-            format!("at {} of its energy", percent(energy))
+        return Finding::AsGood {
+            arm: cheap.name.clone(),
+            best: arm,
+            loss: difference(&cheap.losses, &best.losses, seed),
+            energy: (!energy.holds(1.0)).then_some(energy),
         };
-        return format!(
-            "{} reaches the loss of {} within noise (difference {}) {at}.",
-            cheap.name,
-            best.name,
-            signed(loss)
-        );
     }
     let every: Vec<&ArmResult> = all.iter().collect();
     let least = cheapest(&every).unwrap_or(best);
     if std::ptr::eq(least, best) {
-        let others = alike.len() - 1;
-        return match others {
-            0 => format!(
-                "{} has the lowest loss, and needs the least energy too.",
-                best.name
-            ),
-            _ => format!(
-                "{} needs the least energy, and no arm's loss is lower.",
-                best.name
-            ),
+        return match alike.len() {
+            1 => Finding::BestInBoth { arm },
+            _ => Finding::LeastEnergy { arm },
         };
     }
     let energy = ratio(&least.energies_kwh, &best.energies_kwh, seed);
-    let loss = difference(&least.losses, &best.losses, seed);
     if energy.holds(1.0) {
-        return format!(
-            "{} has the lowest loss; no arm needs less energy than it beyond noise.",
-            best.name
-        );
+        return Finding::BestAtNoMore { arm };
     }
-    format!(
-        "{} has the lowest loss. {} needs {} of its energy, for a loss that is higher by {}: whether that \
-         is worth it depends on what the model is for.",
-        best.name,
-        least.name,
-        percent(energy),
-        signed(loss)
-    )
+    Finding::Trade {
+        best: arm,
+        least: least.name.clone(),
+        energy,
+        loss: difference(&least.losses, &best.losses, seed),
+    }
 }
 
 /// Arms that lose on both counts.
-fn worse(best: &ArmResult, arms: &[ArmResult], seed: u64) -> Option<String> {
-    let names: Vec<&str> = arms
+fn worse(best: &ArmResult, arms: &[ArmResult], seed: u64) -> Option<Finding> {
+    let names: Vec<String> = arms
         .iter()
         .filter(|arm| {
             !std::ptr::eq(*arm, best)
                 && difference(&arm.losses, &best.losses, seed).low > 0.0
                 && ratio(&arm.energies_kwh, &best.energies_kwh, seed).low > 1.0
         })
-        .map(|arm| arm.name.as_str())
+        .map(|arm| arm.name.clone())
         .collect();
-    (!names.is_empty()).then(|| {
-        let verb = if names.len() == 1 { "needs" } else { "need" };
-        format!(
-            "{} {verb} more energy than {} for a higher loss.",
-            names.join(" and "),
-            best.name
-        )
+    (!names.is_empty()).then(|| Finding::Worse {
+        arms: names,
+        best: best.name.clone(),
     })
 }
 
 /// On answers that are exactly right, where they were counted.
-fn answers(arms: &[ArmResult], seed: u64) -> Option<String> {
+fn answers(arms: &[ArmResult], seed: u64) -> Option<Finding> {
     let counted: Vec<(&ArmResult, f64)> = arms
         .iter()
         .filter_map(|arm| Some((arm, arm.exact_match?.mean)))
@@ -146,69 +123,14 @@ fn answers(arms: &[ArmResult], seed: u64) -> Option<String> {
         })
         .collect();
     Some(if behind.is_empty() {
-        format!(
-            "On answers that are exactly right no arm is ahead beyond noise ({:.0} % at most).",
-            share * 100.0
-        )
+        Finding::NoneAhead { share: *share }
     } else {
-        format!(
-            "On answers that are exactly right {} is ahead of {} ({:.0} %).",
-            best.name,
-            behind.join(" and "),
-            share * 100.0
-        )
+        Finding::Ahead {
+            arm: best.name.clone(),
+            behind,
+            share: *share,
+        }
     })
-}
-
-/// What the figures do not carry.
-fn limits(outcome: &Outcome) -> String {
-    let mut parts = Vec::new();
-    if outcome.repeats < 3 {
-        parts.push(format!(
-            "{} each say little about the spread between seeds",
-            if outcome.repeats == 1 {
-                "one run"
-            } else {
-                "two runs"
-            }
-        ));
-    }
-    if outcome.common.measured_share < 0.5 {
-        parts.push(format!(
-            "the energies are {} measured, the rest is modelled: their level is uncertain, their ratios \
-             less so, as all arms share the model",
-            format::percent(outcome.common.measured_share)
-        ));
-    }
-    parts.push("all of this holds for this model, this data and this machine".to_owned());
-    let text = parts.join("; ");
-    let mut letters = text.chars();
-    let first = letters
-        .next()
-        .map(|c| c.to_uppercase().to_string())
-        .unwrap_or_default();
-    format!("{first}{}.", letters.as_str())
-}
-
-/// `41 % (38 to 44)`.
-fn percent(share: Interval) -> String {
-    format!(
-        "{:.0} % ({:.0} to {:.0})",
-        share.mean * 100.0,
-        share.low * 100.0,
-        share.high * 100.0
-    )
-}
-
-/// `0.012 (-0.003 to 0.027)`.
-fn signed(difference: Interval) -> String {
-    let number = |value: f64| significant(value, 2);
-    format!(
-        "{} ({} to {})",
-        number(difference.mean),
-        number(difference.low),
-        number(difference.high)
-    )
 }
 
 #[cfg(test)]
@@ -216,8 +138,15 @@ mod tests {
     use sparsam_tracker::Range;
 
     use super::super::bootstrap::Measured;
+    use super::super::finding::{Ground, Unlike};
     use super::super::result::Common;
     use super::*;
+    use crate::report::Language;
+
+    fn words(outcome: &Outcome, seed: u64) -> Vec<String> {
+        let english = |finding: &Finding| finding.words(Language::En);
+        of(outcome, seed).iter().map(english).collect()
+    }
 
     /// An arm whose rows all have about this loss, and whose runs took about this energy.
     fn arm(name: &str, loss: f64, noise: f64, kwh: f64) -> ArmResult {
@@ -281,13 +210,14 @@ mod tests {
             arms,
             unlike: Vec::new(),
             target_loss: 1.0,
+            findings: Vec::new(),
             advice: Vec::new(),
         }
     }
 
     #[test]
     fn alike_within_noise_the_cheaper_one_is_named_with_its_share() {
-        let advice = of(
+        let advice = words(
             &outcome(vec![
                 arm("full", 1.0, 0.2, 1.0),
                 arm("LoRA r 16", 1.001, 0.2, 0.41),
@@ -308,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_difference_beyond_noise_is_a_trade_and_no_advice_to_take_either() {
-        let advice = of(
+        let advice = words(
             &outcome(vec![
                 arm("full", 1.0, 0.001, 1.0),
                 arm("LoRA r 4", 1.5, 0.001, 0.3),
@@ -326,25 +256,26 @@ mod tests {
     fn energies_within_noise_are_not_told_apart() {
         let mut other = arm("int8", 1.5, 0.001, 0.999);
         other.energies_kwh = vec![0.9, 1.0, 1.1];
-        let advice = of(&outcome(vec![arm("full", 1.0, 0.001, 1.0), other]), 1);
+        let advice = words(&outcome(vec![arm("full", 1.0, 0.001, 1.0), other]), 1);
         assert!(advice[0].contains("beyond noise"), "{advice:?}");
     }
 
     #[test]
     fn who_loses_on_both_counts_is_said_so_and_unlike_arms_are_not_compared() {
         let arms = || vec![arm("a", 1.0, 0.001, 1.0), arm("bb", 2.0, 0.001, 3.0)];
-        let advice = of(&outcome(arms()), 1);
+        let advice = words(&outcome(arms()), 1);
         assert_eq!(
             advice[0],
             "a has the lowest loss, and needs the least energy too."
         );
         assert_eq!(advice[1], "bb needs more energy than a for a higher loss.");
         let mut unlike = outcome(arms());
-        unlike
-            .unlike
-            .push("the machine of the arm `bb` is not that of the first".to_owned());
+        unlike.unlike.push(Unlike {
+            what: Ground::Machine,
+            arm: "bb".to_owned(),
+        });
         unlike.repeats = 1;
-        let advice = of(&unlike, 1);
+        let advice = words(&unlike, 1);
         assert!(advice[0].contains("not compared"), "{advice:?}");
         assert!(!advice[1].contains("energy"), "{advice:?}");
         assert!(
@@ -357,7 +288,7 @@ mod tests {
     fn a_model_that_learned_nothing_is_said_to_have() {
         let mut outcome = outcome(vec![arm("a", 9.5, 0.001, 1.0), arm("bb", 9.6, 0.001, 1.0)]);
         outcome.common.measured_share = 0.0;
-        let advice = of(&outcome, 1);
+        let advice = words(&outcome, 1);
         assert!(
             advice
                 .iter()

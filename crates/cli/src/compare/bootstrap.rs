@@ -66,7 +66,7 @@ impl Measured {
 }
 
 /// An interval of 95 % around a mean.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Interval {
     pub(crate) low: f64,
     pub(crate) mean: f64,

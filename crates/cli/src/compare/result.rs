@@ -10,8 +10,10 @@ use sparsam_tracker::{EnergyRecord, Range, range::Span};
 
 use super::bootstrap::{Interval, Measured, difference, mean, ratio};
 use super::file::{Comparison, Planned};
+use super::finding::{Finding, Ground, Unlike};
 use crate::cards;
 use crate::error::Failure;
+use crate::report::Language;
 use crate::run::HeldOut;
 use crate::run_record::{RunRecord, State};
 
@@ -30,10 +32,11 @@ pub(crate) struct Outcome {
     /// In the order of the file.
     pub(crate) arms: Vec<ArmResult>,
     /// What makes the arms unlike, so that they are not compared in it.
-    pub(crate) unlike: Vec<String>,
+    pub(crate) unlike: Vec<Unlike>,
     /// The loss that every arm reached, to which energies are given.
     pub(crate) target_loss: f64,
-    /// What follows, in words.
+    /// What follows, and the same in words.
+    pub(crate) findings: Vec<Finding>,
     pub(crate) advice: Vec<String>,
 }
 
@@ -197,9 +200,12 @@ pub(crate) fn gather(comparison: &Comparison, runs: &[Planned]) -> anyhow::Resul
         arms,
         unlike,
         target_loss,
+        findings: Vec::new(),
         advice: Vec::new(),
     };
-    outcome.advice = super::advice::of(&outcome, SEED);
+    outcome.findings = super::advice::of(&outcome, SEED);
+    let english = |finding: &Finding| finding.words(Language::En);
+    outcome.advice = outcome.findings.iter().map(english).collect();
     Ok(outcome)
 }
 
@@ -233,21 +239,15 @@ fn common(left: &[(&Planned, Left)]) -> anyhow::Result<Common> {
 }
 
 /// What differs between runs that should be alike.
-fn unlike(left: &[(&Planned, Left)]) -> Vec<String> {
+fn unlike(left: &[(&Planned, Left)]) -> Vec<Unlike> {
     let Some((_, first)) = left.first() else {
         return Vec::new();
     };
     let mut found = Vec::new();
-    let mut check = |what: &str, same: &dyn Fn(&Left) -> bool| {
-        let others: Vec<&str> = left
-            .iter()
-            .filter(|(_, left)| !same(left))
-            .map(|(run, _)| run.arm.as_str())
-            .collect();
-        if let Some(arm) = others.first() {
-            found.push(format!(
-                "{what} of the arm `{arm}` is not that of the first"
-            ));
+    let mut check = |what: Ground, same: &dyn Fn(&Left) -> bool| {
+        if let Some((run, _)) = left.iter().find(|(_, left)| !same(left)) {
+            let arm = run.arm.clone();
+            found.push(Unlike { what, arm });
         }
     };
     let steps = |left: &Left| {
@@ -260,18 +260,18 @@ fn unlike(left: &[(&Planned, Left)]) -> Vec<String> {
             .map(|c| (c.domain.clone(), c.method.name()))
             .collect()
     };
-    check("the training data", &|l| {
+    check(Ground::TrainingData, &|l| {
         l.record.train_data.blake3 == first.record.train_data.blake3
     });
-    check("the evaluation data", &|l| {
+    check(Ground::EvaluationData, &|l| {
         let blake3 = |record: &RunRecord| record.eval_data.as_ref().map(|data| data.blake3.clone());
         blake3(&l.record) == blake3(&first.record)
     });
-    check("the machine", &|l| {
+    check(Ground::Machine, &|l| {
         l.energy.hardware == first.energy.hardware
     });
-    check("the way of measuring", &|l| meters(l) == meters(first));
-    check("the grid", &|l| {
+    check(Ground::Meters, &|l| meters(l) == meters(first));
+    check(Ground::Grid, &|l| {
         l.energy.intensity.g_per_kwh == first.energy.intensity.g_per_kwh
     });
     // Repeats have seeds of their own, and with them another part of the data where it is not gone through
@@ -284,10 +284,10 @@ fn unlike(left: &[(&Planned, Left)]) -> Vec<String> {
         .iter()
         .find(|(run, left)| first_of(run) != Some(steps(left)))
     {
-        found.push(format!(
-            "the amount of work of the arm `{}` is not that of the others in its repeat",
-            run.arm
-        ));
+        found.push(Unlike {
+            what: Ground::Work,
+            arm: run.arm.clone(),
+        });
     }
     found
 }

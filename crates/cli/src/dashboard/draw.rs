@@ -24,7 +24,7 @@ const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
 pub(super) fn draw(frame: &mut Frame, state: &State) {
     let area = frame.area();
     let figures = figures(state, area.width);
-    let budget = u16::from(state.detail.used.is_some());
+    let budget = u16::from(state.budget.is_some());
     let said = (state.said.len() as u16).clamp(1, 4);
     let rows = Layout::vertical([
         Constraint::Length(1),
@@ -38,15 +38,9 @@ pub(super) fn draw(frame: &mut Frame, state: &State) {
     .split(area);
     head(frame, rows[0], state);
     steps(frame, rows[1], state);
-    if let Some(used) = state.detail.used {
-        let words = state.detail.budget.as_deref().unwrap_or_default();
-        gauge(
-            frame,
-            rows[2],
-            used,
-            &format!("budget {words}"),
-            Color::Yellow,
-        );
+    if let Some(budget) = &state.budget {
+        let words = format!("budget {}", budget.words);
+        gauge(frame, rows[2], budget.used, &words, Color::Yellow);
     }
     frame.render_widget(Paragraph::new(figures), rows[3]);
     if rows[4].height >= PICTURE_HEIGHT {
@@ -214,7 +208,7 @@ fn power(frame: &mut Frame, area: Rect, state: &State) {
         .title("Power");
     let inner = block.inner(area);
     frame.render_widget(block, area);
-    let components = &state.detail.components;
+    let components = &state.components;
     let total: f64 = components.iter().map(|(_, watts)| watts).sum();
     if components.is_empty() {
         frame.render_widget(Line::styled("no reading yet", SOFT), inner);

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use sparsam_tracker::range::{Range, Span};
 
+use super::Language;
 use super::bars::Side;
 use super::plots::Trade;
+use crate::compare::bootstrap::Interval;
 use crate::compare::file::slug;
+use crate::compare::finding::Finding;
 use crate::error::Failure;
 
 /// The name of the file.
@@ -17,8 +20,8 @@ pub(crate) const FILE_NAME: &str = "comparison.json";
 #[derive(Debug, Deserialize)]
 pub(super) struct Comparison {
     arms: Vec<Arm>,
-    /// What follows, in words.
-    advice: Vec<String>,
+    /// What follows.
+    findings: Vec<Finding>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -32,13 +35,6 @@ struct Arm {
     peak_memory_each: Vec<u64>,
     emissions_g: Span,
     published_bytes: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Interval {
-    low: f64,
-    mean: f64,
-    high: f64,
 }
 
 /// The mean of some values and the ends of what was seen; nothing for none.
@@ -113,7 +109,8 @@ impl Comparison {
     }
 
     /// What follows, and what must not be compared.
-    pub(super) fn advice(&self) -> &[String] {
-        &self.advice
+    pub(super) fn advice(&self, language: Language) -> Vec<String> {
+        let words = |finding: &Finding| finding.words(language);
+        self.findings.iter().map(words).collect()
     }
 }

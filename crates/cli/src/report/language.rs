@@ -1,5 +1,5 @@
-//! The report's words, in English and in German. What the tracker says of a figure's origin (sources,
-//! notes) stays in English in both, as it is on the card.
+//! The report's words, in English and in German. What a comparison found has its words in
+//! [`crate::compare::finding`]. What the tracker says of a figure's origin (sources, notes) stays in English in both, as it is on the card.
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -265,7 +265,7 @@ impl Language {
     }
 
     /// A figure as the tracker words it, `12.3 Wh (9.1 to 16)`, in this language.
-    pub(super) fn figure(self, english: &str) -> String {
+    pub(crate) fn figure(self, english: &str) -> String {
         match self {
             Self::En => english.to_owned(),
             // Thousands are joined by commas and decimals by points, and here the other way round; a mark

@@ -8,12 +8,12 @@ use sparsam_adapter::checkpoint;
 use sparsam_adapter::error::{Error, Result};
 use sparsam_adapter::evaluate::BatchLoss;
 use sparsam_adapter::train::{Evaluation, Observer, Phase, Step};
-use sparsam_tracker::{Tracker, accounting};
+use sparsam_tracker::Tracker;
 
 use super::budget::Meter;
 use super::held_out::{self, HeldOut, pairs};
 use super::metrics::Metrics;
-use crate::dashboard::Detail;
+use crate::dashboard::Budgeted;
 use crate::interrupt;
 use crate::machine::peak_memory;
 use crate::progress::{Progress, Status};
@@ -123,11 +123,11 @@ impl Observer for Watch<'_> {
             grams,
         };
         let meter = self.budget.as_deref();
-        self.progress.update(&status, || Detail {
-            components: self.tracker.components(),
-            energy_kwh: accounting::kwh(live.joules).central,
-            used: meter.map(|meter| meter.used(&live)),
-            budget: meter.map(|meter| meter.so_far(&live).words()),
+        self.progress.update(&status, || {
+            meter.map(|meter| Budgeted {
+                used: meter.used(&live),
+                words: meter.so_far(&live).words(),
+            })
         });
         let path = self.folder.join(super::metrics::FILE_NAME);
         self.metrics
