@@ -1,11 +1,12 @@
-//! An allocator that keeps all large blocks of a program in one piece of memory.
+//! An allocator that keeps all large blocks of a program side by side.
 //!
 //! A training step allocates what the step before it freed, block for block. A general allocator spreads
 //! such blocks over pages and size classes of its own: the same recipe then needs a different amount of
 //! memory each time, up to half as much again as it holds. Here each block goes into the smallest gap that
 //! holds it, at the lowest address, and neighbouring gaps become one. The second step finds the gaps of the
 //! first, so that nothing is asked of the system after it, and the peak is close to what is held and the
-//! same in each run.
+//! same in each run. What is kept from step to step, but is not there before the first, would split those gaps:
+//! it is allocated [`lasting`], in a second piece.
 //!
 //! [`Arena`] is meant as a program's `#[global_allocator]`, around another for small blocks:
 //!
@@ -27,6 +28,7 @@
 //! all of it is used, large blocks come from the other allocator too.
 
 use std::alloc::{GlobalAlloc, Layout};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -42,40 +44,53 @@ const LARGE: usize = 1 << 16;
 /// Blocks begin at multiples of so many bytes: a line of the cache, and the widest vector.
 const ALIGNMENT: usize = 64;
 
-/// An allocator for large blocks in one piece of memory, around one for small blocks.
+thread_local! {
+    /// Whether what this thread allocates is to last.
+    static LASTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Allocates what is kept from step to step: apart from what a step frees, which would otherwise have to find
+/// its gaps between such blocks.
+pub fn lasting<T>(allocate: impl FnOnce() -> T) -> T {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            LASTING.set(self.0);
+        }
+    }
+    let _before = Before(LASTING.replace(true));
+    allocate()
+}
+
+/// An allocator that keeps large blocks side by side, around one for small blocks.
 #[derive(Debug)]
 pub struct Arena<A> {
     small: A,
+    passing: Piece,
+    /// A second piece, for what is made within [`lasting`].
+    lasting: Piece,
+}
+
+/// Addresses and the gaps in them.
+#[derive(Debug)]
+struct Piece {
     region: OnceLock<Option<Region>>,
     gaps: Mutex<Gaps>,
     held: AtomicUsize,
 }
 
-impl<A> Arena<A> {
-    /// An arena that has nothing yet, around `small`.
-    pub const fn around(small: A) -> Self {
+impl Piece {
+    const fn new() -> Self {
         Self {
-            small,
             region: OnceLock::new(),
             gaps: Mutex::new(Gaps::new()),
             held: AtomicUsize::new(0),
         }
     }
 
-    /// Bytes of the large blocks that are in use.
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-
-    /// Bytes from the first large block to the end of the farthest that ever was: what the arena occupies.
-    pub fn occupied(&self) -> usize {
-        self.gaps().end()
-    }
-
-    /// The region, and the offset in it, where `address` lies in it.
-    fn within(&self, address: *mut u8) -> Option<(&Region, usize)> {
-        let region = self.region.get()?.as_ref()?;
-        Some((region, region.offset(address)?))
+    /// The offset of `address`, where it lies in this piece.
+    fn offset(&self, address: *mut u8) -> Option<usize> {
+        self.region.get()?.as_ref()?.offset(address)
     }
 
     fn gaps(&self) -> MutexGuard<'_, Gaps> {
@@ -84,26 +99,61 @@ impl<A> Arena<A> {
     }
 
     /// A block, and how many of its first bytes have been in use before; the others are zero.
-    fn take(&self, layout: Layout) -> Option<(*mut u8, usize)> {
-        if layout.size() < LARGE || layout.align() > ALIGNMENT {
-            return None;
-        }
-        let length = rounded(layout.size())?;
+    fn take(&self, length: usize) -> Option<(*mut u8, usize)> {
         let region = self.region.get_or_init(Region::reserve).as_ref()?;
         let mut gaps = self.gaps();
         let end = gaps.end();
         let offset = gaps.take(length, |end| region.make_usable(end))?;
         drop(gaps);
         self.held.fetch_add(length, Ordering::Relaxed);
-        Some((
-            region.address(offset),
-            end.saturating_sub(offset).min(length),
-        ))
+        let used = end.saturating_sub(offset).min(length);
+        Some((region.address(offset), used))
     }
 
     fn give(&self, offset: usize, length: usize) {
         self.gaps().give(offset, length);
         self.held.fetch_sub(length, Ordering::Relaxed);
+    }
+}
+
+impl<A> Arena<A> {
+    /// An arena that has nothing yet, around `small`.
+    pub const fn around(small: A) -> Self {
+        Self {
+            small,
+            passing: Piece::new(),
+            lasting: Piece::new(),
+        }
+    }
+
+    /// Bytes of the large blocks that are in use.
+    pub fn held(&self) -> usize {
+        let held = |piece: &Piece| piece.held.load(Ordering::Relaxed);
+        held(&self.passing) + held(&self.lasting)
+    }
+
+    /// Bytes that the arena occupies: up to the ends of the farthest blocks that ever were.
+    pub fn occupied(&self) -> usize {
+        self.passing.gaps().end() + self.lasting.gaps().end()
+    }
+
+    /// The piece in which `address` lies, and its offset there.
+    fn within(&self, address: *mut u8) -> Option<(&Piece, usize)> {
+        let mut pieces = [&self.passing, &self.lasting].into_iter();
+        pieces.find_map(|piece| Some((piece, piece.offset(address)?)))
+    }
+
+    /// A block, and how many of its first bytes have been in use before; the others are zero.
+    fn take(&self, layout: Layout) -> Option<(*mut u8, usize)> {
+        if layout.size() < LARGE || layout.align() > ALIGNMENT {
+            return None;
+        }
+        let piece = if LASTING.get() {
+            &self.lasting
+        } else {
+            &self.passing
+        };
+        piece.take(rounded(layout.size())?)
     }
 }
 
@@ -115,7 +165,7 @@ fn rounded(bytes: usize) -> Option<usize> {
 // SAFETY: a block of the arena is `layout.size()` bytes between two offsets that `Gaps` gives to no other
 // until they are given back, in memory that `Region` made usable, and begins at a multiple of `ALIGNMENT`.
 // All other calls go to an allocator that keeps the contract itself: an address is the arena's if and only
-// if it lies in the region, in which the other allocator has nothing.
+// if it lies in one of the regions, in which the other allocator has nothing.
 #[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Arena<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -140,7 +190,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Arena<A> {
 
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
         match (self.within(address), rounded(layout.size())) {
-            (Some((_, offset)), Some(length)) => self.give(offset, length),
+            (Some((piece, offset)), Some(length)) => piece.give(offset, length),
             // SAFETY: the caller's promise, and the block is not the arena's.
             _ => unsafe { self.small.dealloc(address, layout) },
         }
@@ -152,13 +202,13 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Arena<A> {
             // SAFETY: the caller's promise, and the block is not the arena's.
             return unsafe { self.small.realloc(address, layout, size) };
         }
-        if let (Some((_, offset)), Some(before), Some(after)) =
+        if let (Some((piece, offset)), Some(before), Some(after)) =
             (within, rounded(layout.size()), rounded(size))
             && size >= LARGE
             && after <= before
         {
             if after < before {
-                self.give(offset + after, before - after);
+                piece.give(offset + after, before - after);
             }
             return address;
         }

@@ -121,6 +121,32 @@ fn threads_share_it_and_a_second_round_needs_no_more() {
 
 #[test]
 #[expect(unsafe_code, reason = "an allocator is called through raw pointers")]
+fn what_lasts_does_not_split_the_gaps_of_what_passes() {
+    let arena = Arena::around(System);
+    let block = || layout(LARGE);
+    // SAFETY: every block is freed once, as it was asked for.
+    unsafe {
+        let (first, kept, second) = (
+            arena.alloc(block()),
+            lasting(|| arena.alloc(block())),
+            arena.alloc(block()),
+        );
+        arena.dealloc(first, block());
+        arena.dealloc(second, block());
+        assert_eq!(arena.held(), LARGE);
+        let both = arena.alloc(layout(2 * LARGE));
+        assert_eq!((both, arena.occupied()), (first, 3 * LARGE));
+        // What is freed goes back to where it came from, whoever frees it.
+        arena.dealloc(kept, block());
+        assert_eq!(lasting(|| arena.alloc(block())), kept);
+        arena.dealloc(kept, block());
+        arena.dealloc(both, layout(2 * LARGE));
+    }
+    assert_eq!(arena.held(), 0);
+}
+
+#[test]
+#[expect(unsafe_code, reason = "an allocator is called through raw pointers")]
 fn more_than_the_machine_has_is_refused() {
     let arena = Arena::around(System);
     let too_large = layout(1 << 46);

@@ -8,6 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::thread::LocalKey;
 
 use super::kernel::Pair;
+use crate::arena::lasting;
 
 /// What buffers are made of.
 pub trait Pooled: Copy + Default + 'static {
@@ -38,7 +39,7 @@ impl<H: Pooled> Scratch<H> {
     pub(super) fn new(length: usize) -> Self {
         let mut values = H::kept().with_borrow_mut(Vec::pop).unwrap_or_default();
         if values.len() < length {
-            values.resize(length, H::default());
+            lasting(|| values.resize(length, H::default()));
         }
         Self { values, length }
     }
