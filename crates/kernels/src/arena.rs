@@ -39,7 +39,7 @@ use gaps::Gaps;
 use region::Region;
 
 /// Blocks of fewer bytes are the other allocator's.
-const LARGE: usize = 1 << 16;
+const LARGE: usize = 1 << 14;
 
 /// Blocks begin at multiples of so many bytes: a line of the cache, and the widest vector.
 const ALIGNMENT: usize = 64;
