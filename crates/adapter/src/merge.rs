@@ -141,22 +141,18 @@ impl<'a> Merged<'a> {
         Ok(())
     }
 
-    /// Shape of a tensor.
-    ///
-    /// # Errors
-    /// No such tensor.
-    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        Ok(self.base_tensor(name)?.dims().to_vec())
-    }
-
     /// A tensor of the base, in its stored type.
     fn base_tensor(&self, name: &str) -> Result<Tensor> {
-        let stored = if self.tied && name == HEAD {
+        Ok(self.base.tensor(self.stored(name))?)
+    }
+
+    /// Its name in the base.
+    fn stored<'n>(&self, name: &'n str) -> &'n str {
+        if self.tied && name == HEAD {
             EMBEDDING
         } else {
             name
-        };
-        Ok(self.base.tensor(stored)?)
+        }
     }
 
     fn merged(&self, name: &str) -> Result<Tensor> {
@@ -196,6 +192,10 @@ impl<'a> Merged<'a> {
 impl Weights for Merged<'_> {
     fn contains(&self, name: &str) -> bool {
         self.names.iter().any(|known| known == name)
+    }
+
+    fn shape(&self, name: &str) -> sparsam_base::error::Result<Vec<usize>> {
+        self.base.shape(self.stored(name))
     }
 
     fn tensor(&self, name: &str) -> sparsam_base::error::Result<Tensor> {
@@ -240,7 +240,7 @@ fn check_whole(names: &BTreeSet<String>, parts: &Parts) -> Result<()> {
 }
 
 /// Writes the tensors of a merged model into an existing folder, in shards of at most `max_shard`
-/// bytes; `progress` is told after each how many of them are done.
+/// bytes, with `notes` in the header of each; `progress` is told after each how many of them are done.
 ///
 /// # Errors
 /// Tensors that do not fit each other, numbers that are not finite, files that cannot be written.
@@ -248,9 +248,13 @@ pub fn write(
     merged: &Merged,
     folder: &Path,
     max_shard: u64,
+    notes: &[(&str, &str)],
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Written> {
     let mut writer = ShardWriter::new(folder, max_shard);
+    for (key, note) in notes {
+        writer = writer.noting(key, note);
+    }
     let mut parameters = 0;
     for (done, name) in merged.names.iter().enumerate() {
         let tensor = merged.merged(name)?;

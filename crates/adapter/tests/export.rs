@@ -15,6 +15,7 @@ use sparsam_adapter::merge::Merged;
 use sparsam_adapter::parts::Parts;
 use sparsam_adapter::targets::Targets;
 use sparsam_base::config::ModelConfig;
+use sparsam_base::files::gguf_types::FileType;
 use sparsam_base::files::gguf_vocabulary::vocabulary;
 use sparsam_base::files::gguf_writer::Kind;
 use sparsam_base::files::safetensors::SafetensorsFiles;
@@ -212,11 +213,13 @@ fn alpha_of_zero_stays_without_effect() {
 #[test]
 fn a_merged_model_in_gguf_holds_the_merged_weights() {
     for (case, kind, tolerance) in [
-        ("all-linear", Kind::F32, 0.0),
-        ("all-linear", Kind::F16, 1e-3),
-        ("all-linear", Kind::Q8_0, 5e-3),
-        ("dora", Kind::F32, 0.0),
-        ("save-lm-head", Kind::F32, 0.0),
+        ("all-linear", FileType::F32, 0.0),
+        ("all-linear", FileType::F16, 1e-3),
+        ("all-linear", FileType::Q8_0, 5e-3),
+        ("all-linear", FileType::Q6K, 2e-2),
+        ("all-linear", FileType::Q4KM, 8e-2),
+        ("dora", FileType::F32, 0.0),
+        ("save-lm-head", FileType::F32, 0.0),
     ] {
         let base = base_of(case);
         let (parts, config) = (parts(case), config(&base));
@@ -226,7 +229,15 @@ fn a_merged_model_in_gguf_holds_the_merged_weights() {
         let merged = Merged::new(&files, names, tied, &parts, Quantize::None, None).expect(case);
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
-        gguf::write(&path, &merged, &config, "tiny", Vec::new(), kind).expect(case);
+        gguf::write(
+            &path,
+            (&merged, merged.names()),
+            &config,
+            "tiny",
+            Vec::new(),
+            kind,
+        )
+        .expect(case);
         let (tensors, content) = read(&path);
         let number = |key: &str| content.metadata[key].to_u32().expect(key) as usize;
         let architecture = content.metadata["general.architecture"]
@@ -289,8 +300,15 @@ fn models_that_llama_cpp_would_compute_differently_are_refused() {
     let parts = parts("lora-qv");
     let merged = Merged::new(&files, names, false, &parts, Quantize::None, None).expect("merged");
     let path = Path::new("never-written.gguf");
-    let error =
-        gguf::write(path, &merged, &config, "x", Vec::new(), Kind::F32).expect_err("refused");
+    let error = gguf::write(
+        path,
+        (&merged, merged.names()),
+        &config,
+        "x",
+        Vec::new(),
+        FileType::F32,
+    )
+    .expect_err("refused");
     assert!(error.to_string().contains("see 8 of"), "{error}");
     assert!(!path.exists());
 }
@@ -313,11 +331,19 @@ fn a_model_without_change_is_what_llama_cpp_converts() {
     let tokenizer = Tokenizer::from_dir(&base).expect("a tokenizer");
     let json = fs::read(base.join("tokenizer.json")).expect("read");
     let entries = vocabulary(&json, &tokenizer, config.vocab_size).expect("a vocabulary");
-    for (name, kind) in [("f16", Kind::F16), ("q8_0", Kind::Q8_0)] {
+    for (name, kind) in [("f16", FileType::F16), ("q8_0", FileType::Q8_0)] {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.gguf");
         let title = "stories260K";
-        gguf::write(&path, &merged, &config, title, entries.clone(), kind).expect("written");
+        gguf::write(
+            &path,
+            (&merged, merged.names()),
+            &config,
+            title,
+            entries.clone(),
+            kind,
+        )
+        .expect("written");
         let theirs = shared.join(format!("data/gguf/stories260K-{name}.gguf"));
         let (mut our_file, mut their_file) = (
             fs::File::open(&path).expect("a file"),

@@ -69,7 +69,13 @@ fn merge(
     let names: Vec<String> = files.names().map(str::to_owned).collect();
     let merged = Merged::new(&files, names, tied, parts, through, dtype)?;
     fs::write(to.join("config.json"), merged.config(&config)?).expect("written");
-    write(&merged, to, shard, &mut |_, _| ())
+    write(
+        &merged,
+        to,
+        shard,
+        &[("made of", "an adapter")],
+        &mut |_, _| (),
+    )
 }
 
 #[test]

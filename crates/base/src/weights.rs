@@ -17,6 +17,13 @@ pub trait Weights {
     /// # Errors
     /// No such tensor, or it cannot be read.
     fn tensor(&self, name: &str) -> Result<Tensor>;
+    /// Its shape.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.tensor(name)?.dims().to_vec())
+    }
     /// The matrix in the form in which it is to be kept, where the files themselves decide that:
     /// quantised ones do. Otherwise the one who loads does.
     ///

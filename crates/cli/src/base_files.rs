@@ -11,6 +11,8 @@ use sparsam_adapter::parts::Parts;
 use sparsam_base::builtin::{Builtin, Packed};
 use sparsam_base::config::ModelConfig;
 use sparsam_base::error::Error;
+use sparsam_base::files::gguf_vocabulary::vocabulary;
+use sparsam_base::files::gguf_writer::Meta;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::files::staged::Staged;
 use sparsam_base::model::{HEAD, Quantize};
@@ -151,6 +153,22 @@ impl BaseFiles {
         };
         tokenizer.check_fits(self.config.vocab_size)?;
         Ok(Some(tokenizer))
+    }
+
+    /// Its tokenizer as the entries of a GGUF file. `name` is the model's, for messages.
+    ///
+    /// # Errors
+    /// A folder without a tokenizer, or one that GGUF cannot hold.
+    pub(crate) fn gguf_entries(&self, name: &str) -> anyhow::Result<Vec<(String, Meta)>> {
+        let Some((tokenizer, json)) = self.tokenizer()?.zip(self.companion("tokenizer.json")?)
+        else {
+            return Err(Failure::run(format!(
+                "`{name}` has no tokenizer.json, which is part of a GGUF file"
+            ))
+            .hint("put the model's tokenizer.json beside its weights")
+            .into());
+        };
+        Ok(vocabulary(&json, &tokenizer, self.config.vocab_size)?)
     }
 
     /// A file beside the weights, if it is there.

@@ -44,6 +44,45 @@ pub(crate) fn write(folder: &Path, run: &RunRecord, energy: &EnergyRecord) -> st
     write_whole(&folder.join(FILE_NAME), text.as_bytes())
 }
 
+/// What else was made of a run's adapter, for the card under which it is published.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Made<'a> {
+    /// The whole model, in a transformers folder.
+    Merged,
+    /// The same in GGUF; the name of the file that examples use.
+    Gguf(&'a str),
+}
+
+/// The card of what was made of a run's adapter, under the name it will have on the Hub.
+pub(crate) fn of_made(
+    folder: &Path,
+    run: &RunRecord,
+    energy: &EnergyRecord,
+    (made, name): (Made, &str),
+) -> String {
+    let mut inputs = inputs(folder, run);
+    let prompt = quoted(run.example_prompt.as_deref().unwrap_or("Hello"));
+    let step = match made {
+        Made::Merged => {
+            inputs.kind = ModelKind::Merged;
+            inputs.command = Some(format!("sparsam generate --model {name} --prompt {prompt}"));
+            "merging it"
+        }
+        Made::Gguf(file) => {
+            inputs.kind = ModelKind::Gguf;
+            let file = quoted(file);
+            inputs.command = Some(format!("sparsam generate --model {file} --prompt {prompt}"));
+            inputs.other_command = Some(format!("llama-cli -m {file} -p {prompt}"));
+            "merging and converting it"
+        }
+    };
+    name.clone_into(&mut inputs.title);
+    inputs.data.push(format!(
+        "Energy and emissions are those of the training of the adapter; {step} is not in them."
+    ));
+    card::render(&inputs, energy)
+}
+
 fn inputs(folder: &Path, run: &RunRecord) -> CardInputs {
     let recipe = &run.recipe;
     let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
@@ -80,6 +119,7 @@ fn inputs(folder: &Path, run: &RunRecord) -> CardInputs {
             .map(|path| path.display().to_string()),
         metrics: metrics(run),
         command: Some(command(folder, run)),
+        other_command: None,
         classes: classes(run),
         example_prompt: run.example_prompt.clone(),
         chat: run.train_data.format != "text" && recipe.data.prompt_format == PromptFormat::Chat,

@@ -21,6 +21,7 @@ mod figures;
 mod from_hub;
 mod interrupt;
 mod machine;
+mod made_of;
 mod opened;
 mod plan;
 mod progress;

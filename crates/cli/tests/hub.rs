@@ -447,6 +447,131 @@ fn a_run_is_published_as_the_dry_run_says_and_only_once() {
 }
 
 #[test]
+fn a_merged_model_and_gguf_files_are_published_with_the_emissions_of_their_adapter() {
+    let desk = Desk::new();
+    desk.done(&["train", "recipe.yaml"]);
+    let base = ["--base", "unpacked"];
+    let made = |arguments: &[&str]| desk.done(&[arguments, &base].concat());
+    made(&[
+        "merge",
+        "run",
+        "-o",
+        "whole",
+        "--no-drift",
+        "--max-shard-size=4MB",
+    ]);
+    made(&["export", "run", "--format=gguf", "-o", "trees-f16.gguf"]);
+    desk.done(&[
+        "quantize",
+        "whole",
+        "--to=gguf:Q8_0",
+        "-o",
+        "trees-q8_0.gguf",
+    ]);
+    let publish = |arguments: &[&str]| {
+        let mut command = desk.command(&[&["publish", "run"], arguments].concat());
+        command.env("HF_TOKEN", TOKEN).output().unwrap()
+    };
+    let (said, _) = finished(&publish(&["me/whole", "--merged=whole", "--dry-run"]));
+    finished(&publish(&["me/whole", "--merged=whole"]));
+    let ggufs = ["me/ggufs", "--gguf", "trees-f16.gguf", "trees-q8_0.gguf"];
+    finished(&publish(&ggufs));
+
+    let grams = |card: &str| {
+        let line = card.lines().find(|line| line.contains("  emissions: "));
+        line.unwrap().to_owned()
+    };
+    let own = desk.read("run/README.md");
+    let sent = |name: &str| {
+        let state = desk.hub.state();
+        let files = &state.repositories[&format!("models/{name}")].files;
+        let card = String::from_utf8(files["README.md"].clone()).unwrap();
+        (
+            files
+                .keys()
+                .filter(|name| *name != ".gitattributes")
+                .cloned()
+                .collect::<Vec<_>>(),
+            card,
+        )
+    };
+    let (files, card) = sent("me/whole");
+    assert_eq!(to_send(&said), files);
+    let shards = files.iter().filter(|name| name.starts_with("model-0"));
+    assert!(shards.count() > 1, "{files:?}");
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+        "run.json",
+    ] {
+        assert!(files.iter().any(|file| file == name), "{name}: {files:?}");
+    }
+    assert!(
+        !files.iter().any(|file| file.contains("adapter")),
+        "{files:?}"
+    );
+    for line in [
+        "library_name: transformers",
+        "base_model: org/sprout",
+        "- base_model:finetune:org/sprout",
+        "# me/whole",
+    ] {
+        assert!(
+            card.lines().any(|found| found == line),
+            "no `{line}` in {card}"
+        );
+    }
+    assert_eq!(grams(&card), grams(&own));
+    assert!(card.contains("merging it is not in them"), "{card}");
+
+    let (files, card) = sent("me/ggufs");
+    assert_eq!(
+        files,
+        ["README.md", "run.json", "trees-f16.gguf", "trees-q8_0.gguf"]
+    );
+    for line in ["library_name: gguf", "base_model: org/sprout", "- gguf"] {
+        assert!(
+            card.lines().any(|found| found == line),
+            "no `{line}` in {card}"
+        );
+    }
+    assert!(card.contains("llama-cli -m trees-f16.gguf -p"), "{card}");
+    assert_eq!(grams(&card), grams(&own));
+
+    // Again it changes nothing, and what was published works by its name.
+    let (_, news) = finished(&publish(&["me/whole", "--merged=whole"]));
+    assert!(news.contains("nothing to change"), "{news}");
+    let answer = |model: &str| {
+        let prompt = ["--prompt=Tree", "--max-new-tokens=4"];
+        desk.done(&[&["generate", "--model", model], &prompt[..]].concat())
+            .0
+    };
+    assert_eq!(answer("me/whole"), answer("whole"));
+
+    // Nothing else goes under the run's figures.
+    desk.done(&["train", "recipe.yaml", "seed=7", "output_dir=other"]);
+    made(&["merge", "other", "-o", "others", "--no-drift"]);
+    refused(
+        &publish(&["me/x", "--merged=others"]),
+        2,
+        &["another adapter"],
+    );
+    refused(
+        &publish(&["me/x", "--merged=unpacked"]),
+        2,
+        &["does not say which adapter"],
+    );
+    refused(
+        &publish(&["me/x", "--gguf", "missing.gguf"]),
+        1,
+        &["missing.gguf"],
+    );
+    let twice = ["me/x", "--gguf", "trees-f16.gguf", "./trees-f16.gguf"];
+    refused(&publish(&twice), 2, &["two files are called"]);
+}
+
+#[test]
 fn a_card_on_the_hub_keeps_what_others_wrote() {
     let desk = Desk::new();
     desk.done(&["train", "recipe.yaml"]);

@@ -189,6 +189,48 @@ fn a_quantised_checkpoint_says_how_and_is_not_quantised_again() {
     assert!(!desk.path("again").exists());
 }
 
+/// What a quantised file answers is near to what its model answers, and the fewer bits the smaller it is.
+#[test]
+fn a_model_is_quantised_for_llama_cpp() {
+    let desk = desk();
+    let mut sizes = Vec::new();
+    for (kind, number) in [
+        ("f16", 1),
+        ("Q8_0", 7),
+        ("q6_k", 18),
+        ("Q5_K_M", 17),
+        ("Q4_K_M", 15),
+    ] {
+        let name = format!("{kind}.gguf");
+        let to = format!("--to=gguf:{kind}");
+        let said = desk.works(&["quantize", "builtin:sprout", &to, "-o", &name]);
+        assert!(said.contains(&name), "{said}");
+        let mut file = std::fs::File::open(desk.path(&name)).unwrap();
+        let content = candle_core::quantized::gguf_file::Content::read(&mut file).unwrap();
+        assert_eq!(
+            content.metadata["general.file_type"].to_u32().unwrap(),
+            number
+        );
+        sizes.push(file.metadata().unwrap().len());
+        let words = ["--prompt=The lime tree", "--max-new-tokens=4"];
+        desk.works(&[&["generate", "--model", &name], &words[..]].concat());
+    }
+    assert!(sizes.is_sorted_by(|more, less| more > less), "{sizes:?}");
+    let unknown = desk.ends(
+        &["quantize", "builtin:sprout", "--to=gguf:Q9", "-o", "x"],
+        2,
+    );
+    assert!(unknown.err.contains("Q4_K_M"), "{}", unknown.err);
+    let again = [
+        "quantize",
+        "builtin:sprout",
+        "--to=gguf:F16",
+        "-o",
+        "f16.gguf",
+    ];
+    assert!(desk.error(&again, 2).contains("there already"));
+}
+
 #[test]
 fn exports_are_written_and_what_a_format_cannot_hold_is_refused() {
     let desk = desk();

@@ -1,7 +1,7 @@
-//! A merged model as one GGUF file, with its tokenizer, for llama.cpp and what is built on it.
+//! A model as one GGUF file, with its tokenizer, for llama.cpp and what is built on it.
 //!
-//! Matrices are stored in the kind asked for, norms and biases in f32, as by `convert_hf_to_gguf.py`;
-//! rows of q and k are brought into GGUF's order for the families that need it.
+//! Matrices are stored in the kinds of the file type asked for, norms and biases in f32, as by
+//! `convert_hf_to_gguf.py` and `llama-quantize`; rows of q and k are brought into GGUF's order for the families that need it.
 
 use std::f64::consts::TAU;
 use std::path::Path;
@@ -9,34 +9,35 @@ use std::path::Path;
 use candle_core::DType;
 use sparsam_base::config::{ModelConfig, RopeScaling};
 use sparsam_base::files::gguf_names::{architecture, permute, permuted_heads, tensor_name};
+use sparsam_base::files::gguf_types::FileType;
 use sparsam_base::files::gguf_writer::{GgufWriter, Kind, Meta, Planned};
+use sparsam_base::model::HEAD;
 use sparsam_base::weights::Weights;
 use sparsam_kernels::host::view;
 
 use super::cannot;
 use crate::error::Result;
 use crate::files::write_through;
-use crate::merge::Merged;
 
 /// llama.cpp's SmolLM3 leaves the rotation out in every fourth layer, whatever a file says.
 const SMOLLM3_STEP: usize = 4;
 
-/// Writes a merged model. `vocabulary` are the header's entries for its tokenizer, `name` is what the
-/// model calls itself.
+/// Writes a model, whose tensors are `names` of `weights`. `entries` are the header's for its tokenizer and what else is to be noted, `name` is
+/// what the model calls itself.
 ///
 /// # Errors
 /// A model that llama.cpp computes differently, tensors without a name, a file that cannot be written.
 pub fn write(
     path: &Path,
-    merged: &Merged,
+    (weights, names): (&dyn Weights, &[String]),
     config: &ModelConfig,
     name: &str,
-    vocabulary: Vec<(String, Meta)>,
-    kind: Kind,
+    entries: Vec<(String, Meta)>,
+    file_type: FileType,
 ) -> Result<()> {
     check(config)?;
-    let mut metadata = header(config, name, kind)?;
-    metadata.extend(vocabulary);
+    let mut metadata = header(config, name, file_type)?;
+    metadata.extend(entries);
     metadata.push(("general.quantization_version".to_owned(), Meta::U32(2)));
     let factors = rope_factors(config);
     let mut planned = Vec::new();
@@ -47,16 +48,14 @@ pub fn write(
             kind: Kind::F32,
         });
     }
-    for name in merged.names() {
-        let shape = merged.shape(name)?;
-        let kind = match shape[..] {
-            [_, columns] => kind.for_columns(columns),
-            _ => Kind::F32,
-        };
+    let tied = !names.iter().any(|name| name == HEAD);
+    for name in names {
+        let shape = weights.shape(name)?;
+        let name = tensor_name(name)?;
         planned.push(Planned {
-            name: tensor_name(name)?,
+            kind: file_type.kind(&name, &shape, config.num_hidden_layers, tied),
+            name,
             shape,
-            kind,
         });
     }
     write_through(path, |out| {
@@ -64,8 +63,8 @@ pub fn write(
         if let Some(factors) = &factors {
             writer.tensor(factors)?;
         }
-        for name in merged.names() {
-            let tensor = merged.tensor(name)?.to_dtype(DType::F32)?.contiguous()?;
+        for name in names {
+            let tensor = weights.tensor(name)?.to_dtype(DType::F32)?.contiguous()?;
             let values = view::<f32>(&tensor)?;
             let (module, _) = name.rsplit_once('.').unwrap_or((name, ""));
             match permuted_heads(config, module) {
@@ -106,21 +105,15 @@ fn check(config: &ModelConfig) -> Result<()> {
 }
 
 /// The entries about the model itself.
-fn header(config: &ModelConfig, name: &str, kind: Kind) -> Result<Vec<(String, Meta)>> {
+fn header(config: &ModelConfig, name: &str, file_type: FileType) -> Result<Vec<(String, Meta)>> {
     let architecture = architecture(config)?;
     let text = |text: &str| Meta::Text(text.to_owned());
     let number = |number: usize| Meta::U32(number as u32);
-    let file_type = match kind {
-        Kind::F32 => 0,
-        Kind::F16 => 1,
-        Kind::Q8_0 => 7,
-        Kind::Bf16 => 32,
-    };
     let mut entries = vec![
         ("general.architecture".to_owned(), text(architecture)),
         ("general.type".to_owned(), text("model")),
         ("general.name".to_owned(), text(name)),
-        ("general.file_type".to_owned(), Meta::U32(file_type)),
+        ("general.file_type".to_owned(), Meta::U32(file_type.code())),
     ];
     let mut of_model =
         |key: &str, value: Meta| entries.push((format!("{architecture}.{key}"), value));

@@ -86,6 +86,11 @@ impl GgufFile {
         &self.config
     }
 
+    /// A text of the metadata.
+    pub fn note(&self, key: &str) -> Option<&str> {
+        self.header.metadata.get(key)?.text()
+    }
+
     /// Loads the model.
     ///
     /// # Errors

@@ -7,7 +7,10 @@
 
 use std::io::Write;
 
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 use half::{bf16, f16};
+use sparsam_kernels::ggml::GgmlType;
 
 use crate::error::{Error, Result};
 
@@ -46,6 +49,8 @@ pub enum Kind {
     Bf16,
     /// Eight bits a number and an f16 scale for each 32.
     Q8_0,
+    /// Another of GGML's quantised types.
+    Blocks(GgmlType),
 }
 
 impl Kind {
@@ -56,6 +61,7 @@ impl Kind {
             Self::F16 => 1,
             Self::Q8_0 => 8,
             Self::Bf16 => 30,
+            Self::Blocks(blocks) => blocks.code(),
         }
     }
 
@@ -65,16 +71,29 @@ impl Kind {
             Self::F32 => 4 * count,
             Self::F16 | Self::Bf16 => 2 * count,
             Self::Q8_0 => count / BLOCK * (2 + BLOCK),
+            Self::Blocks(blocks) => count / blocks.block_length() * blocks.block_bytes(),
         }
     }
 
-    /// The kind that rows of `columns` numbers are stored in: blocks must fill rows, else it is f16, as
-    /// in llama.cpp's converter.
+    /// The kind that rows of `columns` numbers are stored in. Blocks must fill rows: where those of 256 do
+    /// not, the next larger kind with blocks of 32 takes their place, and where these do not either, f16
+    /// (llama.cpp's `convert_hf_to_gguf.py` and `tensor_type_fallback`).
     pub fn for_columns(self, columns: usize) -> Self {
-        if self == Self::Q8_0 && !columns.is_multiple_of(BLOCK) {
+        let kind = match self {
+            Self::Blocks(blocks) if !columns.is_multiple_of(blocks.block_length()) => {
+                match blocks {
+                    GgmlType::Q4K => Self::Blocks(GgmlType::Q5_0),
+                    GgmlType::Q5K => Self::Blocks(GgmlType::Q5_1),
+                    _ => Self::Q8_0,
+                }
+            }
+            kind => kind,
+        };
+        let blocks = matches!(kind, Self::Q8_0 | Self::Blocks(_));
+        if blocks && !columns.is_multiple_of(BLOCK) {
             Self::F16
         } else {
-            self
+            kind
         }
     }
 }
@@ -253,13 +272,36 @@ fn encode(name: &str, values: &[f32], kind: Kind) -> Result<Vec<u8>> {
             }
             bytes
         }
+        Kind::Blocks(blocks) => {
+            let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
+            QTensor::quantize(&tensor, candle_type(blocks))?
+                .data()?
+                .into_owned()
+        }
     })
+}
+
+/// candle's name of a type.
+fn candle_type(blocks: GgmlType) -> GgmlDType {
+    match blocks {
+        GgmlType::Q4_0 => GgmlDType::Q4_0,
+        GgmlType::Q4_1 => GgmlDType::Q4_1,
+        GgmlType::Q5_0 => GgmlDType::Q5_0,
+        GgmlType::Q5_1 => GgmlDType::Q5_1,
+        GgmlType::Q8_0 => GgmlDType::Q8_0,
+        GgmlType::Q8_1 => GgmlDType::Q8_1,
+        GgmlType::Q2K => GgmlDType::Q2K,
+        GgmlType::Q3K => GgmlDType::Q3K,
+        GgmlType::Q4K => GgmlDType::Q4K,
+        GgmlType::Q5K => GgmlDType::Q5K,
+        GgmlType::Q6K => GgmlDType::Q6K,
+        GgmlType::Q8K => GgmlDType::Q8K,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
     use candle_core::quantized::gguf_file::Content;
 
     fn values(count: usize) -> Vec<f32> {

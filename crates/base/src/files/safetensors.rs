@@ -127,6 +127,17 @@ impl SafetensorsFiles {
         })
     }
 
+    /// A note that all files have in their headers; none where one lacks it or they differ.
+    pub fn note(&self, key: &str) -> Option<&str> {
+        let of = |file: &'_ Opened| file.metadata.metadata().as_ref()?.get(key).cloned();
+        let first = self.files.first()?.metadata.metadata().as_ref()?.get(key)?;
+        let all = self
+            .files
+            .iter()
+            .all(|file| of(file).as_ref() == Some(first));
+        all.then_some(first)
+    }
+
     /// The files, sorted.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(|file| file.path.as_path())

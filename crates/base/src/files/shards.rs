@@ -103,6 +103,8 @@ pub struct ShardWriter {
     /// Names of the tensors in each shard written.
     shards: Vec<Vec<String>>,
     total: u64,
+    /// What each shard says of itself.
+    metadata: HashMap<String, String>,
 }
 
 impl ShardWriter {
@@ -115,7 +117,16 @@ impl ShardWriter {
             held_bytes: 0,
             shards: Vec::new(),
             total: 0,
+            // transformers refuses a file that does not say that it is of PyTorch.
+            metadata: HashMap::from([("format".to_owned(), "pt".to_owned())]),
         }
+    }
+
+    /// Writes a note into the header of every shard.
+    #[must_use]
+    pub fn noting(mut self, key: &str, note: &str) -> Self {
+        self.metadata.insert(key.to_owned(), note.to_owned());
+        self
     }
 
     /// Adds tensors that belong together and stay in one shard.
@@ -143,14 +154,11 @@ impl ShardWriter {
                 return Err(Error::weight(&tensor.name, "would be written twice"));
             }
         }
-        // transformers refuses a file that does not say that it is of PyTorch.
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(views, Some(metadata), &path).map_err(
-            |error| match error {
-                safetensors::SafeTensorError::IoError(source) => Error::write(&path)(source),
-                other => Error::file(&path, format!("cannot be made: {other}")),
-            },
-        )?;
+        let metadata = Some(self.metadata.clone());
+        safetensors::serialize_to_file(views, metadata, &path).map_err(|error| match error {
+            safetensors::SafeTensorError::IoError(source) => Error::write(&path)(source),
+            other => Error::file(&path, format!("cannot be made: {other}")),
+        })?;
         let file = fs::File::open(&path).map_err(Error::write(&path))?;
         file.sync_all().map_err(Error::write(&path))?;
         let held = std::mem::take(&mut self.held);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 use clap::{Args, ValueEnum};
+use sparsam_base::files::gguf_types::FileType;
 use sparsam_base::model::Quantize;
 
 use super::bench;
@@ -56,22 +57,26 @@ pub(crate) struct MergeArgs {
     pub(crate) no_drift: bool,
 }
 
-/// Write a model quantised, as bitsandbytes does
+/// Write a model quantised, as bitsandbytes or llama.cpp do
 ///
-/// Writes a checkpoint that transformers loads with bitsandbytes, with its `quantization_config`. The
-/// matrices of the blocks are quantised; embedding, head and norms stay as they are.
+/// Writes a checkpoint that transformers loads with bitsandbytes, with its `quantization_config`: the
+/// matrices of the blocks are quantised; embedding, head and norms stay as they are. Or one GGUF file for
+/// llama.cpp, with the tokenizer in it.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: sparsam quantize models/qwen3 --to nf4-dq -o models/qwen3-nf4")]
+#[command(after_help = "Examples:\n  \
+    sparsam quantize models/qwen3 --to nf4-dq -o models/qwen3-nf4\n  \
+    sparsam quantize models/qwen3 --to gguf:Q4_K_M -o qwen3-q4_k_m.gguf")]
 pub(crate) struct QuantizeArgs {
     /// The model, a folder or a built-in one
     pub(crate) model: String,
 
-    /// To what: nf4 (4.5 bits a weight), nf4-dq (4.13 bits, scales quantised too) or int8
-    #[arg(long, value_name = "KIND", value_parser = quantized)]
-    pub(crate) to: Quantize,
+    /// To what: nf4 (4.5 bits a weight), nf4-dq (4.13 bits, scales quantised too), int8, or gguf:TYPE with
+    /// Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q4_0, F16, BF16 or F32
+    #[arg(long, value_name = "KIND", value_parser = goal)]
+    pub(crate) to: Goal,
 
-    /// The folder to write; must not exist yet or be empty
-    #[arg(long, short, value_name = "DIR")]
+    /// The folder to write, which must not exist yet or be empty, or the GGUF file
+    #[arg(long, short, value_name = "PATH")]
     pub(crate) output: PathBuf,
 
     /// Begin another file when one would become larger
@@ -100,13 +105,23 @@ pub(crate) struct ExportArgs {
     #[arg(long, short, value_enum)]
     pub(crate) format: ExportFormat,
 
-    /// How numbers are stored in GGUF; f16 unless given
-    #[arg(long = "type", value_enum, value_name = "TYPE")]
-    pub(crate) kind: Option<NumberKind>,
+    /// How numbers are stored in GGUF, f16 unless given: f32, f16 or bf16; models also in q8_0, q6_k, q5_k_m,
+    /// q5_k_s, q4_k_m, q4_k_s or q4_0
+    #[arg(long = "type", value_name = "TYPE", value_parser = file_type)]
+    pub(crate) file_type: Option<FileType>,
 
     /// The file to write, or the folder for mlx; must not exist yet
     #[arg(long, short, value_name = "PATH")]
     pub(crate) output: PathBuf,
+}
+
+/// What `quantize` makes of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// A checkpoint for bitsandbytes.
+    Checkpoint(Quantize),
+    /// A file for llama.cpp.
+    Gguf(FileType),
 }
 
 /// What `export` writes.
@@ -118,20 +133,6 @@ pub(crate) enum ExportFormat {
     Gguf,
     /// An adapter for mlx-lm
     Mlx,
-}
-
-/// How numbers are stored in GGUF.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NumberKind {
-    /// Four bytes
-    F32,
-    /// Two bytes
-    F16,
-    /// Two bytes with the range of f32
-    Bf16,
-    /// Eight bits and a scale for each 32 numbers; models only
-    #[value(name = "q8_0")]
-    Q8_0,
 }
 
 /// Check an adapter before it is published or served
@@ -164,6 +165,23 @@ fn quantized(text: &str) -> Result<Quantize, String> {
     match bench::quantize(text) {
         Ok(Quantize::None) | Err(_) => Err("expected nf4, nf4-dq or int8".to_owned()),
         Ok(quantize) => Ok(quantize),
+    }
+}
+
+/// A file type of llama.cpp.
+fn file_type(text: &str) -> Result<FileType, String> {
+    FileType::named(text).ok_or_else(|| {
+        let names = FileType::ALL.map(FileType::name);
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+fn goal(text: &str) -> Result<Goal, String> {
+    match text.split_once(':') {
+        Some((gguf, name)) if gguf.eq_ignore_ascii_case("gguf") => file_type(name).map(Goal::Gguf),
+        _ => quantized(text).map(Goal::Checkpoint).map_err(|_| {
+            "expected nf4, nf4-dq, int8 or gguf: and a type, such as gguf:Q4_K_M".to_owned()
+        }),
     }
 }
 

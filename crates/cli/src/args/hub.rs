@@ -53,6 +53,14 @@ pub(crate) struct PublishArgs {
     /// The name on the Hub, `owner/name`; created if it is not there
     pub(crate) name: String,
 
+    /// In place of the adapter, the model that `sparsam merge` made of it
+    #[arg(long, value_name = "DIR", conflicts_with = "gguf")]
+    pub(crate) merged: Option<PathBuf>,
+
+    /// In place of the adapter, files that `sparsam export --format gguf` or `sparsam quantize` made of it
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) gguf: Vec<PathBuf>,
+
     /// Show a new repository to its owner alone
     #[arg(long)]
     pub(crate) private: bool,

@@ -1,29 +1,27 @@
 //! `sparsam export`: an adapter, or the model it makes, in the formats of other programs.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::Context;
 use sparsam_adapter::export::{gguf, gguf_lora, mlx};
 use sparsam_adapter::parts::Parts;
-use sparsam_base::files::gguf_vocabulary::vocabulary;
-use sparsam_base::files::gguf_writer::Kind;
+use sparsam_base::files::gguf_types::FileType;
+use sparsam_base::files::gguf_writer::{Kind, Meta};
 use sparsam_base::model::Quantize;
+use sparsam_base::weights::Weights;
 
 use super::merge::{base_name, staged};
-use crate::args::formats::{ExportArgs, ExportFormat, NumberKind};
+use crate::args::formats::{ExportArgs, ExportFormat};
 use crate::base_files::BaseFiles;
 use crate::error::Failure;
 use crate::figures::bytes;
+use crate::made_of;
 use crate::terminal::paint_stdout;
 
 pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
-    let kind = match args.kind.unwrap_or(NumberKind::F16) {
-        NumberKind::F32 => Kind::F32,
-        NumberKind::F16 => Kind::F16,
-        NumberKind::Bf16 => Kind::Bf16,
-        NumberKind::Q8_0 => Kind::Q8_0,
-    };
     check(args)?;
+    let file_type = args.file_type.unwrap_or(FileType::F16);
     let parts = Parts::read(&args.adapter)?;
     let name = base_name(args.base.as_deref(), &parts.config, &args.adapter)?;
     let base = BaseFiles::open(&name)?;
@@ -32,7 +30,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     merged.check_shapes()?;
     let (what, files) = match args.format {
         ExportFormat::GgufLora => {
-            gguf_lora::write(&args.output, &parts, &base.config, kind)?;
+            gguf_lora::write(&args.output, &parts, &base.config, numbers(file_type)?)?;
             ("an adapter for llama.cpp", vec![args.output.clone()])
         }
         ExportFormat::Mlx => {
@@ -44,24 +42,18 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
             ("an adapter for mlx-lm", files.to_vec())
         }
         ExportFormat::Gguf => {
-            let tokenizer = base.tokenizer()?.zip(base.companion("tokenizer.json")?);
-            let Some((tokenizer, json)) = tokenizer else {
-                return Err(Failure::run(format!(
-                    "`{name}` has no tokenizer.json, which is part of a GGUF file"
-                ))
-                .hint("put the model's tokenizer.json beside its weights")
-                .into());
-            };
-            let rows = base.config.vocab_size;
-            let vocabulary = vocabulary(&json, &tokenizer, rows)?;
-            let title = title(args);
+            let mut entries = base.gguf_entries(&name)?;
+            let adapter = Meta::Text(made_of::adapter(&args.adapter)?);
+            entries.push((made_of::NOTE.to_owned(), adapter));
+            let source: (&dyn Weights, &[String]) = (&merged, merged.names());
+            let title = title(&args.output);
             gguf::write(
                 &args.output,
-                &merged,
+                source,
                 &base.config,
                 &title,
-                vocabulary,
-                kind,
+                entries,
+                file_type,
             )?;
             ("a merged model for llama.cpp", vec![args.output.clone()])
         }
@@ -86,27 +78,49 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The kind of an adapter's numbers.
+fn numbers(file_type: FileType) -> Result<Kind, Failure> {
+    match file_type {
+        FileType::F32 => Ok(Kind::F32),
+        FileType::F16 => Ok(Kind::F16),
+        FileType::Bf16 => Ok(Kind::Bf16),
+        blocks => Err(Failure::usage(format!(
+            "an adapter is not stored in {}: its matrices are too narrow for blocks",
+            blocks.name().to_lowercase()
+        ))
+        .hint("leave `--type` out for f16, or choose f32")),
+    }
+}
+
 /// Refuses what the command line cannot mean.
 fn check(args: &ExportArgs) -> Result<(), Failure> {
-    match (args.format, args.kind) {
+    match (args.format, args.file_type) {
         (ExportFormat::Mlx, Some(_)) => Err(Failure::usage(
             "`--type` is for GGUF, mlx adapters are written in f32",
         )
         .hint("leave `--type` out")),
-        (ExportFormat::GgufLora, Some(NumberKind::Q8_0)) => Err(Failure::usage(
-            "an adapter is not stored in q8_0: its matrices are too narrow for blocks of 32",
-        )
-        .hint("leave `--type` out for f16, or choose f32")),
-        (ExportFormat::Gguf | ExportFormat::GgufLora, _) if args.output.exists() => Err(
-            Failure::usage(format!("`{}` is there already", args.output.display()))
-                .hint("name a file that does not exist yet"),
-        ),
+        (ExportFormat::GgufLora, file_type) => {
+            numbers(file_type.unwrap_or(FileType::F16))?;
+            new_file(&args.output)
+        }
+        (ExportFormat::Gguf, _) => new_file(&args.output),
         _ => Ok(()),
     }
 }
 
-/// What a merged model calls itself: the name of its file.
-fn title(args: &ExportArgs) -> String {
-    let stem = args.output.file_stem().unwrap_or_default();
+/// Refuses a file that is there already.
+pub(super) fn new_file(path: &Path) -> Result<(), Failure> {
+    if !path.exists() {
+        return Ok(());
+    }
+    Err(
+        Failure::usage(format!("`{}` is there already", path.display()))
+            .hint("name a file that does not exist yet"),
+    )
+}
+
+/// What a model calls itself: the name of its file.
+pub(super) fn title(file: &Path) -> String {
+    let stem = file.file_stem().unwrap_or_default();
     stem.to_string_lossy().into_owned()
 }

@@ -18,6 +18,7 @@ use crate::args::formats::MergeArgs;
 use crate::base_files::BaseFiles;
 use crate::error::Failure;
 use crate::figures::{bytes, significant};
+use crate::made_of;
 use crate::run::quantize_of;
 use crate::run_record::RunRecord;
 use crate::speaker::notes;
@@ -42,7 +43,14 @@ pub(super) fn run(args: &MergeArgs, quiet: bool) -> anyhow::Result<()> {
     let merged = base.merged(&parts, through, args.dtype)?;
 
     let staged = staged(&args.output)?;
-    let written = write(&merged, staged.path(), args.max_shard_size, &mut |_, _| ())?;
+    let adapter = made_of::adapter(&args.adapter)?;
+    let written = write(
+        &merged,
+        staged.path(),
+        args.max_shard_size,
+        &[(made_of::NOTE, &adapter)],
+        &mut |_, _| (),
+    )?;
     let mut files = base.write_companions(&staged, &merged.config(&base.config_text)?)?;
     let template = args.adapter.join(TEMPLATE);
     if template.exists() {

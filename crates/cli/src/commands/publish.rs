@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sparsam_base::builtin;
 use sparsam_hub::publish::{Content, Item, Manner, Proposal, Publication, There};
-use sparsam_hub::{HubError, Kind, Need, Repo, Server, Settings};
+use sparsam_hub::{HubError, Kind, Repo, Server, Settings};
 use sparsam_tracker::EnergyRecord;
 use sparsam_tracker::card::TrainingKind;
 use sparsam_tracker::card::edit::{self, Details, EditError};
@@ -17,31 +17,17 @@ use sparsam_tracker::card::lint::{self, Severity};
 
 use crate::args::hub::PublishArgs;
 use crate::cards;
-use crate::classifier;
-use crate::error::{Failure, io_reason};
+use crate::error::Failure;
 use crate::figures::bytes;
 use crate::from_hub;
-use crate::opened::find_builtin;
 use crate::recipe::{Method, TrainingType};
 use crate::run_record::{self, RunRecord, State};
 use crate::speaker::notes;
 
-/// The files of an adapter.
-const ADAPTER: &[&str] = &["adapter_config.json", "adapter_model.safetensors"];
-/// The files of a whole model.
-const MODEL: &[&str] = &["config.json", "generation_config.json", "model.safetensors"];
-/// The files of a tokenizer.
-const TOKENIZER: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-];
+mod product;
+
+use product::Product;
+
 /// Endings of plots.
 const PLOTS: &[&str] = &["png", "svg"];
 /// Findings about a card that leave it without a figure although they are no errors elsewhere.
@@ -53,11 +39,14 @@ pub(super) fn run(args: &PublishArgs, quiet: bool) -> anyhow::Result<()> {
     let record = RunRecord::read(folder)?;
     check_run(folder, &record)?;
     let energy = cards::energy_of(folder, &record)?;
-    let own_card = read(&folder.join(cards::FILE_NAME))?;
+    let product = Product::of(args);
+    product.check(folder, &record)?;
+    let name = from_hub::plain(&args.name);
+    let own_card = product.card(folder, &record, &energy, name)?;
     check_card(&folder.join(cards::FILE_NAME), &own_card, folder)?;
 
     let settings = Settings::from_environment()?;
-    let repo = Repo::new(Kind::Model, from_hub::plain(&args.name))?;
+    let repo = Repo::new(Kind::Model, name)?;
     let say = |text: &str| {
         if !quiet {
             let _ = writeln!(io::stderr(), "{text}");
@@ -74,8 +63,8 @@ pub(super) fn run(args: &PublishArgs, quiet: bool) -> anyhow::Result<()> {
             folder,
         )?;
     }
-    let manner = manner(args, &record);
-    let items = items(folder, &record, card.clone(), quiet)?;
+    let manner = manner(args, &record, &product);
+    let items = items(folder, &record, &product, card.clone(), quiet)?;
     let proposal = publication.propose(&there, items, &manner)?;
     let mut notes = notes(quiet);
     if kept {
@@ -194,11 +183,8 @@ fn card(
     Ok((updated, true))
 }
 
-fn manner(args: &PublishArgs, record: &RunRecord) -> Manner {
-    let what = match record.recipe.method {
-        Method::Lora => "adapter",
-        Method::Full => "model",
-    };
+fn manner(args: &PublishArgs, record: &RunRecord, product: &Product) -> Manner {
+    let what = product.name(record);
     Manner {
         private: args.private,
         pull_request: args.pull_request,
@@ -216,40 +202,16 @@ fn manner(args: &PublishArgs, record: &RunRecord) -> Manner {
 fn items(
     folder: &Path,
     record: &RunRecord,
+    product: &Product,
     card: Vec<u8>,
     quiet: bool,
 ) -> anyhow::Result<Vec<Item>> {
     let mut items = vec![Item::new(cards::FILE_NAME, Content::Bytes(card))?];
-    let (needed, optional): (&[&str], &[&str]) = match record.recipe.method {
-        Method::Lora => (ADAPTER, &[]),
-        Method::Full => (MODEL, TOKENIZER),
-    };
-    for name in needed
-        .iter()
-        .chain(optional)
-        .chain(&[run_record::FILE_NAME])
-    {
-        let path = folder.join(name);
-        if path.is_file() {
-            items.push(Item::new(name, Content::File(path))?);
-        } else if ADAPTER.contains(name) || *name == "model.safetensors" {
-            return Err(Failure::run(format!(
-                "`{}` is missing, so there is nothing to publish",
-                path.display()
-            ))
-            .hint("give the `output_dir` of a finished run")
-            .into());
-        }
+    for (name, content) in product.files(folder, record, quiet)? {
+        items.push(Item::new(&name, content)?);
     }
-    if record.recipe.method == Method::Lora {
-        for (name, content) in tokenizer(folder, record, quiet)? {
-            items.push(Item::new(name, content)?);
-        }
-        let labels = folder.join(classifier::LABELS);
-        if !record.labels.is_empty() && labels.is_file() {
-            items.push(Item::new(classifier::LABELS, Content::File(labels))?);
-        }
-    }
+    let record = folder.join(run_record::FILE_NAME);
+    items.push(Item::new(run_record::FILE_NAME, Content::File(record))?);
     for (name, path) in plots(folder) {
         items.push(Item::new(&name, Content::File(path))?);
     }
@@ -258,42 +220,6 @@ fn items(
         check_secrets(folder, &item.path, &item.text()?)?;
     }
     Ok(items)
-}
-
-/// The tokenizer's files: those of the base, and the chat template the adapter was trained with.
-fn tokenizer(
-    folder: &Path,
-    record: &RunRecord,
-    quiet: bool,
-) -> anyhow::Result<Vec<(&'static str, Content)>> {
-    let mut files = Vec::new();
-    let base = &record.base;
-    let trained_with = folder.join("chat_template.jinja");
-    let own = trained_with.is_file();
-    if own {
-        files.push(("chat_template.jinja", Content::File(trained_with)));
-    }
-    if base.model.starts_with(builtin::PREFIX) {
-        let builtin = find_builtin(&base.model)?;
-        files.extend([
-            ("tokenizer.json", Content::Bytes(builtin.tokenizer.to_vec())),
-            (
-                "tokenizer_config.json",
-                Content::Bytes(builtin.tokenizer_config.as_bytes().to_vec()),
-            ),
-        ]);
-        return Ok(files);
-    }
-    let commit = base.revision.as_deref();
-    let name = from_hub::plain(&base.model);
-    let fetched = from_hub::model(name, commit, &Need::Tokenizer, quiet)?;
-    for &name in TOKENIZER {
-        let path = fetched.folder.join(name);
-        if path.is_file() && !(own && name.starts_with("chat_template")) {
-            files.push((name, Content::File(path)));
-        }
-    }
-    Ok(files)
 }
 
 /// Plots in the run's folder and in `plots`.
@@ -335,17 +261,6 @@ fn check_secrets(folder: &Path, name: &str, text: &[u8]) -> Result<(), Failure> 
         folder.join(name).display()
     ))
     .hint("take it out, and revoke it at https://huggingface.co/settings/tokens if it is one"))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|error| {
-        Failure::usage(format!(
-            "cannot read the card `{}`: {}",
-            path.display(),
-            io_reason(&error)
-        ))
-        .hint("`sparsam card RUN` writes it again")
-    })
 }
 
 /// Says what would be sent, a line for each file: `send PATH BYTES` or `same PATH BYTES`.

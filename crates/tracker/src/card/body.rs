@@ -21,8 +21,8 @@ pub(super) fn render(inputs: &CardInputs, record: &EnergyRecord) -> String {
         inputs,
         record,
         &[],
-        "The readings are in `energy.jsonl` beside this card, joules by component and time, and the \
-         same record is in `run.json`",
+        "The same record is in `run.json`; the readings, joules by component and time, are in \
+         `energy.jsonl` in the folder of the run",
     ));
     sections.join("\n")
 }
@@ -72,11 +72,19 @@ fn introduction(inputs: &CardInputs) -> String {
             "A text classifier: a LoRA adapter and a head for {}",
             code(inputs.base_name())
         ),
-        (ModelKind::Full, _) if inputs.classes.is_some() => {
+        (_, _) if inputs.classes.is_some() => {
             format!("A text classifier made of {}", code(inputs.base_name()))
         }
         (ModelKind::Adapter, _) => format!("A LoRA adapter for {}", code(inputs.base_name())),
         (ModelKind::Full, _) => format!("A fine-tuned version of {}", code(inputs.base_name())),
+        (ModelKind::Merged, _) => format!(
+            "A fine-tuned version of {}: a LoRA adapter merged into it",
+            code(inputs.base_name())
+        ),
+        (ModelKind::Gguf, _) => format!(
+            "A fine-tuned version of {}: a LoRA adapter merged into it, as GGUF",
+            code(inputs.base_name())
+        ),
     };
     let mut out = format!("{what}, made with [sparsam](https://github.com/sparsam/sparsam)");
     if !inputs.version.is_empty() {
@@ -107,6 +115,14 @@ fn usage(inputs: &CardInputs) -> String {
         );
         return out;
     }
+    if inputs.kind == ModelKind::Gguf {
+        if let Some(command) = &inputs.other_command {
+            let library = inputs.kind.library();
+            let command = command.replace("```", "");
+            let _ = write!(out, "\nWith {library}:\n\n```sh\n{command}\n```\n");
+        }
+        return out;
+    }
     let prompt = python(inputs.example_prompt.as_deref().unwrap_or("Hello"));
     let folder = "path/to/this/folder";
     if let Some(classes) = &inputs.classes {
@@ -120,16 +136,13 @@ fn usage(inputs: &CardInputs) -> String {
              model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), \"{folder}\")\n",
             python(inputs.base_name())
         ),
-        ModelKind::Full => format!(
+        ModelKind::Full | ModelKind::Merged | ModelKind::Gguf => format!(
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
              tokenizer = AutoTokenizer.from_pretrained(\"{folder}\")\n\
              model = AutoModelForCausalLM.from_pretrained(\"{folder}\")\n"
         ),
     };
-    let library = match inputs.kind {
-        ModelKind::Adapter => "PEFT",
-        ModelKind::Full => "transformers",
-    };
+    let library = inputs.kind.library();
     let inputs_of = if inputs.chat {
         format!(
             "messages = [{{\"role\": \"user\", \"content\": {prompt}}}]\n\
@@ -162,16 +175,13 @@ fn classifying(inputs: &CardInputs, classes: usize, prompt: &str, folder: &str) 
              model = PeftModel.from_pretrained(model, \"{folder}\").eval()\n",
             python(inputs.base_name())
         ),
-        ModelKind::Full => format!(
+        ModelKind::Full | ModelKind::Merged | ModelKind::Gguf => format!(
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
              tokenizer = AutoTokenizer.from_pretrained(\"{folder}\")\n\
              model = AutoModelForSequenceClassification.from_pretrained(\"{folder}\").eval()\n"
         ),
     };
-    let library = match inputs.kind {
-        ModelKind::Adapter => "PEFT",
-        ModelKind::Full => "transformers",
-    };
+    let library = inputs.kind.library();
     format!(
         "\nWith {library}:\n\n```python\n{loading}\n\
          logits = model(**tokenizer({prompt}, return_tensors=\"pt\")).logits[0]\n\

@@ -91,10 +91,7 @@ const LICENSES: &[&str] = &[
 /// The lines between the `---`.
 pub(super) fn render(inputs: &CardInputs, record: &EnergyRecord) -> String {
     let mut out = String::new();
-    let library = match inputs.kind {
-        ModelKind::Adapter => "peft",
-        ModelKind::Full => "transformers",
-    };
+    let library = inputs.kind.library_name();
     line(&mut out, &format!("library_name: {library}"));
     let base = inputs.base_model.as_ref();
     let base_on_hub = base.is_some_and(Origin::is_on_hub);
@@ -174,12 +171,17 @@ fn tags(inputs: &CardInputs, base_on_hub: bool) -> Vec<String> {
     if base_on_hub {
         let relation = match inputs.kind {
             ModelKind::Adapter => "adapter",
-            ModelKind::Full => "finetune",
+            // A merged adapter changes the weights as training all of them does. The Hub's `merge` and
+            // `quantized` are for models that nobody trained further.
+            ModelKind::Full | ModelKind::Merged | ModelKind::Gguf => "finetune",
         };
         tags.push(format!("base_model:{relation}:{}", inputs.base_name()));
     }
-    if inputs.kind == ModelKind::Adapter {
+    if inputs.kind != ModelKind::Full {
         tags.push("lora".to_owned());
+    }
+    if inputs.kind == ModelKind::Gguf {
+        tags.push("gguf".to_owned());
     }
     tags.push("sparsam".to_owned());
     for tag in &inputs.tags {

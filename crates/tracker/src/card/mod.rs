@@ -44,6 +44,8 @@ pub struct CardInputs {
     pub metrics: Vec<Metric>,
     /// The sparsam command that generates with this model, as a whole line.
     pub command: Option<String>,
+    /// The same with another program, for what Python does not load.
+    pub other_command: Option<String>,
     /// A prompt for the snippet.
     pub example_prompt: Option<String>,
     /// Its classes, of a model that tells classes apart.
@@ -107,6 +109,30 @@ pub enum ModelKind {
     Adapter,
     /// All weights, in a transformers folder.
     Full,
+    /// An adapter merged into its base, in a transformers folder.
+    Merged,
+    /// An adapter merged into its base, in GGUF files.
+    Gguf,
+}
+
+impl ModelKind {
+    /// The Hub's name of the library that loads it.
+    pub(crate) fn library_name(self) -> &'static str {
+        match self {
+            Self::Adapter => "peft",
+            Self::Full | Self::Merged => "transformers",
+            Self::Gguf => "gguf",
+        }
+    }
+
+    /// The same for readers.
+    pub(crate) fn library(self) -> &'static str {
+        match self {
+            Self::Adapter => "PEFT",
+            Self::Full | Self::Merged => "transformers",
+            Self::Gguf => "llama.cpp",
+        }
+    }
 }
 
 /// Fine-tuning or pre-training, in the Hub's words.
