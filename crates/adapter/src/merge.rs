@@ -10,7 +10,7 @@
 //! merged into the dequantised ones it reproduces what was trained. Either can serve better, and
 //! [`drift`] says by how much they differ.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
@@ -18,12 +18,14 @@ use serde_json::{Value, json};
 use sparsam_base::error::Error as BaseError;
 use sparsam_base::files::shards::{ShardWriter, Stored, Written, in_order};
 use sparsam_base::model::{EMBEDDING, HEAD, Quantize};
+use sparsam_base::network::Network;
 use sparsam_base::quantize::{is_quantized, quantized};
 use sparsam_base::weights::Weights;
 
 use crate::error::{Error, Result};
 use crate::parts::Parts;
 use crate::targets::ends_in;
+use crate::trainable::Trainable;
 
 /// A base with an adapter in it.
 pub struct Merged<'a> {
@@ -259,16 +261,54 @@ pub fn write(
     for (done, name) in merged.names.iter().enumerate() {
         let tensor = merged.merged(name)?;
         if tensor.dtype().is_float() && !is_finite(&tensor)? {
-            return Err(Error::weight(
-                name,
-                "would hold a number that is not finite after the merge",
-            ));
+            return Err(not_finite(name));
         }
         parameters += tensor.elem_count() as u64;
         writer.push(vec![Stored::of(name, &tensor)?])?;
         progress(done + 1, merged.names.len());
     }
     Ok(writer.finish(parameters)?)
+}
+
+/// All parameters of a model in memory with an adapter merged in, in f32, by their names. Needs the model twice:
+/// for small ones, such as classifiers, whose head has no place in the files of their base.
+///
+/// # Errors
+/// A quantised model, modules that it does not have, other shapes, numbers that are not finite.
+pub fn whole(model: &mut impl Network, parts: &Parts) -> Result<BTreeMap<String, Tensor>> {
+    let mut all = Trainable::full(model)?;
+    for (module, branch) in &parts.branches {
+        let name = format!("{module}.weight");
+        let Some(trained) = all.registry().get(&name) else {
+            return Err(Error::weight(module, "is not in the base model"));
+        };
+        let (out, input) = branch.dims();
+        if trained.value.dims() != [out, input] {
+            let (shape, base) = ([out, input], trained.value.dims());
+            let what = format!("has shape {shape:?}, in the base it is {base:?}");
+            return Err(Error::weight(&name, what));
+        }
+        let merged = branch.merge(&trained.value)?;
+        all.set(&name, &merged)?;
+    }
+    for (name, tensor) in &parts.whole {
+        all.set(name, tensor)?;
+    }
+    let mut merged = BTreeMap::new();
+    for (name, trained) in all.registry() {
+        if !is_finite(&trained.value)? {
+            return Err(not_finite(name));
+        }
+        merged.insert(name.clone(), trained.value.clone());
+    }
+    Ok(merged)
+}
+
+fn not_finite(name: &str) -> Error {
+    Error::weight(
+        name,
+        "would hold a number that is not finite after the merge",
+    )
 }
 
 fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {

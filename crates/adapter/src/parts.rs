@@ -15,7 +15,9 @@ use sparsam_kernels::Weight;
 use sparsam_kernels::dora::row_norms;
 
 use crate::error::{Error, Result};
-use crate::peft::{AdapterConfig, Task, WEIGHTS_FILE, open_weights, read_config, registry_name};
+use crate::peft::{
+    AdapterConfig, Task, WEIGHTS_FILE, is_saved_module, open_weights, read_config, registry_name,
+};
 
 /// A low-rank branch as stored.
 #[derive(Clone, Debug)]
@@ -112,18 +114,28 @@ impl Parts {
     /// A malformed folder, tensors that belong to nothing, branches that are not whole or not of the
     /// shape that the settings say.
     pub fn read(folder: &Path) -> Result<Self> {
-        let config = read_config(folder)?;
-        if config.task == Task::SequenceClassification {
+        let parts = Self::of_any(folder)?;
+        if parts.config.task == Task::SequenceClassification {
             return Err(Error::Format {
                 what: format!(
-                    "`{}` is the adapter of a classifier (`task_type: SEQ_CLS`), which is used beside its base",
+                    "`{}` is the adapter of a classifier (`task_type: SEQ_CLS`), and a language model's is needed here",
                     folder.display()
                 ),
-                hint: "`sparsam classify` uses it, and PEFT's `AutoPeftModelForSequenceClassification`; to get \
-                       a whole model, train with `method: full`"
-                    .to_owned(),
+                hint:
+                    "`sparsam classify` uses it, and `sparsam merge` makes a whole classifier of it"
+                        .to_owned(),
             });
         }
+        Ok(parts)
+    }
+
+    /// Reads a folder with the adapter of a language model or of a classifier, whose head is among what it
+    /// replaces.
+    ///
+    /// # Errors
+    /// As [`Parts::read`].
+    pub fn of_any(folder: &Path) -> Result<Self> {
+        let config = read_config(folder)?;
         let path = folder.join(WEIGHTS_FILE);
         let files = open_weights(&path)?;
         Self::gather(config, &path, &files)
@@ -146,7 +158,7 @@ impl Parts {
                 pieces.entry(module.to_owned()).or_default().b = Some(tensor);
             } else if let Some(module) = name.strip_suffix(".lora_magnitude_vector") {
                 pieces.entry(module.to_owned()).or_default().magnitude = Some(tensor);
-            } else if name == EMBEDDING || name == HEAD || name.strip_suffix(".bias").is_some() {
+            } else if is_saved_module(&name, &config) || name.strip_suffix(".bias").is_some() {
                 whole.insert(name, tensor);
             } else {
                 return Err(Error::weight(

@@ -20,6 +20,7 @@ use sparsam_base::weights::Weights;
 use crate::error::{Error, Result};
 use crate::files::{write_tensors, write_text};
 use crate::lora::{Bias, Init, LoraConfig};
+use crate::targets::ends_in;
 use crate::targets::{ALL_LINEAR, Targets};
 use crate::trainable::{CLASSIFIERS, Trainable};
 
@@ -414,7 +415,16 @@ fn config_text(config: &AdapterConfig, adapted: &[&str]) -> String {
     format!("{:#}\n", Value::Object(map))
 }
 
-/// Whether a registry name is one of the base's whole modules that PEFT saves beside an adapter.
-pub fn is_saved_module(name: &str) -> bool {
-    name == EMBEDDING || name == HEAD
+/// Whether a registry name is a parameter of a module that PEFT saves whole beside an adapter: embedding and head,
+/// and of a classifier what `modules_to_save` names.
+pub(crate) fn is_saved_module(name: &str, config: &AdapterConfig) -> bool {
+    if name == EMBEDDING || name == HEAD {
+        return true;
+    }
+    let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
+    config.task == Task::SequenceClassification
+        && config.lora.modules_to_save.iter().any(|saved| {
+            let head = path.split('.').next();
+            head == Some(saved.as_str()) || ends_in(path, saved)
+        })
 }

@@ -77,6 +77,17 @@ pub fn find(name: &str) -> Option<Builtin> {
 }
 
 impl Builtin {
+    /// A file of its folder but the weights, by name.
+    pub fn companion(&self, name: &str) -> Option<&'static [u8]> {
+        match name {
+            "config.json" => Some(self.config.as_bytes()),
+            "generation_config.json" => Some(self.generation_config.as_bytes()),
+            TOKENIZER_FILE => Some(self.tokenizer),
+            "tokenizer_config.json" => Some(self.tokenizer_config.as_bytes()),
+            _ => None,
+        }
+    }
+
     /// Its tensors.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! Commands that make another checkpoint of a base need no model in memory, but every file of the base.
 //! [`crate::opened`] is for those that compute with it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::DType;
 use sparsam_adapter::merge::Merged;
@@ -20,7 +20,7 @@ use sparsam_base::tokenizer::Tokenizer;
 use sparsam_base::weights::Weights;
 
 use crate::error::Failure;
-use crate::opened::{Place, find, hash};
+use crate::opened::{Place, find, hash, read_if_there};
 
 /// What stands beside the weights of a model in Hugging Face's layout, its configuration apart.
 pub(crate) const COMPANIONS: &[&str] = &[
@@ -176,17 +176,10 @@ impl BaseFiles {
     /// # Errors
     /// A file that cannot be read.
     pub(crate) fn companion(&self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        let builtin = match &self.files {
-            Files::Builtin(builtin, _) => builtin,
-            Files::Folder(folder, _) => return read_if_there(&folder.join(name)),
-        };
-        let bytes = match name {
-            "tokenizer.json" => builtin.tokenizer,
-            "tokenizer_config.json" => builtin.tokenizer_config.as_bytes(),
-            "generation_config.json" => builtin.generation_config.as_bytes(),
-            _ => return Ok(None),
-        };
-        Ok(Some(bytes.to_vec()))
+        match &self.files {
+            Files::Builtin(builtin, _) => Ok(builtin.companion(name).map(<[u8]>::to_vec)),
+            Files::Folder(folder, _) => read_if_there(&folder.join(name)),
+        }
     }
 
     /// Writes a configuration and all that stands beside the weights into a folder on its way; says
@@ -208,18 +201,6 @@ impl BaseFiles {
             }
         }
         Ok(written)
-    }
-}
-
-fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Read {
-            path: path.to_owned(),
-            source,
-        }
-        .into()),
     }
 }
 

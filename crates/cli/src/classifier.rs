@@ -11,6 +11,7 @@ use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 use sparsam_adapter::classify::init;
 use sparsam_adapter::files::write_text;
+use sparsam_adapter::peft::{self, Task, WEIGHTS_FILE};
 use sparsam_base::chat_template::ChatTemplate;
 use sparsam_base::classifier::Classifier;
 use sparsam_base::config::ModelConfig;
@@ -25,9 +26,13 @@ use sparsam_hub::Need;
 use crate::error::Failure;
 use crate::from_hub::{self, Source, hub_name};
 use crate::opened::{Opened, Place, find, hash, text_of, within};
+use crate::plan::memory::Shape;
 
 /// Name of the file with an adapter's classes.
 pub(crate) const LABELS: &str = "labels.json";
+
+/// Longest text where nothing is said, in tokens.
+pub(crate) const LONGEST: usize = 512;
 
 /// A base by its name, and how long the texts are.
 #[derive(Clone, Copy)]
@@ -59,6 +64,16 @@ pub(crate) struct Texts {
     config: Config,
     place: String,
     hub: Option<Source>,
+}
+
+impl Texts {
+    /// The shape of the model.
+    pub(crate) fn shape(&self) -> Shape {
+        match &self.config {
+            Config::Encoder(config) => Shape::of_encoder(config),
+            Config::Decoder(config) => Shape::of(config).classifier(),
+        }
+    }
 }
 
 enum Config {
@@ -231,4 +246,82 @@ pub(crate) fn read_labels(folder: &Path) -> anyhow::Result<Option<Vec<String>>> 
             .hint("copy it again from where the adapter was trained")
             .into()
     })
+}
+
+/// The classes of an adapter: those that were written beside it, else as many numbers as its head has rows.
+pub(crate) fn labels_of(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let config = peft::read_config(folder)?;
+    if config.task != Task::SequenceClassification {
+        return Err(Failure::usage(format!(
+            "`{}` is the adapter of a language model, not of a classifier",
+            folder.display()
+        ))
+        .hint("`sparsam generate` and `sparsam chat` use it")
+        .into());
+    }
+    if let Some(labels) = read_labels(folder)? {
+        return Ok(labels);
+    }
+    let files = SafetensorsFiles::open(&[folder.join(WEIGHTS_FILE)])?;
+    let heads = [
+        "classifier.weight",
+        "classifier.out_proj.weight",
+        "score.weight",
+    ];
+    let head = heads
+        .iter()
+        .map(|head| format!("base_model.model.{head}"))
+        .find(|name| files.contains(name));
+    let Some(head) = head else {
+        return Err(
+            Failure::run(format!("`{}` holds no head over classes", folder.display()))
+                .hint("train it again, or copy it from where it was trained")
+                .into(),
+        );
+    };
+    let classes = files.tensor(&head)?.dim(0)?;
+    Ok((0..classes).map(|class| format!("LABEL_{class}")).collect())
+}
+
+/// A base's configuration as that of a classifier in f32: its classes, and which class of transformers loads it.
+///
+/// # Errors
+/// A text that is not a JSON object.
+pub(crate) fn config(base: &[u8], model: &Classifier) -> anyhow::Result<String> {
+    let mut config: Value = serde_json::from_slice(base).context("the base's config.json")?;
+    for key in ["dtype", "torch_dtype"] {
+        if let Some(value) = config.get_mut(key) {
+            *value = "float32".into();
+        }
+    }
+    let (id2label, label2id) = numbered(&model.labels);
+    config["id2label"] = id2label;
+    config["label2id"] = label2id;
+    config["problem_type"] = "single_label_classification".into();
+    if let Some(class) = architecture(model) {
+        config["architectures"] = json!([class]);
+    }
+    Ok(format!("{config:#}\n"))
+}
+
+/// The class of transformers that loads a whole classifier.
+fn architecture(model: &Classifier) -> Option<String> {
+    let name = match model.family() {
+        "bert" => "Bert",
+        "distilbert" => "DistilBert",
+        "roberta" => "Roberta",
+        "xlm-roberta" => "XLMRoberta",
+        "modernbert" => "ModernBert",
+        "gemma" => "Gemma",
+        "gemma2" => "Gemma2",
+        "gemma3_text" => "Gemma3Text",
+        "llama" => "Llama",
+        "mistral" => "Mistral",
+        "phi3" => "Phi3",
+        "qwen2" => "Qwen2",
+        "qwen3" => "Qwen3",
+        "smollm3" => "SmolLM3",
+        _ => return None,
+    };
+    Some(format!("{name}ForSequenceClassification"))
 }

@@ -24,6 +24,7 @@ mod machine;
 mod made_of;
 mod opened;
 mod plan;
+mod probe_file;
 mod progress;
 mod recipe;
 mod report;

@@ -230,6 +230,20 @@ pub(crate) enum Place<'a> {
     Gguf(&'a Path),
 }
 
+impl Place<'_> {
+    /// A file beside the weights, if it is there; a GGUF file stands alone.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn companion(&self, name: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Builtin(builtin) => Ok(builtin.companion(name).map(<[u8]>::to_vec)),
+            Self::Folder(folder) => read_if_there(&folder.join(name)),
+            Self::Gguf(_) => Ok(None),
+        }
+    }
+}
+
 /// Whether a model's name is that of a GGUF file.
 pub(crate) fn is_gguf(name: &str) -> bool {
     let extension = Path::new(name).extension();
@@ -369,6 +383,22 @@ pub(crate) fn hash<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<blak
         }
     }
     Ok(hasher.finalize())
+}
+
+/// The bytes of a file; none where there is none.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read {
+            path: path.to_owned(),
+            source,
+        }
+        .into()),
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@
 //! table, with a range that says so.
 
 use serde::{Deserialize, Serialize};
-use sparsam_base::config::ModelConfig;
 use sparsam_tracker::accounting::{kwh, operational_g};
 use sparsam_tracker::{Range, range::Span};
 
@@ -22,7 +21,7 @@ pub(crate) mod words;
 
 use hardware::Device;
 use knobs::Knob;
-use memory::Memory;
+use memory::{Memory, Shape};
 
 /// A calibrated time is expected to be met within this part. Steps vary with the length of documents, and
 /// machines with their heat and their other work.
@@ -113,15 +112,15 @@ pub(crate) fn is_arm(recipe: &Recipe, name: &str) -> bool {
 }
 
 /// Computes the memory of a recipe.
-pub(crate) fn computed_memory(config: &ModelConfig, recipe: &Recipe, work: &Work) -> Memory {
+pub(crate) fn computed_memory(shape: &Shape, recipe: &Recipe, work: &Work) -> Memory {
     let (tokens, targets) = work.largest_batch;
-    memory::estimate(config, recipe, tokens as f64, targets as f64, None)
+    memory::estimate(shape, recipe, tokens as f64, targets as f64, None)
 }
 
 /// An arm whose steps were measured.
 pub(crate) fn calibrated(
     name: &str,
-    config: &ModelConfig,
+    shape: &Shape,
     recipe: &Recipe,
     work: &Work,
     calibration: &Calibration,
@@ -130,7 +129,7 @@ pub(crate) fn calibrated(
 ) -> Arm {
     let (tokens, targets) = work.largest_batch;
     let trainable = Some(calibration.trainable as f64);
-    let mut memory = memory::estimate(config, recipe, tokens as f64, targets as f64, trainable);
+    let mut memory = memory::estimate(shape, recipe, tokens as f64, targets as f64, trainable);
     memory.weights = calibration.weight_bytes as f64;
     let peak = calibration.peak_bytes.map(|bytes| bytes as f64);
     if let Some(peak) = peak {
@@ -250,25 +249,18 @@ fn operations(recipe: &Recipe) -> f64 {
 /// An arm on a device of the table.
 pub(crate) fn computed(
     name: &str,
-    config: &ModelConfig,
+    shape: &Shape,
     recipe: &Recipe,
     work: &Work,
     device: &Device,
     grid: &Grid,
     available: Option<f64>,
 ) -> Arm {
-    let memory = computed_memory(config, recipe, work);
-    // The embedding is looked up and not multiplied; a tied head is multiplied.
-    let weights = memory::parameters(config)
-        - if config.tie_word_embeddings {
-            0.0
-        } else {
-            (config.vocab_size * config.hidden_size) as f64
-        };
+    let memory = computed_memory(shape, recipe, work);
     // Answers make one token at a time: most of the time goes to reading weights, not to arithmetic.
     let evaluated = work.evaluation_tokens * work.evaluations;
     let answered = 2 * work.answers * work.answer_tokens;
-    let flops = weights
+    let flops = shape.products()
         * (operations(recipe) * work.tokens as f64 + 2.0 * (evaluated + 4 * answered) as f64);
     let used = hardware::UTILISATION;
     let four = matches!(recipe.quantize, Quantize::Nf4 | Quantize::Nf4Dq);

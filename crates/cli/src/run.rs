@@ -25,6 +25,7 @@ use crate::device::{self, Place};
 use crate::error::Failure;
 use crate::interrupt;
 use crate::machine::Platform;
+use crate::probe_file::ProbeFile;
 use crate::progress::{Look, Progress};
 use crate::recipe::{Recipe, RecipeFile};
 use crate::run_record::{Base, FORMAT, Quality, RunRecord, State, Versions};
@@ -49,10 +50,11 @@ use budget::Meter;
 pub(crate) use calibrate::{Calibration, Work, calibrate, count};
 use folder::{Folder, Resumed};
 pub(crate) use held_out::HeldOut;
+use learned::Learned;
 use material::{Data, Material, Ready, Revisions};
 use metrics::Metrics;
 pub(crate) use settings::{gpus as gpus_of, quantize as quantize_of};
-pub(crate) use task::{is_of, only_language};
+pub(crate) use task::{is_of, settled};
 pub(crate) use wait::Waited;
 use watch::Watch;
 use words::{examples, opening, say};
@@ -279,6 +281,14 @@ impl<'a> Session<'a> {
             (!own && labels.is_empty()).then(|| template.source()),
             labels,
         )?;
+        if let (Some(_), Learned::Language(model)) = (&self.ready.adapter, &self.ready.opened.model)
+        {
+            let (trainable, tokenizer) = (&mut self.ready.trainable, &self.ready.opened.tokenizer);
+            let longest = self.recipe.max_length;
+            if let Some(probe) = ProbeFile::make(model, trainable, tokenizer, longest)? {
+                probe.write(&self.folder.path)?;
+            }
+        }
         self.tracker.leave(watch::SAVE);
         Ok(ending)
     }

@@ -203,8 +203,78 @@ fn an_encoder_is_trained_described_and_used() {
         1,
         &["not a family"],
     );
-    desk.refused(&["merge", "run", "--output", "merged"], 1, &["SEQ_CLS"]);
-    desk.refused(&["plan", "recipe.yaml"], 2, &["language models alone"]);
+    let export = ["export", "run", "--format=gguf", "-o", "x.gguf"];
+    desk.refused(&export, 1, &["SEQ_CLS"]);
+    let plan = desk.told(&["plan", "recipe.yaml", "--seconds=0.2", "--json"]);
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let arms = plan["arms"].as_array().unwrap();
+    assert_eq!(arms.len(), 3, "{plan}");
+    for arm in arms {
+        assert_eq!(arm["how"], "calibrated", "{arm}");
+        assert!(arm["seconds"]["central"].as_f64().unwrap() > 0.0, "{arm}");
+    }
+    let elsewhere = ["plan", "recipe.yaml", "--hardware", "RTX 4090", "--json"];
+    let plan: Value = serde_json::from_str(&desk.told(&elsewhere)).unwrap();
+    assert_eq!(plan["arms"][0]["how"], "computed");
+}
+
+/// Merged, base, branches and head are one model, which says the same of every text and needs no adapter.
+#[test]
+fn a_classifier_is_merged_into_a_model_of_its_own() {
+    let desk = Desk::new();
+    desk.told(&["train", "recipe.yaml"]);
+    let said = desk.told(&[
+        "merge",
+        "run",
+        "-o",
+        "merged",
+        "--max-shard-size=20kB",
+        "--prompt=dead tree",
+    ]);
+    assert!(said.contains("a head over 2 classes into bert"), "{said}");
+    assert!(said.contains("the same class"), "{said}");
+    let config = desk.json("merged/config.json");
+    assert_eq!(
+        config["architectures"],
+        json!(["BertForSequenceClassification"])
+    );
+    assert_eq!(config["label2id"].as_object().unwrap().len(), 2);
+    assert!(desk.path("merged/model.safetensors.index.json").exists());
+    let answers = |arguments: &[&str]| -> Vec<Value> {
+        let all = [
+            &[
+                "classify",
+                "-o",
+                "out.jsonl",
+                "-t=the tree is dead",
+                "-t=a broken lamp",
+                "-t=pole",
+            ],
+            arguments,
+        ]
+        .concat();
+        desk.told(&all);
+        desk.read("out.jsonl")
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let adapted = answers(&["--model=bert", "--adapter=run"]);
+    let merged = answers(&["--model=merged"]);
+    assert_eq!((adapted.len(), merged.len()), (3, 3));
+    for (one, other) in adapted.iter().zip(&merged) {
+        assert_eq!(one["label"], other["label"]);
+        for (label, p) in one["probabilities"].as_object().unwrap() {
+            let q = other["probabilities"][label].as_f64().unwrap();
+            assert!((p.as_f64().unwrap() - q).abs() < 1e-5, "{one} {other}");
+        }
+    }
+    desk.refused(
+        &["merge", "run", "-o", "again", "--dtype=bf16"],
+        2,
+        &["in f32"],
+    );
+    desk.refused(&["merge", "run", "-o", "merged"], 2, &["merged"]);
 }
 
 /// The same recipe gives the same bits on any number of threads, dropout included; what is trained further keeps the

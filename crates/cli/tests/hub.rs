@@ -403,6 +403,7 @@ fn a_run_is_published_as_the_dry_run_says_and_only_once() {
             "adapter_config.json",
             "adapter_model.safetensors",
             "loss.svg",
+            "probe.json",
             "run.json",
             "tokenizer.json",
             "tokenizer_config.json",

@@ -190,6 +190,36 @@ fn a_quantised_checkpoint_says_how_and_is_not_quantised_again() {
 }
 
 /// What a quantised file answers is near to what its model answers, and the fewer bits the smaller it is.
+/// An adapter that is whole and fits, but is not the one that was trained, is found out by its stored logits.
+#[test]
+fn a_changed_adapter_does_not_reproduce_its_stored_logits() {
+    let desk = desk();
+    std::fs::create_dir(desk.path("changed")).unwrap();
+    for name in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "probe.json",
+        "run.json",
+    ] {
+        let from = desk.path("run").join(name);
+        std::fs::copy(from, desk.path("changed").join(name)).unwrap();
+    }
+    let path = desk.path("changed/adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let (name, changed) = tensors
+        .iter()
+        .find(|(name, _)| name.contains("lora_B"))
+        .unwrap();
+    let (name, changed) = (name.clone(), (changed * 3.0).unwrap());
+    tensors.insert(name, changed);
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let ran = desk.ends(&["verify", "changed", "--base=builtin:sprout"], 1);
+    assert!(ran.out.contains("are not reproduced"), "{}", ran.out);
+    let ran = desk.ends(&["verify", "changed", "--base=builtin:sprout", "--json"], 1);
+    let told: Value = serde_json::from_str(&ran.out).unwrap();
+    assert!(told["probe"]["largest_difference"].as_f64() > told["probe"]["allowed"].as_f64());
+}
+
 #[test]
 fn a_model_is_quantised_for_llama_cpp() {
     let desk = desk();
@@ -276,6 +306,10 @@ fn a_sound_adapter_is_judged_for_every_program() {
     let said = desk.works(&["verify", "run", "--base=builtin:sprout"]);
     assert!(said.contains("the weights it was trained on"), "{said}");
     assert!(said.contains("rank 4, scale 2"), "{said}");
+    assert!(
+        said.contains("64 logits stored when it was trained are within"),
+        "{said}"
+    );
     for name in ["PEFT", "llama.cpp", "mistral.rs", "vLLM", "mlx"] {
         let line = said.lines().find(|line| line.starts_with(name)).unwrap();
         assert!(line.contains("yes: "), "{said}");

@@ -49,7 +49,7 @@ pub(crate) struct MergeArgs {
     pub(crate) max_shard_size: u64,
 
     /// The text on which drift is measured
-    #[arg(long, value_name = "TEXT", default_value = PROBE)]
+    #[arg(long, value_name = "TEXT", default_value = crate::probe_file::PROMPT)]
     pub(crate) prompt: String,
 
     /// Do not measure drift, which needs the model in memory
@@ -154,11 +154,6 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
-
-/// What is probed unless told otherwise: prose, a name, a number, a question, code and another
-/// language.
-pub(crate) const PROBE: &str = "The old lime tree in front of the town hall was planted in 1887. \
-    Question: how old is it? Wie alt ist die Linde? def age(year): return 2025 - year";
 
 /// A kind of quantisation by the recipe's words; not `none`.
 fn quantized(text: &str) -> Result<Quantize, String> {

@@ -10,10 +10,8 @@ use sparsam_adapter::classes::Prediction;
 use sparsam_adapter::classify::classify;
 use sparsam_adapter::data::{Columns, Dataset, Format, Row};
 use sparsam_adapter::files::write_whole;
-use sparsam_adapter::peft::{self, Task, WEIGHTS_FILE};
+use sparsam_adapter::peft;
 use sparsam_adapter::trainable::Trainable;
-use sparsam_base::files::safetensors::SafetensorsFiles;
-use sparsam_base::weights::Weights as _;
 
 use crate::args::classify::ClassifyArgs;
 use crate::classifier::{self, Named, Options};
@@ -22,9 +20,6 @@ use crate::error::{Failure, io_reason};
 use crate::from_hub;
 use crate::opened::Opened;
 use crate::run_record::RunRecord;
-
-/// Longest text where nothing is said, in tokens.
-const LONGEST: usize = 512;
 
 /// Classifies texts.
 pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
@@ -46,13 +41,13 @@ pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
         Some(folder) => RunRecord::beside(folder)?.map(|run| run.recipe.max_length),
         None => None,
     };
-    let usual = trained.unwrap_or(LONGEST).min(texts.context);
+    let usual = trained.unwrap_or(classifier::LONGEST).min(texts.context);
     let named = Named {
         max_length: args.max_length.unwrap_or(usual),
         ..named
     };
     let labels = match &adapter {
-        Some(folder) => labels_of(folder)?,
+        Some(folder) => classifier::labels_of(folder)?,
         None => texts.labels.clone().ok_or_else(|| {
             Failure::usage(format!("`{}` names no classes", args.base.model)).hint(
                 "give the adapter of a classifier with `--adapter`, or a model trained as one",
@@ -140,41 +135,6 @@ pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
         _ => told.print()?,
     }
     Ok(())
-}
-
-/// The classes of an adapter: those that were written beside it, else as many numbers as its head has rows.
-fn labels_of(folder: &Path) -> anyhow::Result<Vec<String>> {
-    let config = peft::read_config(folder)?;
-    if config.task != Task::SequenceClassification {
-        return Err(Failure::usage(format!(
-            "`{}` is the adapter of a language model, not of a classifier",
-            folder.display()
-        ))
-        .hint("`sparsam generate` and `sparsam chat` use it")
-        .into());
-    }
-    if let Some(labels) = classifier::read_labels(folder)? {
-        return Ok(labels);
-    }
-    let files = SafetensorsFiles::open(&[folder.join(WEIGHTS_FILE)])?;
-    let heads = [
-        "classifier.weight",
-        "classifier.out_proj.weight",
-        "score.weight",
-    ];
-    let head = heads
-        .iter()
-        .map(|head| format!("base_model.model.{head}"))
-        .find(|name| files.contains(name));
-    let Some(head) = head else {
-        return Err(
-            Failure::run(format!("`{}` holds no head over classes", folder.display()))
-                .hint("train it again, or copy it from where it was trained")
-                .into(),
-        );
-    };
-    let classes = files.tensor(&head)?.dim(0)?;
-    Ok((0..classes).map(|class| format!("LABEL_{class}")).collect())
 }
 
 /// The texts of the arguments, of the file, or of standard input.

@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 use sparsam_adapter::merge::{Drift, drift, write};
 use sparsam_adapter::parts::Parts;
-use sparsam_adapter::peft::{self, AdapterConfig};
+use sparsam_adapter::peft::{self, AdapterConfig, Task};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::files::staged::Staged;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
@@ -24,12 +24,17 @@ use crate::run_record::RunRecord;
 use crate::speaker::notes;
 use crate::terminal::paint_stdout;
 
+mod classifier;
+
 /// Beside the adapter, the template it was trained with where that is not the base's own.
 const TEMPLATE: &str = "chat_template.jinja";
 
 pub(super) fn run(args: &MergeArgs, quiet: bool) -> anyhow::Result<()> {
     let mut notes = notes(quiet);
-    let parts = Parts::read(&args.adapter)?;
+    let parts = Parts::of_any(&args.adapter)?;
+    if parts.config.task == Task::SequenceClassification {
+        return classifier::run(args, &parts, quiet);
+    }
     let base_name = base_name(args.base.as_deref(), &parts.config, &args.adapter)?;
     let base = BaseFiles::open(&base_name)?;
     let trained_through = RunRecord::beside(&args.adapter)?

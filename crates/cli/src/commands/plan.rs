@@ -4,7 +4,6 @@
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
-use sparsam_base::config::ModelConfig;
 use sparsam_tracker::estimate::{self, EstimateError};
 use sparsam_tracker::meter::system;
 use sparsam_tracker::{EnergyRecord, Roots, StatedIntensity, format};
@@ -14,9 +13,10 @@ use crate::args::plan::{CalibrateArgs, PlanArgs};
 use crate::columns;
 use crate::error::Failure;
 use crate::figures::bytes;
+use crate::plan::memory::Shape;
 use crate::plan::{self, Arm, BESIDE, Grid, Plan, cache, hardware, is_arm, knobs, words};
 use crate::recipe::{Recipe, RecipeFile};
-use crate::run::{Calibration, Work, calibrate, count, only_language};
+use crate::run::{Calibration, Work, calibrate, count, settled};
 use crate::speaker::notes;
 use crate::terminal::paint_stdout;
 use crate::threads::within;
@@ -25,7 +25,11 @@ use crate::threads::within;
 type Way = (String, Vec<String>, RecipeFile);
 
 pub(super) fn run_calibrate(args: &CalibrateArgs) -> anyhow::Result<()> {
-    let file = RecipeFile::load(&args.recipe, &args.overrides)?;
+    let file = settled(
+        &RecipeFile::load(&args.recipe, &args.overrides)?,
+        None,
+        true,
+    )?;
     let calibration = within(file.recipe.threads, || calibrate(&file, args.seconds))?;
     writeln!(
         io::stdout().lock(),
@@ -36,13 +40,16 @@ pub(super) fn run_calibrate(args: &CalibrateArgs) -> anyhow::Result<()> {
 }
 
 pub(super) fn run(args: &PlanArgs, quiet: bool) -> anyhow::Result<()> {
-    let file = RecipeFile::load(&args.recipe, &args.overrides)?;
-    only_language(&file, "plan")?;
-    let (config, work) = count(&file)?;
-    let ways = ways(args, file)?;
+    let file = settled(
+        &RecipeFile::load(&args.recipe, &args.overrides)?,
+        None,
+        quiet,
+    )?;
+    let (shape, work) = count(&file, quiet)?;
+    let ways = ways(args, file, quiet)?;
     let plan = match &args.hardware {
-        Some(name) => elsewhere(args, name, &config, work, &ways)?,
-        None => here(args, &config, work, &ways, quiet)?,
+        Some(name) => elsewhere(args, name, &shape, work, &ways)?,
+        None => here(args, &shape, work, &ways, quiet)?,
     };
     let mut out = io::stdout().lock();
     if args.json {
@@ -54,7 +61,7 @@ pub(super) fn run(args: &PlanArgs, quiet: bool) -> anyhow::Result<()> {
 }
 
 /// The recipe, and beside it those arms that it is not itself.
-fn ways(args: &PlanArgs, file: RecipeFile) -> anyhow::Result<Vec<Way>> {
+fn ways(args: &PlanArgs, file: RecipeFile, quiet: bool) -> anyhow::Result<Vec<Way>> {
     let mut beside: Vec<Way> = Vec::new();
     for (name, keys) in BESIDE {
         if is_arm(&file.recipe, name) {
@@ -66,7 +73,7 @@ fn ways(args: &PlanArgs, file: RecipeFile) -> anyhow::Result<Vec<Way>> {
         if name == "full" && file.recipe.adapter.is_some() {
             overrides.push("adapter=null".to_owned());
         }
-        let other = RecipeFile::load(&args.recipe, &overrides)?;
+        let other = settled(&RecipeFile::load(&args.recipe, &overrides)?, None, quiet)?;
         beside.push((name.to_owned(), overrides, other));
     }
     let itself = BESIDE.iter().find(|(name, _)| is_arm(&file.recipe, name));
@@ -82,7 +89,7 @@ fn ways(args: &PlanArgs, file: RecipeFile) -> anyhow::Result<Vec<Way>> {
 fn elsewhere(
     args: &PlanArgs,
     name: &str,
-    config: &ModelConfig,
+    shape: &Shape,
     work: Work,
     ways: &[Way],
 ) -> anyhow::Result<Plan> {
@@ -93,7 +100,7 @@ fn elsewhere(
     let arms: Vec<Arm> = ways
         .iter()
         .map(|(name, _, file)| {
-            plan::computed(name, config, &file.recipe, &work, &device, &grid, available)
+            plan::computed(name, shape, &file.recipe, &work, &device, &grid, available)
         })
         .collect();
     Ok(Plan {
@@ -106,7 +113,7 @@ fn elsewhere(
             device.watts
         ),
         available_bytes: available,
-        knobs: knobs_of(config, recipe, &work, &arms[0]),
+        knobs: knobs_of(shape, recipe, &work, &arms[0]),
         work,
         arms,
         emissions,
@@ -120,7 +127,7 @@ fn elsewhere(
 
 fn here(
     args: &PlanArgs,
-    config: &ModelConfig,
+    shape: &Shape,
     work: Work,
     ways: &[Way],
     quiet: bool,
@@ -135,7 +142,7 @@ fn here(
     let mut arms: Vec<Option<Arm>> = Vec::new();
     let mut energy: Option<EnergyRecord> = None;
     for (name, overrides, file) in ways {
-        let memory = plan::computed_memory(config, &file.recipe, &work);
+        let memory = plan::computed_memory(shape, &file.recipe, &work);
         // What would not fit into the machine is not tried out on it, whatever may be used.
         if there.is_some_and(|there| memory.total() > 0.9 * there) {
             arms.push(None);
@@ -144,7 +151,7 @@ fn here(
         let calibration = calibration(args, name, overrides, &file.recipe, cpu.as_deref(), quiet)?;
         let arm = plan::calibrated(
             name,
-            config,
+            shape,
             &file.recipe,
             &work,
             &calibration,
@@ -178,7 +185,7 @@ fn here(
         .zip(ways)
         .map(|(arm, (name, _, file))| {
             arm.unwrap_or_else(|| {
-                let memory = plan::computed_memory(config, &file.recipe, &work);
+                let memory = plan::computed_memory(shape, &file.recipe, &work);
                 plan::scaled(
                     name,
                     &file.recipe,
@@ -201,7 +208,7 @@ fn here(
     Ok(Plan {
         machine,
         available_bytes: available,
-        knobs: knobs_of(config, recipe, &work, &arms[0]),
+        knobs: knobs_of(shape, recipe, &work, &arms[0]),
         work,
         arms,
         emissions,
@@ -209,9 +216,9 @@ fn here(
     })
 }
 
-fn knobs_of(config: &ModelConfig, recipe: &Recipe, work: &Work, arm: &Arm) -> Vec<knobs::Knob> {
+fn knobs_of(shape: &Shape, recipe: &Recipe, work: &Work, arm: &Arm) -> Vec<knobs::Knob> {
     if arm.fits == Some(false) {
-        knobs::of(config, recipe, work, arm.memory.total())
+        knobs::of(shape, recipe, work, arm.memory.total())
     } else {
         Vec::new()
     }

@@ -14,10 +14,13 @@ use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_kernels::Documents;
 
 use super::merge::base_name;
-use crate::args::formats::{PROBE, VerifyArgs};
+use crate::args::formats::VerifyArgs;
 use crate::base_files::BaseFiles;
 use crate::error::Failure;
 use crate::figures::{significant, thousands};
+use crate::probe_file::{PROMPT, ProbeFile};
+use crate::recipe::Dtype;
+use crate::run::quantize_of;
 use crate::run_record::RunRecord;
 use crate::terminal::{Paint, paint_stdout};
 
@@ -33,9 +36,21 @@ struct Verification {
     trained_on_blake3: Option<String>,
     /// What the adapter does to the logits of a probe prompt.
     effect: Option<Effect>,
+    /// How the logits that were stored with the adapter compare with those it gives on this base.
+    probe: Option<Probed>,
     #[serde(flatten)]
     report: Report,
     verdicts: Vec<Verdict>,
+}
+
+#[derive(Serialize)]
+struct Probed {
+    /// Logits that were compared.
+    logits: usize,
+    /// The largest difference; none where the base reads the prompt otherwise.
+    largest_difference: Option<f64>,
+    /// What is within rounding, for the type and the quantisation that the adapter was trained with.
+    allowed: f64,
 }
 
 #[derive(Serialize)]
@@ -80,7 +95,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 
     let base_blake3 = base.blake3()?;
     let record = RunRecord::beside(&args.adapter)?;
-    let trained_on = record.map(|record| record.base.blake3);
+    let trained_on = record.as_ref().map(|record| record.base.blake3.clone());
     match &trained_on {
         Some(trained_on) if *trained_on != base_blake3 => report.add(
             Gravity::Warning,
@@ -95,7 +110,13 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         ),
     }
     let mut effect = None;
+    let mut probe = None;
     if report.sound() {
+        if let Some(probed) = probed(args, &base, record.as_ref())? {
+            let same_base = trained_on.as_ref() == Some(&base_blake3);
+            judge(&probed, same_base, &mut report);
+            probe = Some(probed);
+        }
         effect = measured(args, &base)?;
         if effect.as_ref().is_some_and(|effect| effect.largest == 0.0) {
             report.add(Gravity::Fault, "the adapter changes no logit", None);
@@ -112,6 +133,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         base_blake3,
         trained_on_blake3: trained_on,
         effect,
+        probe,
         report,
         verdicts,
     };
@@ -128,12 +150,71 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Rounding of logits in f32, on another processor or with another number of threads.
+const ROUNDING: f64 = 2e-3;
+/// The same where numbers are bf16 or quantised.
+const COARSE_ROUNDING: f64 = 0.2;
+
+/// Computes the stored logits again, on the base as the adapter was trained on it; nothing where none are stored.
+fn probed(
+    args: &VerifyArgs,
+    base: &BaseFiles,
+    record: Option<&RunRecord>,
+) -> anyhow::Result<Option<Probed>> {
+    let Some((probe, tokenizer)) = ProbeFile::read(&args.adapter)?.zip(base.tokenizer()?) else {
+        return Ok(None);
+    };
+    let quantize = record.map_or(Quantize::None, |record| quantize_of(&record.recipe));
+    let bf16 = record.is_some_and(|record| record.recipe.dtype == Dtype::Bf16);
+    let options = LoadOptions {
+        quantize,
+        dtype: if bf16 { DType::BF16 } else { DType::F32 },
+        max_length: probe.ids.len(),
+    };
+    let mut model = Model::load(base.config.clone(), base.weights(), options)?;
+    let (mut hook, _) = peft::load(&args.adapter, &mut model, 0)?;
+    let coarse = bf16 || quantize != Quantize::None;
+    Ok(Some(Probed {
+        logits: probe.positions.iter().map(|at| at.logits.len()).sum(),
+        largest_difference: probe.differs(&model, &mut hook, &tokenizer)?,
+        allowed: if coarse { COARSE_ROUNDING } else { ROUNDING },
+    }))
+}
+
+/// What follows from the stored logits.
+fn judge(probed: &Probed, same_base: bool, report: &mut Report) {
+    match probed.largest_difference {
+        Some(largest) if largest <= probed.allowed => {}
+        Some(largest) => report.add(
+            if same_base {
+                Gravity::Fault
+            } else {
+                Gravity::Warning
+            },
+            format!(
+                "the logits stored when it was trained are not reproduced: they differ by up to {}",
+                significant(largest, 2)
+            ),
+            Some(if same_base {
+                "one of the adapter's files was changed or damaged; copy it again from where it was trained"
+            } else {
+                "name the base that it was trained on with `--base`"
+            }),
+        ),
+        None => report.add(
+            Gravity::Warning,
+            "the base's tokenizer reads the probe prompt otherwise than when the adapter was trained",
+            Some("name the base that it was trained on with `--base`"),
+        ),
+    }
+}
+
 /// What the adapter does to the logits of the probe prompt; nothing where the base has no tokenizer.
 fn measured(args: &VerifyArgs, base: &BaseFiles) -> anyhow::Result<Option<Effect>> {
     let Some(tokenizer) = base.tokenizer()? else {
         return Ok(None);
     };
-    let mut ids = tokenizer.encode(PROBE, true)?;
+    let mut ids = tokenizer.encode(PROMPT, true)?;
     ids.truncate(base.config.max_position_embeddings);
     let norm = base.weights().tensor("model.norm.weight")?;
     let options = LoadOptions {
@@ -195,6 +276,18 @@ fn screen(verification: &Verification, paint: Paint) -> String {
                 significant(effect.largest, 2),
                 significant(effect.mean, 2),
                 effect.tokens
+            ),
+        );
+    }
+    if let Some(probe) = &verification.probe
+        && let Some(largest) = probe.largest_difference
+    {
+        line(
+            "probe",
+            &format!(
+                "{} logits stored when it was trained are within {} of those computed now",
+                probe.logits,
+                significant(largest, 2)
             ),
         );
     }

@@ -2,9 +2,8 @@
 //! and what it costs. Each is computed on top of those before it.
 
 use serde::Serialize;
-use sparsam_base::config::ModelConfig;
 
-use super::memory::{self};
+use super::memory::{self, Shape};
 use crate::recipe::{Dtype, Method, Quantize, Recipe};
 use crate::run::Work;
 
@@ -25,11 +24,11 @@ pub(crate) struct Knob {
 type Change = (String, Recipe, f64, &'static str);
 
 /// The knobs of a recipe whose peak is `peak` bytes, those that save at least a hundredth of it.
-pub(crate) fn of(config: &ModelConfig, recipe: &Recipe, work: &Work, peak: f64) -> Vec<Knob> {
+pub(crate) fn of(shape: &Shape, recipe: &Recipe, work: &Work, peak: f64) -> Vec<Knob> {
     let (tokens, targets) = work.largest_batch;
     let need = |recipe: &Recipe, rows: f64| {
         memory::estimate(
-            config,
+            shape,
             recipe,
             tokens as f64 * rows,
             targets as f64 * rows,
@@ -140,15 +139,17 @@ fn shorter(recipe: &Recipe, rows: f64) -> Option<Change> {
 
 #[cfg(test)]
 mod tests {
+    use sparsam_base::config::ModelConfig;
+
     use super::*;
 
-    fn config() -> ModelConfig {
+    fn shape() -> Shape {
         // The shape of Llama 2 7B.
         let text = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
             "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
             "vocab_size": 32000, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
             "tie_word_embeddings": false, "hidden_act": "silu"}"#;
-        ModelConfig::parse(text).unwrap()
+        Shape::of(&ModelConfig::parse(text).unwrap())
     }
 
     fn work(tokens: u64) -> Work {
@@ -166,17 +167,17 @@ mod tests {
 
     #[test]
     fn a_model_of_seven_billion_takes_what_it_is_known_to_take() {
-        let config = config();
-        let parameters = memory::parameters(&config);
+        let shape = shape();
+        let parameters = memory::parameters(&shape);
         assert!((parameters / 6.738e9 - 1.0).abs() < 0.001, "{parameters}");
         let mut recipe = Recipe {
             dtype: Dtype::Bf16,
             ..Recipe::default()
         };
-        let memory = |recipe: &Recipe| memory::estimate(&config, recipe, 2048.0, 1024.0, None);
+        let memory = |recipe: &Recipe| memory::estimate(&shape, recipe, 2048.0, 1024.0, None);
         assert!((memory(&recipe).weights / 13.48e9 - 1.0).abs() < 0.01);
         // LoRA of rank 16 on every projection: 39,976,960 weights.
-        let trained = memory::adapter_parameters(&config, 16);
+        let trained = memory::adapter_parameters(&shape, 16);
         assert_eq!(trained, 39_976_960.0);
         assert_eq!(memory(&recipe).optimiser, trained * 12.0);
         recipe.quantize = Quantize::Nf4Dq;
@@ -192,15 +193,15 @@ mod tests {
 
     #[test]
     fn knobs_save_in_turn_and_what_a_recipe_has_is_not_offered() {
-        let config = config();
+        let shape = shape();
         let recipe = Recipe {
             method: Method::Full,
             batch_size: 8,
             ..Recipe::default()
         };
         let work = work(8192);
-        let peak = memory::estimate(&config, &recipe, 8192.0, 4096.0, None).total();
-        let knobs = of(&config, &recipe, &work, peak);
+        let peak = memory::estimate(&shape, &recipe, 8192.0, 4096.0, None).total();
+        let knobs = of(&shape, &recipe, &work, peak);
         assert!(knobs[0].write.starts_with("gradient_checkpointing"));
         assert!(knobs.iter().any(|knob| knob.write == "method: lora"));
         for pair in knobs.windows(2) {
@@ -216,7 +217,7 @@ mod tests {
             quantize: Quantize::Nf4,
             ..Recipe::default()
         };
-        let knobs = of(&config, &has, &work, 5e9);
+        let knobs = of(&shape, &has, &work, 5e9);
         assert!(
             knobs
                 .iter()

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use sparsam_base::config::ModelConfig;
+use sparsam_base::encoder::config::EncoderConfig;
 
 use crate::recipe::{Dtype, Method, Quantize, Recipe};
 
@@ -52,50 +53,96 @@ impl Memory {
     }
 }
 
-/// The widths of a model.
-struct Widths {
+/// The shape of a model, as far as memory and arithmetic go by it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Shape {
     hidden: f64,
     q: f64,
     kv: f64,
     wide: f64,
+    /// Whether the unit has a gate beside the way up.
+    gated: bool,
     vocabulary: f64,
     layers: f64,
     heads: f64,
+    /// Tables of the vocabulary that are stored.
+    tables: f64,
+    /// Those of them that every token is multiplied with.
+    multiplied: f64,
 }
 
-impl Widths {
-    fn of(config: &ModelConfig) -> Self {
+impl Shape {
+    /// Of a language model.
+    pub(crate) fn of(config: &ModelConfig) -> Self {
         let head = config.head_dim as f64;
         Self {
             hidden: config.hidden_size as f64,
             q: config.num_attention_heads as f64 * head,
             kv: config.num_key_value_heads as f64 * head,
             wide: config.intermediate_size as f64,
+            gated: true,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
             heads: config.num_attention_heads as f64,
+            tables: if config.tie_word_embeddings { 1.0 } else { 2.0 },
+            multiplied: 1.0,
         }
     }
 
-    /// Inputs and outputs of the seven projections of a block.
-    fn projections(&self) -> [(f64, f64); 7] {
-        [
+    /// Of an encoder.
+    pub(crate) fn of_encoder(config: &EncoderConfig) -> Self {
+        let hidden = config.hidden_size as f64;
+        Self {
+            hidden,
+            q: hidden,
+            kv: hidden,
+            wide: config.intermediate_size as f64,
+            gated: config.modern.is_some(),
+            vocabulary: config.vocab_size as f64,
+            layers: config.num_hidden_layers as f64,
+            heads: config.num_attention_heads as f64,
+            tables: 1.0,
+            multiplied: 0.0,
+        }
+    }
+
+    /// The same model with a head over classes in the place of that over the vocabulary, which is of no account.
+    pub(crate) fn classifier(self) -> Self {
+        Self {
+            tables: 1.0,
+            multiplied: 0.0,
+            ..self
+        }
+    }
+
+    /// Inputs and outputs of the projections of a block.
+    fn projections(&self) -> Vec<(f64, f64)> {
+        let mut all = vec![
             (self.hidden, self.q),
             (self.hidden, self.kv),
             (self.hidden, self.kv),
             (self.q, self.hidden),
             (self.hidden, self.wide),
-            (self.hidden, self.wide),
             (self.wide, self.hidden),
-        ]
+        ];
+        if self.gated {
+            all.push((self.hidden, self.wide));
+        }
+        all
     }
 
     fn block(&self) -> f64 {
         self.projections().iter().map(|(a, b)| a * b).sum()
     }
 
-    /// What a block keeps for a token: its input, q, k, v, the attended values, the sum before the gated
-    /// unit, gate and up, and a logarithm for each head.
+    /// Numbers that every token is multiplied with.
+    pub(crate) fn products(&self) -> f64 {
+        self.layers * self.block() + self.multiplied * self.vocabulary * self.hidden
+    }
+
+    /// What a block keeps for a token: its input, q, k, v, the attended values, the sum before the unit, and of
+    /// the unit two numbers for each of its width (gate and up, or before and after the bend), and a logarithm
+    /// for each head.
     fn kept(&self) -> f64 {
         2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + 2.0 * self.wide + self.heads
     }
@@ -120,15 +167,13 @@ fn dense_bytes(recipe: &Recipe) -> f64 {
 }
 
 /// Numbers in a model of that shape, its norms left out.
-pub(crate) fn parameters(config: &ModelConfig) -> f64 {
-    let w = Widths::of(config);
-    let ends = if config.tie_word_embeddings { 1.0 } else { 2.0 };
-    w.layers * w.block() + ends * w.vocabulary * w.hidden
+pub(crate) fn parameters(shape: &Shape) -> f64 {
+    shape.layers * shape.block() + shape.tables * shape.vocabulary * shape.hidden
 }
 
 /// Numbers that an adapter on every projection has.
-pub(crate) fn adapter_parameters(config: &ModelConfig, rank: usize) -> f64 {
-    let w = Widths::of(config);
+pub(crate) fn adapter_parameters(shape: &Shape, rank: usize) -> f64 {
+    let w = shape;
     let widths: f64 = w.projections().iter().map(|(a, b)| a + b).sum();
     w.layers * rank as f64 * widths
 }
@@ -136,22 +181,21 @@ pub(crate) fn adapter_parameters(config: &ModelConfig, rank: usize) -> f64 {
 /// The memory of a recipe whose largest batch has so many tokens, of which `targets` are learned.
 /// `trainable` is what is trained where that is known.
 pub(crate) fn estimate(
-    config: &ModelConfig,
+    shape: &Shape,
     recipe: &Recipe,
     tokens: f64,
     targets: f64,
     trainable: Option<f64>,
 ) -> Memory {
-    let w = Widths::of(config);
-    let ends = if config.tie_word_embeddings { 1.0 } else { 2.0 };
+    let w = shape;
     let weights = w.layers * w.block() * projection_bytes(recipe)
-        + ends * w.vocabulary * w.hidden * dense_bytes(recipe);
+        + w.tables * w.vocabulary * w.hidden * dense_bytes(recipe);
     let full = recipe.method == Method::Full;
     let trained = trainable.unwrap_or_else(|| {
         if full {
-            parameters(config)
+            parameters(shape)
         } else {
-            adapter_parameters(config, recipe.lora.r)
+            adapter_parameters(shape, recipe.lora.r)
         }
     });
     // A weight of the base that is trained is its own value, or has a master in f32 beside it.
@@ -162,7 +206,7 @@ pub(crate) fn estimate(
     let low_rank = if full {
         0.0
     } else {
-        7.0 * recipe.lora.r as f64
+        w.projections().len() as f64 * recipe.lora.r as f64
     };
     let kept = tokens * (w.kept() + low_rank) * F32;
     let activations = if recipe.gradient_checkpointing {
@@ -172,7 +216,8 @@ pub(crate) fn estimate(
     };
     let at_a_time = (LOGITS / w.vocabulary).max(48.0);
     let chunks = (targets / at_a_time).ceil().max(1.0);
-    let head = (targets / chunks).ceil() * w.vocabulary * F32 + 3.0 * tokens * w.hidden * F32;
+    let logits = w.multiplied * (targets / chunks).ceil() * w.vocabulary;
+    let head = logits * F32 + 3.0 * tokens * w.hidden * F32;
     // The gated product, its gradient and those of gate and up; q, k, v; two of the residual's width.
     let moment = tokens * (4.0 * w.wide + w.q + 2.0 * w.kv + 3.0 * w.hidden) * F32;
     Memory {

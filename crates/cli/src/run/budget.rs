@@ -51,11 +51,65 @@ impl Spent {
         }
     }
 
+    fn times(self, factor: f64) -> Self {
+        Self {
+            joules: self.joules * factor,
+            seconds: self.seconds * factor,
+        }
+    }
+
     fn and(self, other: Self) -> Self {
         Self {
             joules: self.joules + other.joules,
             seconds: self.seconds + other.seconds,
         }
+    }
+}
+
+/// What something took, and how long a step took then; before the first, none.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cost {
+    spent: Spent,
+    step: Option<f64>,
+}
+
+/// How long steps take. A machine that does other work too, or grows hot, has become slower or faster since
+/// something was measured, and what comes again at the end will take as much longer as steps do.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    steps: u32,
+    /// Seconds of the first steps, mean.
+    first: f64,
+    /// Seconds of the last steps, mean.
+    now: Option<f64>,
+}
+
+impl Pace {
+    /// Steps that a mean is over.
+    const STEPS: u32 = 12;
+    /// No more than this is believed.
+    const MOST: f64 = 2.0;
+
+    fn stepped(&mut self, seconds: f64) {
+        self.steps += 1;
+        let of = |before: f64, count: u32| before + (seconds - before) / f64::from(count);
+        if self.steps <= Self::STEPS {
+            self.first = of(self.first, self.steps);
+        }
+        let before = self.now.unwrap_or(seconds);
+        self.now = Some(of(before, self.steps.min(Self::STEPS)));
+    }
+
+    /// What something would take now.
+    fn now_of(&self, cost: Cost) -> Spent {
+        let (Some(now), then) = (self.now, cost.step.unwrap_or(self.first)) else {
+            return cost.spent;
+        };
+        if then <= 0.0 {
+            return cost.spent;
+        }
+        cost.spent
+            .times((now / then).clamp(1.0 / Self::MOST, Self::MOST))
     }
 }
 
@@ -70,8 +124,8 @@ pub(super) struct Meter {
     started: Instant,
     begun: Option<Spent>,
     /// Of the last evaluation, the answers before the training, and the last checkpoint.
-    evaluation: Spent,
-    answers: Spent,
+    evaluation: Cost,
+    answers: Cost,
     save: Spent,
     /// What an earlier session set aside, which this one may not measure again.
     floor: Spent,
@@ -79,6 +133,7 @@ pub(super) struct Meter {
     phase: Option<Spent>,
     /// What the last step took.
     step: Spent,
+    pace: Pace,
     /// At the end of the step before.
     last: Option<Spent>,
 }
@@ -106,12 +161,13 @@ impl Meter {
             earlier: live.seconds,
             started: Instant::now(),
             begun: None,
-            evaluation: Spent::default(),
-            answers: Spent::default(),
+            evaluation: Cost::default(),
+            answers: Cost::default(),
             save: Spent::default(),
             floor: Spent::default(),
             phase: None,
             step: Spent::default(),
+            pace: Pace::default(),
             last: None,
         };
         if let Some(before) = before {
@@ -143,7 +199,10 @@ impl Meter {
 
     /// The evaluation data was measured.
     pub(super) fn evaluated(&mut self, live: &Live) {
-        self.evaluation = self.phase(live);
+        self.evaluation = Cost {
+            spent: self.phase(live),
+            step: self.pace.now,
+        };
         self.last = None;
     }
 
@@ -151,9 +210,9 @@ impl Meter {
     /// that has learned nothing yet seldom ends where one does that has.
     pub(super) fn answered(&mut self, live: &Live, longer: f64) {
         let took = self.phase(live);
-        self.answers = Spent {
-            joules: took.joules * longer,
-            seconds: took.seconds * longer,
+        self.answers = Cost {
+            spent: took.times(longer),
+            step: self.pace.now,
         };
     }
 
@@ -174,6 +233,7 @@ impl Meter {
         let now = self.now(live);
         if let Some(last) = self.last {
             self.step = now.less(last);
+            self.pace.stepped(self.step.seconds);
         }
         self.last = Some(now);
     }
@@ -181,7 +241,8 @@ impl Meter {
     /// Set aside: an evaluation and answers as before, and the best values, a checkpoint and the result.
     pub(super) fn reserve(&self) -> Spent {
         let files = self.save.and(self.save).and(self.save);
-        let measured = self.evaluation.and(self.answers).and(files);
+        let evaluation = self.pace.now_of(self.evaluation);
+        let measured = evaluation.and(self.pace.now_of(self.answers)).and(files);
         Spent {
             joules: measured.joules.max(self.floor.joules),
             seconds: measured.seconds.max(self.floor.seconds),
@@ -200,7 +261,7 @@ impl Meter {
         let cost = match phase {
             Phase::Train => self.step,
             // The best values so far are written after an evaluation.
-            Phase::Evaluate => self.evaluation.and(self.save),
+            Phase::Evaluate => self.pace.now_of(self.evaluation).and(self.save),
             Phase::Save => self.save,
         };
         self.used_with(live, cost.and(self.step)) < 1.0
@@ -332,6 +393,38 @@ mod tests {
         assert!(meter.affords(Phase::Evaluate, &live(0.0, 865.0)));
         assert!(!meter.affords(Phase::Evaluate, &live(0.0, 875.0)));
         assert!(meter.affords(Phase::Save, &live(0.0, 875.0)));
+    }
+
+    /// Answers that took 10 s while steps took 1 s will take 15 s when steps take 1.5 s.
+    #[test]
+    fn a_machine_that_became_slower_needs_more_set_aside() {
+        let mut pace = Pace::default();
+        let cost = Cost {
+            spent: Spent {
+                joules: 100.0,
+                seconds: 10.0,
+            },
+            step: None,
+        };
+        assert_eq!(pace.now_of(cost), cost.spent);
+        for _ in 0..20 {
+            pace.stepped(1.0);
+        }
+        assert!((pace.now_of(cost).seconds - 10.0).abs() < 1e-9);
+        for _ in 0..200 {
+            pace.stepped(1.5);
+        }
+        assert!((pace.now_of(cost).seconds - 15.0).abs() < 1e-3);
+        assert!((pace.now_of(cost).joules - 150.0).abs() < 1e-2);
+        // Measured again, it is as it was measured.
+        let again = Cost {
+            step: pace.now,
+            ..cost
+        };
+        assert_eq!(pace.now_of(again), cost.spent);
+        // A single step says little.
+        pace.stepped(60.0);
+        assert!(pace.now_of(cost).seconds <= 20.0);
     }
 
     #[test]

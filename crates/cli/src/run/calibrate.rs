@@ -10,21 +10,21 @@ use serde::{Deserialize, Serialize};
 use sparsam_adapter::checkpoint::Progress as Trained;
 use sparsam_adapter::data::{Batches, Position};
 use sparsam_adapter::error::Result as LoopResult;
-use sparsam_adapter::evaluate::{answers, batch_losses};
+use sparsam_adapter::evaluate::answers;
 use sparsam_adapter::optimizer::Optimizer;
 use sparsam_adapter::peft;
 use sparsam_adapter::train::{
-    Cadence, Evaluation, Observer, Phase, Run, Settings, Step, steps_per_epoch,
+    Cadence, Evaluation, Learner as _, Observer, Phase, Run, Settings, Step, steps_per_epoch,
 };
 use sparsam_adapter::trainable::Trainable;
-use sparsam_base::config::ModelConfig;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
 use super::material::{Data, Material, Ready, Revisions};
 use super::{place, settings};
 use crate::machine::peak_memory;
-use crate::opened::{Texts, open_texts};
-use crate::recipe::RecipeFile;
+use crate::opened::open_texts;
+use crate::plan::memory::Shape;
+use crate::recipe::{RecipeFile, Task};
 
 /// At least so many steps, however long they take.
 const FEWEST_STEPS: usize = 3;
@@ -122,29 +122,26 @@ impl Observer for Pace {
     }
 }
 
-/// Counts the work of a recipe. The model's weights are not read.
-pub(crate) fn count(file: &RecipeFile) -> anyhow::Result<(ModelConfig, Work)> {
+/// Counts the work of a recipe whose task is settled. The model's weights are not read.
+pub(crate) fn count(file: &RecipeFile, quiet: bool) -> anyhow::Result<(Shape, Work)> {
     let recipe = &file.recipe;
     file.check_files()?;
-    let Texts {
-        config,
-        tokenizer,
-        template,
-    } = open_texts(
-        &recipe.model,
-        recipe.revision.as_deref(),
-        recipe.max_length,
-        recipe.chat_template.as_deref(),
-        true,
-    )?;
-    let data = Data::read(
-        recipe,
-        Revisions::of(recipe, None),
-        &tokenizer,
-        &template.with_clock(super::now().as_second()),
-        None,
-        true,
-    )?;
+    let revisions = Revisions::of(recipe, None);
+    let (shape, data) = if recipe.task == Task::Classification {
+        let (texts, data) = Data::read_classes(recipe, revisions, quiet)?;
+        (texts.shape(), data)
+    } else {
+        let texts = open_texts(
+            &recipe.model,
+            recipe.revision.as_deref(),
+            recipe.max_length,
+            recipe.chat_template.as_deref(),
+            quiet,
+        )?;
+        let template = texts.template.with_clock(super::now().as_second());
+        let data = Data::read(recipe, revisions, &texts.tokenizer, &template, None, quiet)?;
+        (Shape::of(&texts.config), data)
+    };
     let planned = settings::training(recipe, &data.train);
     let steps = planned.schedule.total_steps;
     let per_epoch = steps_per_epoch(&data.train, planned.accumulation);
@@ -176,7 +173,7 @@ pub(crate) fn count(file: &RecipeFile) -> anyhow::Result<(ModelConfig, Work)> {
             _ => (saves + usize::from(!last_is_due(planned.save))) as u64,
         },
     };
-    Ok((config, work))
+    Ok((shape, work))
 }
 
 /// Tokens, targets and place of the batch with the most tokens.
@@ -277,7 +274,8 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
     let mut evaluation_seconds = 0.0;
     if let Some(eval) = &data.eval {
         let before = Instant::now();
-        batch_losses(ready.opened.model.language()?, &mut ready.trainable, eval)?;
+        let model = &ready.opened.model;
+        model.measure(&mut ready.trainable, eval)?;
         evaluation_seconds = before.elapsed().as_secs_f64();
     }
     let mut answer_seconds = (0.0, 0.0);

@@ -71,31 +71,6 @@ impl Learned {
         }
     }
 
-    /// The class of transformers that loads a whole classifier.
-    pub(crate) fn architecture(&self) -> Option<String> {
-        let Self::Classes(model) = self else {
-            return None;
-        };
-        let name = match model.family() {
-            "bert" => "Bert",
-            "distilbert" => "DistilBert",
-            "roberta" => "Roberta",
-            "xlm-roberta" => "XLMRoberta",
-            "modernbert" => "ModernBert",
-            "gemma" => "Gemma",
-            "gemma2" => "Gemma2",
-            "gemma3_text" => "Gemma3Text",
-            "llama" => "Llama",
-            "mistral" => "Mistral",
-            "phi3" => "Phi3",
-            "qwen2" => "Qwen2",
-            "qwen3" => "Qwen3",
-            "smollm3" => "SmolLM3",
-            _ => return None,
-        };
-        Some(format!("{name}ForSequenceClassification"))
-    }
-
     /// A line on a classifier's head.
     pub(crate) fn head_words(&self) -> Option<String> {
         let Self::Classes(model) = self else {

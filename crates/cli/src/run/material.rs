@@ -132,20 +132,8 @@ impl Material {
         revisions: Revisions,
         quiet: bool,
     ) -> anyhow::Result<Self> {
-        let named = classifier::Named {
-            model: &recipe.model,
-            revision: revisions.model,
-            max_length: recipe.max_length,
-        };
-        let texts = classifier::open_texts(&named, quiet)?;
-        // An adapter that is trained further keeps its classes, and their numbers.
-        let known = match &recipe.adapter {
-            Some(folder) => classifier::read_labels(&from_hub::adapter(folder, quiet)?)?,
-            None => None,
-        };
-        let (tokenizer, template) = (&texts.tokenizer, &texts.template);
-        let known = known.map(Labels::from_names);
-        let data = Data::read(recipe, revisions, tokenizer, template, known, quiet)?;
+        let (texts, data) = Data::read_classes(recipe, revisions, quiet)?;
+        let named = named(recipe, revisions);
         let labels = data.labels.as_ref().map_or(&[][..], Labels::names);
         let options = classifier::Options {
             quantize: settings::quantize(recipe),
@@ -159,7 +147,34 @@ impl Material {
     }
 }
 
+/// The base of a classifier.
+fn named<'a>(recipe: &'a Recipe, revisions: Revisions<'a>) -> classifier::Named<'a> {
+    classifier::Named {
+        model: &recipe.model,
+        revision: revisions.model,
+        max_length: recipe.max_length,
+    }
+}
+
 impl Data {
+    /// The data of a classifier, and what lies between texts and tokens.
+    pub(super) fn read_classes(
+        recipe: &Recipe,
+        revisions: Revisions,
+        quiet: bool,
+    ) -> anyhow::Result<(classifier::Texts, Self)> {
+        let texts = classifier::open_texts(&named(recipe, revisions), quiet)?;
+        // An adapter that is trained further keeps its classes, and their numbers.
+        let known = match &recipe.adapter {
+            Some(folder) => classifier::read_labels(&from_hub::adapter(folder, quiet)?)?,
+            None => None,
+        };
+        let (tokenizer, template) = (&texts.tokenizer, &texts.template);
+        let known = known.map(Labels::from_names);
+        let data = Data::read(recipe, revisions, tokenizer, template, known, quiet)?;
+        Ok((texts, data))
+    }
+
     pub(super) fn read(
         recipe: &Recipe,
         revisions: Revisions,

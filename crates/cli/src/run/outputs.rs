@@ -8,13 +8,13 @@ use sparsam_adapter::error::Error;
 use sparsam_adapter::files::{write_tensors, write_text};
 use sparsam_adapter::peft::{self, AdapterConfig};
 use sparsam_adapter::trainable::{Trainable, Trained};
-use sparsam_base::builtin;
 
 use super::learned::Learned;
 
 use crate::base_files::{COMPANIONS, CONFIG};
 use crate::classifier;
-use crate::opened::find_builtin;
+use crate::opened::find;
+use crate::probe_file;
 use crate::recipe::Method;
 use crate::run_record::{FileRecord, RunRecord, write_whole};
 
@@ -39,8 +39,9 @@ pub(super) fn write(
         classifier::write_labels(folder, labels)?;
     } else {
         whole_model(folder, base, trainable, model)?;
-        if !labels.is_empty() {
-            name_classes(&folder.join(CONFIG), model, labels)?;
+        if let Learned::Classes(model) = model {
+            let path = folder.join(CONFIG);
+            write_text(&path, &classifier::config(&fs_err::read(&path)?, model)?)?;
         }
     }
     if let Some(template) = template {
@@ -63,26 +64,8 @@ fn whole_model(
     let tensors = trainable.registry().iter().map(stored);
     let tensors = tensors.collect::<sparsam_base::error::Result<_>>()?;
     write_tensors(&folder.join(MODEL), &tensors)?;
-    if base.starts_with(builtin::PREFIX) {
-        let builtin = find_builtin(base)?;
-        let files = [
-            (CONFIG, builtin.config.as_bytes()),
-            (
-                "generation_config.json",
-                builtin.generation_config.as_bytes(),
-            ),
-            ("tokenizer.json", builtin.tokenizer),
-            ("tokenizer_config.json", builtin.tokenizer_config.as_bytes()),
-        ];
-        for (name, bytes) in files {
-            companion(folder, name, bytes.to_vec())?;
-        }
-        return Ok(());
-    }
     for name in iter::once(&CONFIG).chain(COMPANIONS) {
-        let from = Path::new(base).join(name);
-        if from.is_file() {
-            let bytes = fs_err::read(&from)?;
+        if let Some(bytes) = find(base)?.companion(name)? {
             companion(folder, name, bytes)?;
         }
     }
@@ -99,20 +82,6 @@ fn companion(folder: &Path, name: &str, mut bytes: Vec<u8>) -> anyhow::Result<()
         path,
         source,
     })?;
-    Ok(())
-}
-
-/// Writes the classes into a model's configuration, and that it is a classifier's.
-fn name_classes(path: &Path, model: &Learned, labels: &[String]) -> anyhow::Result<()> {
-    let mut config: serde_json::Value = serde_json::from_slice(&fs_err::read(path)?)?;
-    let (id2label, label2id) = classifier::numbered(labels);
-    config["id2label"] = id2label;
-    config["label2id"] = label2id;
-    config["problem_type"] = "single_label_classification".into();
-    if let Some(class) = model.architecture() {
-        config["architectures"] = serde_json::json!([class]);
-    }
-    write_text(path, &format!("{config:#}\n"))?;
     Ok(())
 }
 
@@ -140,6 +109,7 @@ pub(super) fn list(folder: &Path, record: &RunRecord) -> Vec<FileRecord> {
         (config, "its settings"),
         (classifier::LABELS, "the classes it tells apart"),
         (TEMPLATE, "the chat template it was trained with"),
+        (probe_file::FILE_NAME, "some of its logits, for `verify`"),
         (crate::cards::FILE_NAME, "its model card"),
         (crate::run_record::FILE_NAME, "the record of this run"),
         (super::metrics::FILE_NAME, "the curve, a line a step"),

@@ -13,7 +13,7 @@ use crate::recipe::{Recipe, RecipeFile, Task};
 ///
 /// # Errors
 /// A model that means nothing here, or keys that do not go with its task.
-pub(super) fn settled(
+pub(crate) fn settled(
     file: &RecipeFile,
     commit: Option<&str>,
     quiet: bool,
@@ -81,19 +81,4 @@ pub(crate) fn is_of(recorded: &Recipe, asked: &Recipe) -> bool {
         asked.max_length = asked.max_length.min(recorded.max_length);
     }
     *recorded == asked
-}
-
-/// Refuses a classifier's recipe where only language models are understood.
-///
-/// # Errors
-/// `what` cannot be done with a classifier.
-pub(crate) fn only_language(file: &RecipeFile, what: &str) -> anyhow::Result<()> {
-    if settled(file, None, true)?.recipe.task != Task::Classification {
-        return Ok(());
-    }
-    Err(Failure::usage(format!(
-        "`sparsam {what}` knows language models alone, not classifiers"
-    ))
-    .hint("`sparsam train RECIPE --dry-run` checks the recipe and says how long it is")
-    .into())
 }

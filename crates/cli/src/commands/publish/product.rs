@@ -16,6 +16,7 @@ use crate::error::{Failure, io_reason};
 use crate::from_hub;
 use crate::made_of;
 use crate::opened::find_builtin;
+use crate::probe_file;
 use crate::recipe::Method;
 use crate::run_record::RunRecord;
 
@@ -187,6 +188,7 @@ fn adapter(run: &Path, record: &RunRecord, quiet: bool) -> anyhow::Result<Files>
     for name in ADAPTER {
         files.push(needed(run, name)?);
     }
+    files.extend(there(run, &[probe_file::FILE_NAME]));
     files.extend(tokenizer(run, record, quiet)?);
     if !record.labels.is_empty() {
         files.extend(there(run, &[classifier::LABELS]));
