@@ -65,6 +65,10 @@ plan-check python="python3" *arguments="":
 slurm-check program="target/release/sparsam":
     tests/slurm/check.sh {{program}}
 
+# Fuzz targets, so many seconds each (needs cargo-fuzz and a nightly compiler)
+fuzz seconds="600" targets="front_matter powercap journal gguf safetensors adapter_config":
+    for target in {{targets}}; do mkdir -p fuzz/corpus/$target && cargo +nightly fuzz run $target fuzz/corpus/$target fuzz/seeds/$target -- -max_total_time={{seconds}} -rss_limit_mb=2048 || exit 1; done
+
 # Write the fixtures of tests/fixtures again (needs Python with the packages of tests/peers/requirements.txt)
 fixtures:
     python3 tests/fixtures/make.py

@@ -1,5 +1,5 @@
-//! What must hold of the tracker whatever it is given. Each function is a fuzz target's whole body, so
-//! that the tests here can run the same claims over the seeds without a fuzzer.
+//! What must hold of the tracker, and in [`files`] of what reads models, whatever they are given. Each function is a
+//! fuzz target's whole body, so that the tests here can run the same claims over the seeds without a fuzzer.
 
 use std::fs;
 use std::path::Path;
@@ -12,6 +12,8 @@ use sparsam_tracker::meter::powercap::{
 };
 use sparsam_tracker::window::Ledger;
 use sparsam_tracker::{EnergyMeter, EnergyRecord, Roots, journal, summary_lines};
+
+pub mod files;
 
 /// A journal of a short run, of which the record is made that is written into cards.
 const RUN: &[u8] = include_bytes!("../seeds/journal/run.jsonl");
@@ -255,5 +257,20 @@ mod tests {
     #[test]
     fn journals() {
         all("journal", journal, 20_000);
+    }
+
+    #[test]
+    fn gguf_files() {
+        all("gguf", files::gguf, 20_000);
+    }
+
+    #[test]
+    fn safetensors_files() {
+        all("safetensors", files::safetensors, 20_000);
+    }
+
+    #[test]
+    fn adapter_settings() {
+        all("adapter_config", files::adapter_config, 20_000);
     }
 }

@@ -84,10 +84,16 @@ pub struct Answer {
     pub text: String,
     /// Whether it is the expected one but for space at the ends.
     pub exact: bool,
+    /// Whether it was not written to its end.
+    pub cut: bool,
 }
 
-/// Greedy answers to questions, in their order. Each stops at the end of a turn or after
-/// `max_new_tokens`. `stop` is asked after every token; where it says so, answers come back cut short.
+/// Tokens by which an answer may be longer than the longest that is expected beside it.
+const SPARE: usize = 8;
+
+/// Greedy answers to questions, in their order. Each stops at the end of a turn, after `max_new_tokens`, or
+/// where it is some tokens longer than the longest that is expected among those that are written with it: it is
+/// not the expected one then, and a model that does not come to an end would cost many times the others. `stop` is asked after every token; where it says so, answers come back cut short.
 ///
 /// # Errors
 /// A tokenizer or template that fails, or an operation on tensors.
@@ -104,14 +110,22 @@ pub fn answers(
     let ends = template
         .end_ids(tokenizer)
         .map_err(|e| Error::training(e.to_string(), "look at the model's chat template"))?;
-    let sampling = Sampling {
-        max_new_tokens,
-        temperature: 0.0,
-        top_p: None,
-        seed: 0,
+    let read = |e: sparsam_base::tokenizer::TokenizerError| {
+        Error::training(e.to_string(), "look at the model's tokenizer.json")
     };
     let mut answers = Vec::with_capacity(questions.len());
     for group in questions.chunks(AT_ONCE) {
+        let mut longest = 0;
+        for question in group {
+            let ids = tokenizer.encode(question.expected.trim(), false);
+            longest = longest.max(ids.map_err(read)?.len());
+        }
+        let sampling = Sampling {
+            max_new_tokens: max_new_tokens.min(longest + SPARE),
+            temperature: 0.0,
+            top_p: None,
+            seed: 0,
+        };
         let prompts: Vec<Vec<u32>> = group.iter().map(|q| q.prompt.clone()).collect();
         let mut each = |_: usize, _: u32| {
             if stop() {
@@ -122,12 +136,13 @@ pub fn answers(
         };
         let written = generate(model, trainable, &prompts, &ends, &sampling, &mut each)?;
         for (ids, question) in written.iter().zip(group) {
-            let text = tokenizer.decode(ids, true).map_err(|e| {
-                Error::training(e.to_string(), "look at the model's tokenizer.json")
-            })?;
+            let text = tokenizer.decode(ids, true).map_err(read)?;
             let text = text.trim().to_owned();
-            let exact = text == question.expected.trim();
-            answers.push(Answer { text, exact });
+            answers.push(Answer {
+                exact: text == question.expected.trim(),
+                cut: ids.len() == sampling.max_new_tokens,
+                text,
+            });
         }
     }
     Ok(answers)

@@ -30,6 +30,9 @@ pub enum Init {
     Gaussian,
     /// `A` as by default and `B` uniform too: the branch has an effect from the start.
     Random,
+    /// `B A` is what the weight does most (PiSSA). Half of the branch is trained; the other half takes away what
+    /// that half began with, and stays. See [`LoraConfig::for_principal`].
+    Principal,
 }
 
 /// Settings of a LoRA adapter.
@@ -127,6 +130,27 @@ impl LoraConfig {
         }))
     }
 
+    /// The same settings with room for the halves of [`Init::Principal`]: twice the ranks, at the same factors. So
+    /// it is an ordinary adapter from the first step on, what PEFT makes of one when it is saved
+    /// (`path_initial_model_for_weight_conversion`).
+    #[must_use]
+    pub fn for_principal(self) -> Self {
+        let more = if self.use_rslora { 2f64.sqrt() } else { 2.0 };
+        let ranks = self.rank_pattern.into_iter();
+        let mut alphas: BTreeMap<String, f64> = self.alpha_pattern;
+        for alpha in alphas.values_mut() {
+            *alpha *= more;
+        }
+        Self {
+            r: 2 * self.r,
+            lora_alpha: more * self.lora_alpha,
+            rank_pattern: ranks.map(|(name, rank)| (name, 2 * rank)).collect(),
+            alpha_pattern: alphas,
+            init: Init::Principal,
+            ..self
+        }
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -139,6 +163,12 @@ impl LoraConfig {
             return Err(Error::config(
                 "lora_dropout",
                 format!("is {}, expected 0 up to 1", self.lora_dropout),
+            ));
+        }
+        if self.init == Init::Principal && self.use_dora {
+            return Err(Error::config(
+                "use_dora",
+                "does not go with `init_lora_weights: pissa`, which saves a plain adapter",
             ));
         }
         if !self.lora_alpha.is_finite() {

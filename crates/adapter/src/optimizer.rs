@@ -14,6 +14,9 @@ pub struct Optimizer {
     pub settings: AdamW,
     /// Gradients with a norm above this are scaled down to it.
     pub max_grad_norm: Option<f64>,
+    /// How many times as fast as all else the second halves of branches learn (LoRA+: Hayou, Ghosh and Yu 2024),
+    /// and with them what has one dimension, as in PEFT's `create_loraplus_optimizer`.
+    pub b_ratio: f64,
     /// Updates made so far.
     pub steps: usize,
     /// First and second moment of each trained tensor.
@@ -36,6 +39,7 @@ impl Optimizer {
         Ok(Self {
             settings,
             max_grad_norm,
+            b_ratio: 1.0,
             steps: 0,
             moments,
         })
@@ -47,6 +51,9 @@ impl Optimizer {
     /// # Errors
     /// A gradient that is not a number; nothing is updated then.
     pub fn step(&mut self, trainable: &Trainable, learning_rate: f64) -> Result<f64> {
+        for trained in trainable.registry().values() {
+            trained.hold()?;
+        }
         let grads: Vec<&Tensor> = trainable
             .registry()
             .values()
@@ -69,14 +76,11 @@ impl Optimizer {
             let Some((first, second)) = self.moments.get(name) else {
                 return Err(Error::weight(name, "has no state in the optimiser"));
             };
-            let decay = if trained.decays {
-                self.settings.weight_decay
-            } else {
-                0.0
-            };
+            let faster = name.ends_with(".lora_B.weight") || trained.value.rank() == 1;
+            let lr = learning_rate * if faster { self.b_ratio } else { 1.0 };
             let settings = AdamW {
-                lr: learning_rate,
-                weight_decay: decay,
+                lr,
+                weight_decay: trained.decayed(lr, self.settings.weight_decay)?,
                 ..self.settings
             };
             adamw_step(

@@ -15,9 +15,11 @@ use sparsam_kernels::Weight;
 use sparsam_kernels::dora::row_norms;
 
 use crate::error::{Error, Result};
+use crate::lora::LoraConfig;
 use crate::peft::{
     AdapterConfig, Task, WEIGHTS_FILE, is_saved_module, open_weights, read_config, registry_name,
 };
+use crate::targets::Targets;
 
 /// A low-rank branch as stored.
 #[derive(Clone, Debug)]
@@ -179,6 +181,111 @@ impl Parts {
             config,
             branches,
             whole,
+        })
+    }
+
+    /// Several adapters of one base as one, each times its weight: the sum of what they do, exactly, with the sum of
+    /// their ranks (PEFT's `add_weighted_adapter` with `combination_type="cat"`).
+    ///
+    /// # Errors
+    /// Adapters that do not add up: DoRA, whose rows are scaled after the sum, or whole parameters in the place of
+    /// the base's; adapters of classifiers; a module of two shapes.
+    pub fn combine(adapters: &[(Self, f64)]) -> Result<Self> {
+        let Some(((first, _), others)) = adapters.split_first() else {
+            return Err(Error::training(
+                "there is no adapter to combine",
+                "name at least one",
+            ));
+        };
+        let mut joined: BTreeMap<String, Vec<(&StoredBranch, f64)>> = BTreeMap::new();
+        for (parts, weight) in adapters {
+            let config = &parts.config;
+            let plain = !config.lora.use_dora
+                && parts.whole.is_empty()
+                && config.task == Task::CausalLm
+                && parts
+                    .branches
+                    .values()
+                    .all(|branch| branch.magnitude.is_none());
+            if !plain {
+                return Err(Error::Format {
+                    what: "only plain adapters of language models add up: without DoRA, trained biases or \
+                           saved modules"
+                        .to_owned(),
+                    hint: "merge one of them into the base, and use the other on that".to_owned(),
+                });
+            }
+            for (module, branch) in &parts.branches {
+                joined
+                    .entry(module.clone())
+                    .or_default()
+                    .push((branch, *weight));
+            }
+        }
+        let base = &first.config.base_model_name_or_path;
+        if let Some((other, _)) = others
+            .iter()
+            .find(|(parts, _)| parts.config.base_model_name_or_path != *base)
+        {
+            let name = |base: &Option<String>| base.clone().unwrap_or_else(|| "no base".to_owned());
+            return Err(Error::Format {
+                what: format!(
+                    "the adapters were trained on `{}` and `{}`",
+                    name(base),
+                    name(&other.config.base_model_name_or_path)
+                ),
+                hint: "adapters add up on one base alone".to_owned(),
+            });
+        }
+        let mut branches = BTreeMap::new();
+        for (module, parts) in joined {
+            let (out, input) = parts[0].0.dims();
+            if let Some((branch, _)) = parts.iter().find(|(b, _)| b.dims() != (out, input)) {
+                let what = format!(
+                    "is of {out} x {input} in one adapter and of {:?} in another",
+                    branch.dims()
+                );
+                return Err(Error::weight(&module, what));
+            }
+            let a: Vec<&Tensor> = parts.iter().map(|(branch, _)| &branch.a).collect();
+            // The factor of the whole is 1; each part's own is in its `B`.
+            let b = parts
+                .iter()
+                .map(|(branch, weight)| &branch.b * (branch.scale * weight));
+            let b = b.collect::<candle_core::Result<Vec<_>>>()?;
+            let branch = StoredBranch {
+                a: Tensor::cat(&a, 0)?.contiguous()?,
+                b: Tensor::cat(&b, 1)?.contiguous()?,
+                magnitude: None,
+                scale: 1.0,
+            };
+            branches.insert(module, branch);
+        }
+        let ranks = branches.iter();
+        let ranks = ranks.map(|(module, branch)| (module.clone(), branch.rank()));
+        let ranks: BTreeMap<String, usize> = ranks.collect();
+        let r = ranks.values().copied().max().unwrap_or(1);
+        let apart = ranks.iter().filter(|(_, rank)| **rank != r);
+        let apart: BTreeMap<String, usize> = apart.map(|(m, rank)| (m.clone(), *rank)).collect();
+        let lora = LoraConfig {
+            r,
+            lora_alpha: r as f64,
+            target_modules: Targets::List(ranks.into_keys().collect()),
+            alpha_pattern: apart
+                .iter()
+                .map(|(m, rank)| (m.clone(), *rank as f64))
+                .collect(),
+            rank_pattern: apart,
+            ..LoraConfig::default()
+        };
+        Ok(Self {
+            config: AdapterConfig {
+                lora,
+                base_model_name_or_path: base.clone(),
+                task: Task::CausalLm,
+            },
+            branches,
+            whole: BTreeMap::new(),
         })
     }
 

@@ -20,6 +20,7 @@ use sparsam_base::weights::Weights;
 use crate::error::{Error, Result};
 use crate::files::{write_tensors, write_text};
 use crate::lora::{Bias, Init, LoraConfig};
+use crate::parts::Parts;
 use crate::targets::ends_in;
 use crate::targets::{ALL_LINEAR, Targets};
 use crate::trainable::{CLASSIFIERS, Trainable};
@@ -333,6 +334,25 @@ pub fn save(folder: &Path, trainable: &Trainable, config: &AdapterConfig) -> Res
     fs_err::create_dir_all(folder).map_err(Error::write(folder))?;
     write_tensors(&folder.join(WEIGHTS_FILE), &tensors)?;
     write_text(&folder.join(CONFIG_FILE), &config_text(config, &adapted))
+}
+
+/// Writes an adapter of plain branches, as [`save`] writes one that is trained.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn save_parts(folder: &Path, parts: &Parts) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for (module, branch) in &parts.branches {
+        tensors.insert(format!("{PREFIX}{module}.lora_A.weight"), branch.a.clone());
+        tensors.insert(format!("{PREFIX}{module}.lora_B.weight"), branch.b.clone());
+    }
+    let adapted: Vec<&str> = parts.branches.keys().map(String::as_str).collect();
+    fs_err::create_dir_all(folder).map_err(Error::write(folder))?;
+    write_tensors(&folder.join(WEIGHTS_FILE), &tensors)?;
+    write_text(
+        &folder.join(CONFIG_FILE),
+        &config_text(&parts.config, &adapted),
+    )
 }
 
 /// `adapter_config.json`, keys sorted, indented by two, as PEFT writes it.

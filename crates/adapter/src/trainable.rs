@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Tensor};
 use sparsam_base::model::{EMBEDDING, HEAD};
 use sparsam_base::network::Network;
-use sparsam_base::projection::{Group, Hook, HookKept};
+use sparsam_base::projection::{Group, Hook, HookKept, Projection};
 use sparsam_kernels::Weight;
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
@@ -27,7 +27,8 @@ use sparsam_kernels::lora::{
 };
 
 use crate::error::{Error, Result};
-use crate::lora::{Bias, Init, LoraConfig};
+use crate::lora::{Bias, BranchShape, Init, LoraConfig};
+use crate::principal::principal;
 use crate::random::Random;
 
 /// A trained tensor: its value and its gradient, f32 and of one shape.
@@ -43,6 +44,8 @@ pub struct Trained {
     changed: Option<Arc<AtomicBool>>,
     /// Whether weight decay applies: to matrices, as is usual, not to norms and biases.
     pub decays: bool,
+    /// 1 where it is trained and 0 where it stays, of a tensor that is trained in part.
+    mask: Option<Tensor>,
 }
 
 impl Trained {
@@ -55,7 +58,34 @@ impl Trained {
             narrow: None,
             changed: None,
             decays,
+            mask: None,
         })
+    }
+
+    /// Before an update: takes the gradient of what stays away.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub(crate) fn hold(&self) -> candle_core::Result<()> {
+        match &self.mask {
+            Some(mask) => copy_into(&(&self.grad * mask)?, &self.grad),
+            None => Ok(()),
+        }
+    }
+
+    /// The weight decay of an update that multiplies what decays by `1 - decay`, and the decay that is left for
+    /// the update itself: a tensor that is trained in part decays in part, here and now.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub(crate) fn decayed(&self, learning_rate: f64, decay: f64) -> candle_core::Result<f64> {
+        let decay = if self.decays { decay } else { 0.0 };
+        let Some(mask) = self.mask.as_ref().filter(|_| decay > 0.0) else {
+            return Ok(if self.mask.is_some() { 0.0 } else { decay });
+        };
+        let keep = mask.affine(-learning_rate * decay, 1.0)?;
+        copy_into(&(&self.value * keep)?, &self.value)?;
+        Ok(0.0)
     }
 
     /// Tells what is derived from the value that it has changed: the model's copy in a narrower type is
@@ -170,6 +200,16 @@ impl Trainable {
                 if let Some(shape) = shape {
                     let (out, input) = projection.weight.dims()?;
                     let mut random = Random::new(seed, &projection.name);
+                    if config.init == Init::Principal {
+                        trainable.add_principal(projection, shape, &mut random, &device)?;
+                        trainable.lowest = trainable.lowest.min(layer);
+                        if let Some(bias) = &projection.bias
+                            && config.bias != Bias::None
+                        {
+                            biases.push((format!("{}.bias", projection.name), bias.clone()));
+                        }
+                        continue;
+                    }
                     let bound = 1.0 / (input as f64).sqrt();
                     let a = match config.init {
                         Init::Gaussian => {
@@ -368,6 +408,51 @@ impl Trainable {
         self.branches.insert(module.to_owned(), branch);
         self.registry.insert(format!("{module}.lora_A.weight"), a);
         self.registry.insert(format!("{module}.lora_B.weight"), b);
+        Ok(())
+    }
+
+    /// A branch of which one half begins with what the weight does most, divided by the branch's factor, and is
+    /// trained; the other half takes that away again and stays: together they begin without effect.
+    fn add_principal(
+        &mut self,
+        projection: &Projection,
+        shape: BranchShape,
+        random: &mut Random,
+        device: &Device,
+    ) -> Result<()> {
+        let half = shape.rank / 2;
+        let (out, input) = projection.weight.dims()?;
+        if half > out.min(input) {
+            let what = format!(
+                "is {half}, but `{}` of {out} x {input} has no more than {} principal directions",
+                projection.name,
+                out.min(input)
+            );
+            return Err(Error::config("r", what));
+        }
+        let (b, a) = principal(&projection.weight.dequantize()?, half, random)?;
+        // The product of both is divided by the factor.
+        let part = 1.0 / shape.scale.abs().sqrt();
+        let (a, b) = ((a * part)?, (b * (part * shape.scale.signum()))?);
+        let ones = |shape: (usize, usize)| Tensor::ones(shape, DType::F32, device);
+        let zeros = |shape: (usize, usize)| Tensor::zeros(shape, DType::F32, device);
+        let a_mask = Tensor::cat(&[ones((half, input))?, zeros((half, input))?], 0)?;
+        let b_mask = Tensor::cat(&[ones((out, half))?, zeros((out, half))?], 1)?;
+        let both = Tensor::cat(&[&a, &a], 0)?.to_device(device)?;
+        let opposed = Tensor::cat(&[&b, &b.neg()?], 1)?.to_device(device)?;
+        let name = &projection.name;
+        self.add_branch(
+            name,
+            both.contiguous()?,
+            opposed.contiguous()?,
+            shape.scale,
+            None,
+        )?;
+        for (part, mask) in [("lora_A", a_mask), ("lora_B", b_mask)] {
+            if let Some(trained) = self.registry.get_mut(&format!("{name}.{part}.weight")) {
+                trained.mask = Some(mask.contiguous()?);
+            }
+        }
         Ok(())
     }
 

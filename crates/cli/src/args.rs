@@ -29,7 +29,7 @@ use classify::ClassifyArgs;
 use compare::CompareArgs;
 use data::DataArgs;
 use energy::{CardArgs, DoctorArgs, EstimateArgs, TrackArgs};
-use formats::{ExportArgs, MergeArgs, QuantizeArgs, VerifyArgs};
+use formats::{CombineArgs, ExportArgs, MergeArgs, QuantizeArgs, VerifyArgs};
 use hub::{FetchArgs, PublishArgs};
 use ledger::LedgerArgs;
 use plan::{CalibrateArgs, PlanArgs};
@@ -70,11 +70,13 @@ pub(crate) enum Command {
     Classify(ClassifyArgs),
     /// Merge an adapter into its base model
     Merge(MergeArgs),
+    /// Make one adapter of several
+    Combine(CombineArgs),
     /// Check an adapter before it is published or served
     Verify(VerifyArgs),
     /// Write an adapter for llama.cpp or mlx-lm
     Export(ExportArgs),
-    /// Write a model quantised, as bitsandbytes does
+    /// Write a model quantised, as bitsandbytes or llama.cpp do
     Quantize(QuantizeArgs),
     /// Measure any program: what it draws, what it emits
     Track(TrackArgs),
@@ -184,9 +186,9 @@ pub(crate) struct BaseArgs {
     pub(crate) revision: Option<String>,
 
     /// A folder with an adapter in PEFT's layout, such as the output folder of a run, or a name on
-    /// the Hub
+    /// the Hub; given several times, what they do is added up
     #[arg(long, short)]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Vec<PathBuf>,
 }
 
 /// The model to use, and how.

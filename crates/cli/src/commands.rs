@@ -10,6 +10,7 @@ mod bench_generate;
 mod card;
 mod chat;
 mod classify;
+mod combine;
 mod compare;
 mod data;
 mod doctor;
@@ -42,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Publish(args) => publish::run(&args, cli.quiet),
         Command::Export(args) => export::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Combine(args) => combine::run(&args, cli.quiet),
         Command::Merge(args) => merge::run(&args, cli.quiet),
         Command::Unpack(args) => unpack::run(&args, cli.quiet),
         Command::PackBuiltin(args) => unpack::pack_builtin(&args),

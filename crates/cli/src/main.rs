@@ -6,6 +6,7 @@
 
 use std::process::ExitCode;
 
+mod adapters;
 mod allocator;
 mod args;
 mod base_files;

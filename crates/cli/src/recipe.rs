@@ -432,6 +432,10 @@ pub(crate) struct Lora {
 
     /// How the adapter starts.
     pub(crate) init_lora_weights: InitLoraWeights,
+
+    /// LoRA+: the second half of every branch (B) learns so many times as fast as the first. Often learns
+    /// faster at a lower `learning_rate`; 16 is usual, 1 is plain LoRA.
+    pub(crate) loraplus_lr_ratio: f64,
 }
 
 impl Default for Lora {
@@ -451,6 +455,7 @@ impl Default for Lora {
             modules_to_save: Vec::new(),
             bias: Bias::None,
             init_lora_weights: InitLoraWeights::True,
+            loraplus_lr_ratio: 1.0,
         }
     }
 }
@@ -477,6 +482,8 @@ pub(crate) enum InitLoraWeights {
     Gaussian,
     /// A and B both random: it begins changed, for tests
     False,
+    /// PiSSA: begins as what each weight does most; saved as plain LoRA
+    Pissa,
 }
 
 /// What is learned from, and what is learned.
@@ -611,7 +618,8 @@ pub(crate) struct EvalGeneration {
     /// How many evaluation examples are answered, from the first. All if not given.
     #[schemars(example = 100)]
     pub(crate) samples: Option<usize>,
-    /// The longest answer, in tokens.
+    /// The longest answer, in tokens. One that is longer than any expected beside it is not the right one and
+    /// ends a few tokens later.
     pub(crate) max_new_tokens: usize,
     /// Count the answers that equal the expected one but for space at the ends.
     pub(crate) exact_match: bool,

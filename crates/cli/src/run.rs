@@ -167,11 +167,7 @@ impl<'a> Session<'a> {
             Material::read(recipe, &place, revisions, started, quiet)?;
         let mut ready = Ready::make(recipe, opened, quiet)?;
         let settings = settings::training(recipe, &data.train);
-        let mut optimizer = Optimizer::new(
-            &ready.trainable,
-            settings::adamw(recipe),
-            settings::max_grad_norm(recipe),
-        )?;
+        let mut optimizer = settings::optimizer(recipe, &ready.trainable)?;
         let trained = match resumed.as_ref().and_then(|r| r.checkpoint.as_ref()) {
             Some(from) => checkpoint::restore(from, &mut ready.trainable, &mut optimizer)?,
             None => Trained::default(),

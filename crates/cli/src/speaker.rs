@@ -13,6 +13,7 @@ use sparsam_base::chat_template::Message;
 use sparsam_base::generate::{Sampling, generate};
 use sparsam_base::model::Quantize;
 
+use crate::adapters::Adapter;
 use crate::args::ModelArgs;
 use crate::device;
 use crate::error::Failure;
@@ -59,11 +60,9 @@ impl Speaker {
         notes: &mut dyn Write,
         quiet: bool,
     ) -> anyhow::Result<Self> {
-        let adapter = args.base.adapter.as_deref();
-        let adapter = adapter
-            .map(|folder| from_hub::adapter(folder, quiet))
-            .transpose()?;
-        let template = adapter.as_ref().map(|folder| folder.join(TEMPLATE_FILE));
+        let adapter = Adapter::of(&args.base, quiet)?;
+        let adapter = adapter.as_ref().map(Adapter::folder);
+        let template = adapter.map(|folder| folder.join(TEMPLATE_FILE));
         let template = template.filter(|path| path.exists());
         // How long texts get is known when the prompt is; until then there is room for nothing.
         let place = device::open(args.device)?;
@@ -86,7 +85,7 @@ impl Speaker {
                 "note: `{key}` in config.json is not known here and has no effect"
             )?;
         }
-        let hook = match &adapter {
+        let hook = match adapter {
             None => Trainable::none(&opened.model),
             Some(folder) => {
                 if peft::read_config(folder)?.task == peft::Task::SequenceClassification {

@@ -189,6 +189,54 @@ fn a_quantised_checkpoint_says_how_and_is_not_quantised_again() {
     assert!(!desk.path("again").exists());
 }
 
+/// Two adapters as one do what one does on a model into which the other is merged.
+#[test]
+fn adapters_are_stacked_and_averaged() {
+    let desk = desk();
+    desk.works(&[
+        "-q",
+        "train",
+        "recipe.yaml",
+        "lora.r=2",
+        "seed=9",
+        "output_dir=second",
+    ]);
+    desk.works(&["merge", "run", "--no-drift", "-o", "first-merged"]);
+    let said = desk.works(&["combine", "run", "second", "-o", "both"]);
+    assert!(said.contains("branches of rank 6"), "{said}");
+    let stacked = desk.logits(
+        "both.safetensors",
+        &["--model=builtin:sprout", "--adapter=both"],
+    );
+    let merged = desk.logits(
+        "merged-second.safetensors",
+        &["--model=first-merged", "--adapter=second"],
+    );
+    let apart = (stacked - merged)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .max_all()
+        .unwrap();
+    let apart: f32 = apart.to_scalar().unwrap();
+    assert!(apart < 1e-3, "{apart}");
+
+    // Given several times they add up without a folder of their own.
+    let prompt = ["--prompt=Baum 3?", "--max-new-tokens=6"];
+    let answer = |adapters: &[&str]| {
+        desk.works(&[&["generate", "--model=builtin:sprout"], adapters, &prompt].concat())
+    };
+    assert_eq!(
+        answer(&["--adapter=run", "--adapter=second"]),
+        answer(&["--adapter=both"])
+    );
+    desk.works(&["combine", "run", "run", "--weights=0.25,0.75", "-o", "mean"]);
+    assert_eq!(answer(&["--adapter=mean"]), answer(&["--adapter=run"]));
+    desk.works(&["verify", "both", "--base=builtin:sprout"]);
+    let error = desk.error(&["combine", "run", "second", "--weights=1", "-o", "x"], 2);
+    assert!(error.contains("1 numbers for 2 adapters"), "{error}");
+}
+
 /// What a quantised file answers is near to what its model answers, and the fewer bits the smaller it is.
 /// An adapter that is whole and fits, but is not the one that was trained, is found out by its stored logits.
 #[test]

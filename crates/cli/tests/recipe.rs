@@ -79,7 +79,7 @@ fn unknown_keys() {
         "error: argument `lora.rang=4`: `rang` is not a key of `lora`\n\
          hint: the keys here are `r`, `alpha`, `dropout`, `target_modules`, `exclude_modules`, \
          `use_rslora`, `use_dora`, `rank_pattern`, `alpha_pattern`, `layers_to_transform`, \
-         `layers_pattern`, `modules_to_save`, `bias`, `init_lora_weights`\n",
+         `layers_pattern`, `modules_to_save`, `bias`, `init_lora_weights`, `loraplus_lr_ratio`\n",
     );
 }
 

@@ -233,6 +233,49 @@ fn an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on() {
     desk.ends(&["-q", "train", "recipe.yaml", "seed=1", "--resume"], 2);
 }
 
+/// PiSSA begins without effect, learns, goes on after a kill to the same bytes, and leaves a plain adapter; LoRA+ is a
+/// number.
+#[cfg(unix)]
+#[test]
+fn other_ways_to_begin_and_to_learn_leave_plain_adapters() {
+    let way = ["lora.init_lora_weights=pissa", "lora.loraplus_lr_ratio=4"];
+    let whole = Desk::new();
+    whole.train(&way);
+    let config = whole.json("run/adapter_config.json");
+    // Twice the rank of the recipe.
+    assert_eq!(
+        (&config["r"], &config["init_lora_weights"]),
+        (&8.into(), &true.into())
+    );
+    let results = &whole.json("run/run.json")["results"];
+    let loss = |when: &str| results[when]["loss"].as_f64().unwrap();
+    assert!(loss("after") < loss("before"), "{results}");
+    whole.done(&["verify", "run", "--base=builtin:sprout"]);
+
+    let killed = Desk::new();
+    let words = [&["train", "recipe.yaml"], &way[..]].concat();
+    let mut child = killed.start_until(&words, "run/checkpoints", "step-");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    killed.train(&[&way[..], &["--resume"]].concat());
+    let bytes = |desk: &Desk| std::fs::read(desk.path("run/adapter_model.safetensors")).unwrap();
+    assert!(
+        bytes(&killed) == bytes(&whole),
+        "the resumed run ended elsewhere"
+    );
+
+    let desk = Desk::new();
+    let dora = ["lora.init_lora_weights=pissa", "lora.use_dora=true"];
+    desk.refuses_to_train(&dora, 2, &["lora.use_dora"]);
+    let zero = desk.ends(&["train", "recipe.yaml", "lora.loraplus_lr_ratio=0"], 2);
+    assert!(
+        zero.err
+            .contains("`lora.loraplus_lr_ratio` must be greater than 0"),
+        "{}",
+        zero.err
+    );
+}
+
 #[test]
 fn a_rehearsal_leaves_nothing() {
     let desk = Desk::new();

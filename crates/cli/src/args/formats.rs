@@ -135,6 +135,33 @@ pub(crate) enum ExportFormat {
     Mlx,
 }
 
+/// Make one adapter of several
+///
+/// The sum of what they do to their base, each times its weight: exactly, as an ordinary adapter whose ranks are
+/// the sums of theirs. Weights of 1 stack them, weights that sum to 1 average them.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    sparsam combine runs/facts runs/style -o runs/both\n  \
+    sparsam combine runs/seed-1 runs/seed-2 --weights 0.5,0.5 -o runs/mean")]
+pub(crate) struct CombineArgs {
+    /// The adapters, folders in PEFT's layout or names on the Hub, all trained on one base
+    #[arg(required = true, num_args = 2..)]
+    pub(crate) adapters: Vec<PathBuf>,
+
+    /// A weight for each of them; 1 unless given
+    #[arg(
+        long,
+        value_name = "W,W,…",
+        value_delimiter = ',',
+        allow_negative_numbers = true
+    )]
+    pub(crate) weights: Vec<f64>,
+
+    /// The folder to write; must not exist yet or be empty
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+}
+
 /// Check an adapter before it is published or served
 ///
 /// Compares names, shapes, settings and effect with a base model, computes with both, and says for PEFT,

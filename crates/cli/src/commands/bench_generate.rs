@@ -21,6 +21,7 @@ use sparsam_tracker::lifecycle::{BENCH_FILE, BENCH_VERSION, Bench, Cost, Work};
 use sparsam_tracker::range::{Range, Span};
 use sparsam_tracker::{EnergyRecord, Options, Stage, Tracker, accounting, format, journal};
 
+use crate::adapters::Adapter;
 use crate::args::bench_generate::BenchGenerateArgs;
 use crate::args::energy::refused;
 use crate::base_files::BaseFiles;
@@ -198,14 +199,12 @@ fn measure(
 
 /// The model as it will answer, with room for a request.
 fn load(args: &BenchGenerateArgs, place: &Place) -> anyhow::Result<(Model, Trainable)> {
-    let adapter = args.base.adapter.as_deref();
-    let adapter = adapter
-        .map(|folder| from_hub::adapter(folder, true))
-        .transpose()?;
+    let adapter = Adapter::of(&args.base, true)?;
+    let adapter = adapter.as_ref().map(Adapter::folder);
     let max_length = args.prompt_tokens + args.tokens;
     let (model, hook) = match adapter {
         Some(adapter) if args.merged => {
-            let model = merged(args, place, &adapter, max_length)?;
+            let model = merged(args, place, adapter, max_length)?;
             let hook = Trainable::none(&model);
             (model, hook)
         }
@@ -222,7 +221,7 @@ fn load(args: &BenchGenerateArgs, place: &Place) -> anyhow::Result<(Model, Train
             })?
             .model;
             let mut hook = match adapter {
-                Some(folder) => peft::load(&folder, &mut model, 0)?.0,
+                Some(folder) => peft::load(folder, &mut model, 0)?.0,
                 None => Trainable::none(&model),
             };
             hook.set_training(None);
@@ -314,11 +313,11 @@ fn bench(
         sparsam_inference: BENCH_VERSION,
         started: record.started.clone(),
         model: args.base.model.clone(),
-        adapter: args
-            .base
-            .adapter
-            .as_ref()
-            .map(|path| path.display().to_string()),
+        adapter: (!args.base.adapter.is_empty()).then(|| {
+            let names = args.base.adapter.iter();
+            let names: Vec<String> = names.map(|path| path.display().to_string()).collect();
+            names.join(" + ")
+        }),
         merged: args.merged,
         quantize: name_of(args.quantize).to_owned(),
         device: place.name(),

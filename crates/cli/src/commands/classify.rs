@@ -24,12 +24,17 @@ use crate::run_record::RunRecord;
 /// Classifies texts.
 pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
     let form = args.output.as_deref().map(form_of).transpose()?;
-    let adapter = args
-        .base
-        .adapter
-        .as_deref()
-        .map(|folder| from_hub::adapter(folder, quiet))
-        .transpose()?;
+    let adapter = match args.base.adapter.as_slice() {
+        [] => None,
+        [one] => Some(from_hub::adapter(one, quiet)?),
+        _ => {
+            return Err(
+                Failure::usage("classifiers do not add up, as each has a head of its own")
+                    .hint("name one adapter")
+                    .into(),
+            );
+        }
+    };
     let named = Named {
         model: &args.base.model,
         revision: args.base.revision.as_deref(),

@@ -171,6 +171,11 @@ impl Check<'_> {
         self.must(lora.r >= 1, "lora.r", "1 or more")?;
         self.must(lora.alpha > 0.0, "lora.alpha", "greater than 0")?;
         self.must(
+            lora.loraplus_lr_ratio > 0.0 && lora.loraplus_lr_ratio.is_finite(),
+            "lora.loraplus_lr_ratio",
+            "greater than 0",
+        )?;
+        self.must(
             (0.0..1.0).contains(&lora.dropout),
             "lora.dropout",
             "a share of at least 0 and below 1",

@@ -352,8 +352,15 @@ pub(super) fn longer(questions: &[Question], answers: &[Answer]) -> f64 {
     let expected = questions.iter().map(|q| q.expected.trim().len()).max();
     let written = answers.iter().map(|answer| answer.text.len()).max();
     let ratio = expected.unwrap_or(0) as f64 / written.unwrap_or(0).max(1) as f64;
-    // Of a model that writes nothing, or writes on and on, nothing more precise can be said.
-    ratio.clamp(0.5, 4.0)
+    // Of a model that writes nothing nothing more precise can be said.
+    let ratio = ratio.clamp(0.5, 4.0);
+    // One that wrote more than is expected may have learned to end when it is asked again, or not in one of its
+    // answers, for which the others wait.
+    if ratio < 1.0 {
+        f64::midpoint(ratio, 1.0)
+    } else {
+        ratio
+    }
 }
 
 #[cfg(test)]

@@ -202,11 +202,7 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
         Material::read(recipe, &place, revisions, super::now(), true)?;
     let mut ready = Ready::make(recipe, opened, true)?;
     let planned = settings::training(recipe, &data.train);
-    let mut optimizer = Optimizer::new(
-        &ready.trainable,
-        settings::adamw(recipe),
-        settings::max_grad_norm(recipe),
-    )?;
+    let mut optimizer = settings::optimizer(recipe, &ready.trainable)?;
     let load_seconds = begun.elapsed().as_secs_f64();
 
     // A step takes several batches where gradients are accumulated; the largest batch is enough.

@@ -8,9 +8,11 @@ use candle_core::{DType, Device, DeviceLocation};
 use sparsam_adapter::data::{Batches, Columns, Format, PrepareOptions};
 use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
 use sparsam_adapter::lora::{Bias, Init, LoraConfig};
+use sparsam_adapter::optimizer::Optimizer;
 use sparsam_adapter::schedule::{Schedule, Scheduler};
 use sparsam_adapter::targets::{ALL_LINEAR, Targets};
 use sparsam_adapter::train::{BestBy, Cadence, EarlyStopping, Settings, steps_per_epoch};
+use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::Quantize;
 use sparsam_kernels::adamw::AdamW;
 use sparsam_tracker::{Gpus, Options, Stage, StatedIntensity};
@@ -47,7 +49,7 @@ pub(super) fn lora(recipe: &Recipe) -> LoraConfig {
         TargetModules::List(names) => Targets::List(names.clone()),
         TargetModules::Regex(expression) => Targets::Text(expression.clone()),
     };
-    LoraConfig {
+    let plain = LoraConfig {
         r: lora.r,
         lora_alpha: lora.alpha,
         lora_dropout: lora.dropout,
@@ -65,11 +67,16 @@ pub(super) fn lora(recipe: &Recipe) -> LoraConfig {
             recipe::Bias::All => Bias::All,
             recipe::Bias::LoraOnly => Bias::LoraOnly,
         },
+        init: Init::Kaiming,
+    };
+    LoraConfig {
         init: match lora.init_lora_weights {
             recipe::InitLoraWeights::True => Init::Kaiming,
             recipe::InitLoraWeights::Gaussian => Init::Gaussian,
             recipe::InitLoraWeights::False => Init::Random,
+            recipe::InitLoraWeights::Pissa => return plain.for_principal(),
         },
+        ..plain
     }
 }
 
@@ -134,7 +141,7 @@ pub(super) fn prepare(recipe: &Recipe) -> PrepareOptions {
     }
 }
 
-pub(super) fn adamw(recipe: &Recipe) -> AdamW {
+fn adamw(recipe: &Recipe) -> AdamW {
     AdamW {
         lr: recipe.learning_rate,
         beta1: recipe.adam_beta1,
@@ -144,8 +151,20 @@ pub(super) fn adamw(recipe: &Recipe) -> AdamW {
     }
 }
 
+/// The optimiser of a recipe for what is trained.
+pub(super) fn optimizer(
+    recipe: &Recipe,
+    trainable: &Trainable,
+) -> sparsam_adapter::error::Result<Optimizer> {
+    let mut optimizer = Optimizer::new(trainable, adamw(recipe), max_grad_norm(recipe))?;
+    if recipe.method == recipe::Method::Lora {
+        optimizer.b_ratio = recipe.lora.loraplus_lr_ratio;
+    }
+    Ok(optimizer)
+}
+
 /// 0 in the recipe means no clipping.
-pub(super) fn max_grad_norm(recipe: &Recipe) -> Option<f64> {
+fn max_grad_norm(recipe: &Recipe) -> Option<f64> {
     Some(recipe.max_grad_norm).filter(|norm| *norm > 0.0)
 }
 

@@ -77,7 +77,7 @@ pub(super) fn examples(
             "\nheld-out example, {when} training\n{}\n{}\n{}\n",
             indented("asked", &question.asked),
             indented("expected", question.expected.trim()),
-            indented("answered", &answer.text),
+            indented("answered", &shown(answer)),
         ));
     }
 }
@@ -170,4 +170,12 @@ pub(super) fn print(summary: &Summary) {
 /// News of a run; one that cannot be told is no reason to end it.
 pub(super) fn say(text: &str) {
     let _ = io::Write::write_all(&mut io::stderr(), format!("{text}\n").as_bytes());
+}
+/// An answer, with a mark where it was not written to its end.
+fn shown(answer: &Answer) -> String {
+    if answer.cut {
+        format!("{} …", answer.text)
+    } else {
+        answer.text.clone()
+    }
 }
