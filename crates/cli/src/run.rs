@@ -244,11 +244,11 @@ impl<'a> Session<'a> {
     fn work(&mut self) -> anyhow::Result<Ending> {
         let before = if self.trained.step == 0 {
             if let Some(meter) = &mut self.budget {
-                meter.enter(&self.tracker.live());
+                meter.enter(&self.tracker.sampled());
             }
             let before = self.answer("before")?;
             if let Some(meter) = &mut self.budget {
-                meter.answered(&self.tracker.live(), self.longer);
+                meter.answered(&self.tracker.sampled(), self.longer);
             }
             before
         } else {

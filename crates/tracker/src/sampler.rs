@@ -86,6 +86,8 @@ pub(crate) struct Published {
 pub(crate) enum Command {
     Enter(String),
     Leave(String),
+    /// Read the meters now, and say when that is done.
+    Sample(Sender<()>),
     Finish(Sender<Option<EnergyRecord>>),
 }
 
@@ -191,6 +193,11 @@ impl Sampler {
             match commands.recv_timeout(interval) {
                 Ok(Command::Enter(window)) => self.enter(window),
                 Ok(Command::Leave(window)) => self.leave(window),
+                Ok(Command::Sample(reply)) => {
+                    self.tick();
+                    // Who asked may have given up waiting.
+                    let _ = reply.send(());
+                }
                 Ok(Command::Finish(reply)) => {
                     // The run may have given up waiting; the journal has the end all the same.
                     drop(reply.send(self.finish()));

@@ -24,6 +24,9 @@ use crate::stage::Stage;
 use crate::water;
 use crate::window::{Ledger, format_time};
 
+/// How long a reading on request is waited for.
+const SAMPLE_PATIENCE: Duration = Duration::from_millis(250);
+
 /// How long [`Tracker::finish`] waits for the last reading before it falls back on the journal.
 const FINISH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -780,6 +783,16 @@ impl Tracker {
     /// What a progress bar shows: power now, joules and grams so far. Never waits for a sensor.
     pub fn live(&self) -> Live {
         self.gauge.live()
+    }
+
+    /// The same after the meters were read anew, which takes as long as they do: for what begins or ends now.
+    /// A meter that does not answer is not waited for.
+    pub fn sampled(&self) -> Live {
+        let (reply, answer) = mpsc::channel();
+        self.send(Command::Sample(reply));
+        // Late, the figures are those of the last sample.
+        let _ = answer.recv_timeout(SAMPLE_PATIENCE);
+        self.live()
     }
 
     /// The live figures by themselves, for another thread.

@@ -1,8 +1,8 @@
 //! A budget of energy, emissions or time, and how far a run is with it.
 //!
 //! The budget is the whole run's: loading, both evaluations, answers and all. What the end will need is
-//! set aside, as much as the same things took at the start. The tracker's live figures are up to a
-//! sampling interval old, so power times that time is added.
+//! set aside, as much as the same things took at the start, by readings of the meters at their ends. In between the
+//! tracker's live figures are up to a sampling interval old, so power times that time is added.
 
 use std::time::Instant;
 
@@ -66,53 +66,6 @@ impl Spent {
     }
 }
 
-/// What something took, and how long a step took then; before the first, none.
-#[derive(Debug, Clone, Copy, Default)]
-struct Cost {
-    spent: Spent,
-    step: Option<f64>,
-}
-
-/// How long steps take. A machine that does other work too, or grows hot, has become slower or faster since
-/// something was measured, and what comes again at the end will take as much longer as steps do.
-#[derive(Debug, Clone, Copy, Default)]
-struct Pace {
-    steps: u32,
-    /// Seconds of the first steps, mean.
-    first: f64,
-    /// Seconds of the last steps, mean.
-    now: Option<f64>,
-}
-
-impl Pace {
-    /// Steps that a mean is over.
-    const STEPS: u32 = 12;
-    /// No more than this is believed.
-    const MOST: f64 = 2.0;
-
-    fn stepped(&mut self, seconds: f64) {
-        self.steps += 1;
-        let of = |before: f64, count: u32| before + (seconds - before) / f64::from(count);
-        if self.steps <= Self::STEPS {
-            self.first = of(self.first, self.steps);
-        }
-        let before = self.now.unwrap_or(seconds);
-        self.now = Some(of(before, self.steps.min(Self::STEPS)));
-    }
-
-    /// What something would take now.
-    fn now_of(&self, cost: Cost) -> Spent {
-        let (Some(now), then) = (self.now, cost.step.unwrap_or(self.first)) else {
-            return cost.spent;
-        };
-        if then <= 0.0 {
-            return cost.spent;
-        }
-        cost.spent
-            .times((now / then).clamp(1.0 / Self::MOST, Self::MOST))
-    }
-}
-
 /// The meter of a budget.
 #[derive(Debug)]
 pub(super) struct Meter {
@@ -124,8 +77,8 @@ pub(super) struct Meter {
     started: Instant,
     begun: Option<Spent>,
     /// Of the last evaluation, the answers before the training, and the last checkpoint.
-    evaluation: Cost,
-    answers: Cost,
+    evaluation: Spent,
+    answers: Spent,
     save: Spent,
     /// What an earlier session set aside, which this one may not measure again.
     floor: Spent,
@@ -133,7 +86,6 @@ pub(super) struct Meter {
     phase: Option<Spent>,
     /// What the last step took.
     step: Spent,
-    pace: Pace,
     /// At the end of the step before.
     last: Option<Spent>,
 }
@@ -161,13 +113,12 @@ impl Meter {
             earlier: live.seconds,
             started: Instant::now(),
             begun: None,
-            evaluation: Cost::default(),
-            answers: Cost::default(),
+            evaluation: Spent::default(),
+            answers: Spent::default(),
             save: Spent::default(),
             floor: Spent::default(),
             phase: None,
             step: Spent::default(),
-            pace: Pace::default(),
             last: None,
         };
         if let Some(before) = before {
@@ -199,10 +150,7 @@ impl Meter {
 
     /// The evaluation data was measured.
     pub(super) fn evaluated(&mut self, live: &Live) {
-        self.evaluation = Cost {
-            spent: self.phase(live),
-            step: self.pace.now,
-        };
+        self.evaluation = self.phase(live);
         self.last = None;
     }
 
@@ -210,10 +158,7 @@ impl Meter {
     /// that has learned nothing yet seldom ends where one does that has.
     pub(super) fn answered(&mut self, live: &Live, longer: f64) {
         let took = self.phase(live);
-        self.answers = Cost {
-            spent: took.times(longer),
-            step: self.pace.now,
-        };
+        self.answers = took.times(longer);
     }
 
     /// A checkpoint was written.
@@ -222,10 +167,14 @@ impl Meter {
         self.last = None;
     }
 
-    /// The first step begins, or that of a resumed session.
+    /// Whether the first step has begun, in this session or an earlier one.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// The first step begins.
     pub(super) fn begin(&mut self, live: &Live) {
-        let now = self.now(live);
-        self.begun.get_or_insert(now);
+        self.begun = Some(self.now(live));
     }
 
     /// A step is done.
@@ -233,7 +182,6 @@ impl Meter {
         let now = self.now(live);
         if let Some(last) = self.last {
             self.step = now.less(last);
-            self.pace.stepped(self.step.seconds);
         }
         self.last = Some(now);
     }
@@ -241,8 +189,7 @@ impl Meter {
     /// Set aside: an evaluation and answers as before, and the best values, a checkpoint and the result.
     pub(super) fn reserve(&self) -> Spent {
         let files = self.save.and(self.save).and(self.save);
-        let evaluation = self.pace.now_of(self.evaluation);
-        let measured = evaluation.and(self.pace.now_of(self.answers)).and(files);
+        let measured = self.evaluation.and(self.answers).and(files);
         Spent {
             joules: measured.joules.max(self.floor.joules),
             seconds: measured.seconds.max(self.floor.seconds),
@@ -261,7 +208,7 @@ impl Meter {
         let cost = match phase {
             Phase::Train => self.step,
             // The best values so far are written after an evaluation.
-            Phase::Evaluate => self.pace.now_of(self.evaluation).and(self.save),
+            Phase::Evaluate => self.evaluation.and(self.save),
             Phase::Save => self.save,
         };
         self.used_with(live, cost.and(self.step)) < 1.0
@@ -400,38 +347,6 @@ mod tests {
         assert!(meter.affords(Phase::Evaluate, &live(0.0, 865.0)));
         assert!(!meter.affords(Phase::Evaluate, &live(0.0, 875.0)));
         assert!(meter.affords(Phase::Save, &live(0.0, 875.0)));
-    }
-
-    /// Answers that took 10 s while steps took 1 s will take 15 s when steps take 1.5 s.
-    #[test]
-    fn a_machine_that_became_slower_needs_more_set_aside() {
-        let mut pace = Pace::default();
-        let cost = Cost {
-            spent: Spent {
-                joules: 100.0,
-                seconds: 10.0,
-            },
-            step: None,
-        };
-        assert_eq!(pace.now_of(cost), cost.spent);
-        for _ in 0..20 {
-            pace.stepped(1.0);
-        }
-        assert!((pace.now_of(cost).seconds - 10.0).abs() < 1e-9);
-        for _ in 0..200 {
-            pace.stepped(1.5);
-        }
-        assert!((pace.now_of(cost).seconds - 15.0).abs() < 1e-3);
-        assert!((pace.now_of(cost).joules - 150.0).abs() < 1e-2);
-        // Measured again, it is as it was measured.
-        let again = Cost {
-            step: pace.now,
-            ..cost
-        };
-        assert_eq!(pace.now_of(again), cost.spent);
-        // A single step says little.
-        pace.stepped(60.0);
-        assert!(pace.now_of(cost).seconds <= 20.0);
     }
 
     #[test]

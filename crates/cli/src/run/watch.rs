@@ -68,15 +68,17 @@ impl Observer for Watch<'_> {
                 if !std::mem::replace(&mut self.training, true) {
                     self.tracker.enter(TRAIN);
                 }
-                if let Some(meter) = &mut self.budget {
-                    meter.begin(&self.tracker.live());
+                if let Some(meter) = &mut self.budget
+                    && !meter.has_begun()
+                {
+                    meter.begin(&self.tracker.sampled());
                 }
             }
             Phase::Evaluate => {
                 self.end();
                 self.tracker.enter(EVALUATE);
                 if let Some(meter) = &mut self.budget {
-                    meter.enter(&self.tracker.live());
+                    meter.enter(&self.tracker.sampled());
                 }
                 self.progress.doing("measuring the evaluation data");
             }
@@ -84,7 +86,7 @@ impl Observer for Watch<'_> {
                 self.end();
                 self.tracker.enter(SAVE);
                 if let Some(meter) = &mut self.budget {
-                    meter.enter(&self.tracker.live());
+                    meter.enter(&self.tracker.sampled());
                 }
             }
         }
@@ -96,10 +98,9 @@ impl Observer for Watch<'_> {
             Phase::Evaluate => self.tracker.leave(EVALUATE),
             Phase::Save => self.tracker.leave(SAVE),
         }
-        let live = self.tracker.live();
         match (&mut self.budget, phase) {
-            (Some(meter), Phase::Evaluate) => meter.evaluated(&live),
-            (Some(meter), Phase::Save) => meter.saved(&live),
+            (Some(meter), Phase::Evaluate) => meter.evaluated(&self.tracker.sampled()),
+            (Some(meter), Phase::Save) => meter.saved(&self.tracker.sampled()),
             _ => {}
         }
     }

@@ -149,12 +149,12 @@ fn what_lasts_does_not_split_the_gaps_of_what_passes() {
 #[expect(unsafe_code, reason = "an allocator is called through raw pointers")]
 fn more_than_the_machine_has_is_refused() {
     let arena = Arena::around(System);
-    let too_large = layout(1 << 46);
+    let too_large = layout(1 << 62);
     // SAFETY: the sizes are valid; a null pointer is not used.
     unsafe {
         assert!(arena.alloc(too_large).is_null());
         let block = arena.alloc(layout(LARGE));
-        assert!(arena.realloc(block, layout(LARGE), 1 << 46).is_null());
+        assert!(arena.realloc(block, layout(LARGE), 1 << 62).is_null());
         block.write_bytes(1, LARGE);
         arena.dealloc(block, layout(LARGE));
     }
