@@ -10,6 +10,7 @@ Writes <output>.md, for readers, and <output>.json, with every figure.
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def arguments():
 
 
 def sparsam(a, folder, words):
-    done = subprocess.run([a.sparsam, "-q", *words], cwd=folder, capture_output=True, text=True)
+    # Steps that were tried at another time say little about this one: a cache of its own.
+    environment = os.environ | {"SPARSAM_CACHE": str(folder / "cache")}
+    done = subprocess.run([a.sparsam, "-q", *words], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"against_runs.py: `sparsam {' '.join(words)}` ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout
