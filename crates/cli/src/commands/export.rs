@@ -46,15 +46,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
             let adapter = Meta::Text(made_of::adapter(&args.adapter)?);
             entries.push((made_of::NOTE.to_owned(), adapter));
             let source: (&dyn Weights, &[String]) = (&merged, merged.names());
-            let title = title(&args.output);
-            gguf::write(
-                &args.output,
-                source,
-                &base.config,
-                &title,
-                entries,
-                file_type,
-            )?;
+            model_file(&args.output, source, &base, entries, file_type)?;
             ("a merged model for llama.cpp", vec![args.output.clone()])
         }
     };
@@ -66,14 +58,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         parts.branches.len()
     )?;
     for file in files {
-        let size = file.metadata().context("cannot read what was written")?;
-        writeln!(
-            out,
-            "{}{}, {}",
-            paint_stdout().bold("wrote      "),
-            file.display(),
-            bytes(size.len())
-        )?;
+        wrote(&mut out, &file)?;
     }
     Ok(())
 }
@@ -119,8 +104,34 @@ pub(super) fn new_file(path: &Path) -> Result<(), Failure> {
     )
 }
 
-/// What a model calls itself: the name of its file.
-pub(super) fn title(file: &Path) -> String {
-    let stem = file.file_stem().unwrap_or_default();
-    stem.to_string_lossy().into_owned()
+/// Writes a model as a GGUF file, which calls the model by its own name.
+pub(super) fn model_file(
+    path: &Path,
+    source: (&dyn Weights, &[String]),
+    base: &BaseFiles,
+    entries: Vec<(String, Meta)>,
+    file_type: FileType,
+) -> anyhow::Result<()> {
+    let title = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(gguf::write(
+        path,
+        source,
+        &base.config,
+        &title,
+        entries,
+        file_type,
+    )?)
+}
+
+/// Says that a file was written, and its size.
+pub(super) fn wrote(out: &mut impl Write, file: &Path) -> anyhow::Result<()> {
+    let size = file.metadata().context("cannot read what was written")?;
+    writeln!(
+        out,
+        "{}{}, {}",
+        paint_stdout().bold("wrote      "),
+        file.display(),
+        bytes(size.len())
+    )?;
+    Ok(())
 }

@@ -9,6 +9,7 @@ use sparsam_adapter::merge::{Drift, drift, write};
 use sparsam_adapter::parts::Parts;
 use sparsam_adapter::peft::{self, AdapterConfig, Task};
 use sparsam_adapter::trainable::Trainable;
+use sparsam_base::files::shards::Written;
 use sparsam_base::files::staged::Staged;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::tokenizer::Tokenizer;
@@ -66,31 +67,13 @@ pub(super) fn run(args: &MergeArgs, quiet: bool) -> anyhow::Result<()> {
     }
     staged.commit()?;
 
-    let paint = paint_stdout();
-    let mut text = String::new();
-    let mut line = |label: &str, rest: &str| {
-        let _ = writeln!(text, "{}{rest}", paint.bold(&format!("{label:<11}")));
-    };
-    line(
-        "merged",
-        &format!(
-            "{} branches and {} whole tensors into {base_name}, {}",
-            parts.branches.len(),
-            parts.whole.len(),
-            kind(through)
-        ),
+    let what = format!(
+        "{} branches and {} whole tensors into {base_name}, {}",
+        parts.branches.len(),
+        parts.whole.len(),
+        kind(through)
     );
-    line(
-        "wrote",
-        &format!(
-            "{}: {} in {} tensors, {} and {}",
-            args.output.display(),
-            bytes(written.bytes),
-            written.tensors,
-            written.files.join(", "),
-            files.join(", ")
-        ),
-    );
+    let text = told(&what, &args.output, &written, &files);
     io::stdout().lock().write_all(text.as_bytes())?;
     if args.no_drift {
         return Ok(());
@@ -110,6 +93,21 @@ pub(super) fn run(args: &MergeArgs, quiet: bool) -> anyhow::Result<()> {
     let text = drifts(args, &base, &parts, &tokenizer, (trained, through))?;
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// What was merged and what was written, a line each.
+fn told(what: &str, output: &Path, written: &Written, files: &[&str]) -> String {
+    let paint = paint_stdout();
+    format!(
+        "{}{what}\n{}{}: {} in {} tensors, {} and {}\n",
+        paint.bold("merged     "),
+        paint.bold("wrote      "),
+        output.display(),
+        bytes(written.bytes),
+        written.tensors,
+        written.files.join(", "),
+        files.join(", ")
+    )
 }
 
 /// The base named on the command line, else by the adapter.

@@ -3,14 +3,12 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::Context;
-use sparsam_adapter::export::gguf;
 use sparsam_base::files::gguf_types::FileType;
 use sparsam_base::files::gguf_writer::Meta;
 use sparsam_base::model::Quantize;
 use sparsam_base::quantize::{config, write};
 
-use super::export::{new_file, title};
+use super::export::{model_file, new_file, wrote};
 use super::merge::staged;
 use crate::args::formats::{Goal, QuantizeArgs};
 use crate::base_files::BaseFiles;
@@ -76,36 +74,16 @@ fn file(args: &QuantizeArgs, file_type: FileType) -> anyhow::Result<()> {
         entries.push((made_of::NOTE.to_owned(), Meta::Text(adapter)));
     }
     let names = base.names();
-    let title = title(&args.output);
     let source = (base.weights(), names.as_slice());
-    gguf::write(
-        &args.output,
-        source,
-        &base.config,
-        &title,
-        entries,
-        file_type,
-    )?;
+    model_file(&args.output, source, &base, entries, file_type)?;
 
-    let size = args
-        .output
-        .metadata()
-        .context("cannot read what was written")?;
-    let paint = paint_stdout();
     let mut out = io::stdout().lock();
     writeln!(
         out,
         "{}{} tensors as {}",
-        paint.bold("quantised  "),
+        paint_stdout().bold("quantised  "),
         names.len(),
         file_type.name()
     )?;
-    writeln!(
-        out,
-        "{}{}, {}",
-        paint.bold("wrote      "),
-        args.output.display(),
-        bytes(size.len())
-    )?;
-    Ok(())
+    wrote(&mut out, &args.output)
 }

@@ -17,13 +17,13 @@ use sparsam_base::classifier::Classifier;
 use sparsam_base::files::shards::{ShardWriter, Stored};
 use sparsam_base::model::Quantize;
 
-use super::{base_name, staged};
+use super::{base_name, staged, told};
 use crate::args::formats::MergeArgs;
 use crate::base_files::{COMPANIONS, CONFIG};
 use crate::classifier::{self, Named, Options, labels_of};
 use crate::device::{self, Choice};
 use crate::error::Failure;
-use crate::figures::{bytes, significant};
+use crate::figures::significant;
 use crate::made_of;
 use crate::opened::{Opened, find};
 use crate::terminal::paint_stdout;
@@ -64,30 +64,12 @@ pub(super) fn run(args: &MergeArgs, parts: &Parts, quiet: bool) -> anyhow::Resul
     }
     staged.commit()?;
 
-    let paint = paint_stdout();
-    let mut text = String::new();
-    let mut line = |label: &str, rest: &str| {
-        let _ = writeln!(text, "{}{rest}", paint.bold(&format!("{label:<11}")));
-    };
-    line(
-        "merged",
-        &format!(
-            "{} branches and a head over {} classes into {base}",
-            parts.branches.len(),
-            labels.len()
-        ),
+    let what = format!(
+        "{} branches and a head over {} classes into {base}",
+        parts.branches.len(),
+        labels.len()
     );
-    line(
-        "wrote",
-        &format!(
-            "{}: {} in {} tensors, {} and {}",
-            args.output.display(),
-            bytes(written.bytes),
-            written.tensors,
-            written.files.join(", "),
-            files.join(", ")
-        ),
-    );
+    let mut text = told(&what, &args.output, &written, &files);
     if !args.no_drift {
         // What was written, not what is in memory.
         let folder = args.output.to_string_lossy();
@@ -102,12 +84,11 @@ pub(super) fn run(args: &MergeArgs, parts: &Parts, quiet: bool) -> anyhow::Resul
         } else {
             "another class"
         };
-        line(
-            "drift",
-            &format!(
-                "{} of a probability at most from base and adapter, {same}",
-                significant(f64::from(most), 2)
-            ),
+        let _ = writeln!(
+            text,
+            "{}{} of a probability at most from base and adapter, {same}",
+            paint_stdout().bold("drift      "),
+            significant(f64::from(most), 2)
         );
     }
     io::stdout().lock().write_all(text.as_bytes())?;
