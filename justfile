@@ -13,9 +13,24 @@ lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
 
-# Timings of each kernel
+# Every kernel against the machine's roofs (GFLOP/s, GB/s): criterion, and a table in target/roofline.md
 bench:
     cargo bench -p sparsam-kernels
+
+# How a step's cost grows with length, rank, blocks, vocabulary, threads: target/growth.md and .svg
+growth:
+    mkdir -p target
+    cargo run --release -p sparsam-adapter --example growth -- target/growth
+
+# Where the time of a step goes, by kind of work (needs perf, and what `just peers` prepared)
+profile arms="f32 bf16 nf4" data="target/peers" python="python3":
+    cargo build --profile profiling -p sparsam
+    {{python}} tests/peers/profile.py --sparsam target/profiling/sparsam --data {{data}} --output target/profile {{arms}}
+
+# What keeping the frozen prefix saves: upper blocks trained for 1, 3 and 10 epochs (about twenty minutes; needs Python)
+prefix-table python="python3" *arguments="":
+    cargo build --release
+    {{python}} tests/prefix/table.py --output target/prefix {{arguments}}
 
 # The built-in model from nothing: corpus, seed model, training (minutes on a GPU, see configs/sprout.yaml), assets
 grow-sprout program="target/cuda/release/sparsam":
@@ -29,6 +44,16 @@ peers python="python3" *arguments="":
     cargo build --release
     {{python}} tests/peers/peft_peer.py --data target/peers --shape 135m --prepare
     {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --output target/peers/peers {{arguments}}
+
+# The same on rows of uneven length: questions and answers of a JSONL file, padded by PEFT (the same Python)
+peers-rows data tokenizer python="python3" *arguments="":
+    cargo build --release
+    {{python}} tests/peers/peft_peer.py --data target/peers --write-rows {{data}} --tokenizer {{tokenizer}} --rows target/peers/rows.safetensors
+    {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --rows target/peers/rows.safetensors --arms f32 --output target/peers/rows {{arguments}}
+
+# Generation beside candle's own Llama, in turn: tokens a second of prompt and answer (FOLDER: a Llama in f32)
+peers-generate folder="target/peers/135m" tokens="256" new="64":
+    cargo run --release -p sparsam-base --example beside_candle -- {{folder}} {{tokens}} {{new}}
 
 # A small encoder trained to classify beside PEFT: macro F1, time, memory (needs the same Python, and the data)
 peers-classify model data python="python3" *arguments="":

@@ -52,6 +52,7 @@ def arguments():
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--gradient-checkpointing", action="store_true")
+    p.add_argument("--rows", help="rows of uneven length, as `peft_peer.py --write-rows` leaves them")
     p.add_argument("--compile", action="store_true", help="let PEFT also try torch.compile")
     p.add_argument("--only", choices=["peft", "sparsam"], help="measure one side")
     a = p.parse_args()
@@ -67,7 +68,8 @@ def arguments():
 
 def common(a, arm):
     words = [*ARMS[arm], "--batch", str(a.batch), "--seq", str(a.seq), "--steps", str(a.steps)]
-    return words + (["--gradient-checkpointing"] if a.gradient_checkpointing else [])
+    words += ["--gradient-checkpointing"] if a.gradient_checkpointing else []
+    return words + (["--rows", str(Path(a.rows).resolve())] if a.rows else [])
 
 
 def peft_command(a, arm, compiled=False):

@@ -64,6 +64,9 @@ def arguments():
     p.add_argument("--gradient-checkpointing", action="store_true")
     p.add_argument("--compile", action="store_true", help="with torch.compile")
     p.add_argument("--device", default="cpu")
+    p.add_argument("--rows", type=Path, help="rows of uneven length instead of the batches")
+    p.add_argument("--write-rows", type=Path, metavar="JSONL", help="write --rows from questions and answers, then stop")
+    p.add_argument("--tokenizer", type=Path, help="tokenizer.json for --write-rows")
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--seq", type=int, default=256)
     p.add_argument("--steps", type=int, default=12)
@@ -97,6 +100,38 @@ def prepare(a):
         torch.manual_seed(2)
         model = with_lora(load_base(folder, torch.float32))
         save_file({k: p.detach().contiguous() for k, p in model.named_parameters() if "lora_A" in k}, lora)
+
+
+def write_rows(a):
+    """Rows of a file with questions and answers, a token that ends each included."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(a.tokenizer))
+    ids, lengths, begins = [], [], []
+    with open(a.write_rows, encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            question = tokenizer.encode(row["question"] + "\n").ids
+            answer = tokenizer.encode(row["answer"], add_special_tokens=False).ids + [2]
+            ids += question + answer
+            lengths.append(len(question) + len(answer))
+            begins.append(len(question))
+    save_file({"ids": torch.tensor(ids), "lengths": torch.tensor(lengths), "begins": torch.tensor(begins)}, a.rows)
+
+
+def padded(a):
+    """Inputs, mask and labels of each step's rows, padded to the longest of them, and how many tokens are real."""
+    rows = load_file(a.rows)
+    parts = rows["ids"].split(rows["lengths"].tolist())
+    begins = rows["begins"].tolist()
+    for step in range(a.steps):
+        places = [(step * a.batch + i) % len(parts) for i in range(a.batch)]
+        longest = max(len(parts[i]) for i in places)
+        x, mask, labels = (torch.full((a.batch, longest), fill) for fill in (0, 0, -100))
+        for row, i in enumerate(places):
+            length = len(parts[i])
+            x[row, :length], mask[row, :length] = parts[i], 1
+            labels[row, begins[i]:length] = parts[i][begins[i]:]
+        yield x, mask, labels, int(mask.sum())
 
 
 def load_base(folder, dtype):
@@ -153,23 +188,30 @@ def build(a):
 
 
 def train(a, model, trained):
-    """Losses and seconds of every step."""
-    ids = load_file(files(a)[2])["ids"]
+    """Losses, seconds and real tokens of every step."""
+    if a.rows:
+        batches = padded(a)
+    else:
+        ids = load_file(files(a)[2])["ids"]
+        rows = (ids[i % len(ids), :a.batch, :a.seq].contiguous() for i in range(a.steps))
+        batches = ((x, None, x, x.numel()) for x in rows)
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     wait = torch.cuda.synchronize if a.device.startswith("cuda") else lambda: None
-    losses, seconds = [], []
-    for i in range(a.steps):
-        x = ids[i % len(ids), :a.batch, :a.seq].contiguous().to(a.device)
+    losses, seconds, tokens = [], [], []
+    for x, mask, labels, real in batches:
+        x, labels = x.to(a.device), labels.to(a.device)
+        mask = None if mask is None else mask.to(a.device)
         wait()
         begin = time.perf_counter()
-        loss = model(input_ids=x, labels=x).loss
+        loss = model(input_ids=x, attention_mask=mask, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         wait()
         seconds.append(time.perf_counter() - begin)
         losses.append(loss.item())
-    return losses, seconds
+        tokens.append(real)
+    return losses, seconds, tokens
 
 
 def peak_rss_mib():
@@ -180,6 +222,9 @@ def peak_rss_mib():
 def main():
     a = arguments()
     torch.set_num_threads(a.threads)
+    if a.write_rows:
+        write_rows(a)
+        return
     prepare(a)
     if a.prepare:
         return
@@ -187,10 +232,11 @@ def main():
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     imported = peak_rss_mib()
-    losses, seconds = train(a, *build(a))
-    counted = seconds[WARM_UP:]
+    losses, seconds, tokens = train(a, *build(a))
+    # Steps of one size are as fast as the median one; others have to be added up.
+    rate = sum(tokens[WARM_UP:]) / sum(seconds[WARM_UP:]) if a.rows else tokens[-1] / statistics.median(seconds[WARM_UP:])
     print(json.dumps(dict(
-        tokens_per_second=a.batch * a.seq / statistics.median(counted), peak_rss_mib=peak_rss_mib(), losses=losses,
+        tokens_per_second=rate, peak_rss_mib=peak_rss_mib(), losses=losses,
         step_seconds=seconds, rss_after_imports_mib=imported,
         peak_device_mib=torch.cuda.max_memory_allocated() / 2**20 if a.device.startswith("cuda") else None,
         versions={name: installed(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},

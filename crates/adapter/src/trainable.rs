@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::{DType, Device, Tensor};
 use sparsam_base::model::{EMBEDDING, HEAD};
 use sparsam_base::network::Network;
+use sparsam_base::prefix::{Prefix, SharedPrefix, Store};
 use sparsam_base::projection::{Group, Hook, HookKept, Projection};
 use sparsam_kernels::Weight;
 use sparsam_kernels::dora::{Dora, row_norms};
@@ -148,6 +149,7 @@ pub struct Trainable {
     sites: HashMap<String, u32>,
     tied: bool,
     lowest: usize,
+    prefix: Option<SharedPrefix>,
 }
 
 impl Trainable {
@@ -166,6 +168,7 @@ impl Trainable {
             sites: HashMap::new(),
             tied: model.tied(),
             lowest: model.layers(),
+            prefix: None,
         }
     }
 
@@ -324,6 +327,14 @@ impl Trainable {
         } else {
             self.lowest
         }
+    }
+
+    /// Computes what lies below the lowest trained block once for each document, and keeps it in `store`, at most
+    /// `budget` bytes of it. Nothing is kept where the first block or what stands before it is trained.
+    pub fn keep_prefix(&mut self, model: &(impl Network + ?Sized), store: Store, budget: u64) {
+        let lowest = self.lowest_block();
+        self.prefix = (lowest > 0)
+            .then(|| SharedPrefix::new(Prefix::new(lowest, model.width(), store, budget)));
     }
 
     /// Switches dropout on for the micro-batch `step`, or off.
@@ -602,5 +613,9 @@ impl Hook for Trainable {
 
     fn dropout(&self) -> Option<DropoutKey> {
         self.training.then_some(self.key)
+    }
+
+    fn prefix(&self) -> Option<SharedPrefix> {
+        self.prefix.clone()
     }
 }

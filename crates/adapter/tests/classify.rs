@@ -19,6 +19,9 @@ use sparsam_base::config::ModelConfig;
 use sparsam_base::encoder::config::{EncoderConfig, is_encoder, labels};
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
+use sparsam_base::network::Network as _;
+use sparsam_base::prefix::Store;
+use sparsam_base::projection::Hook as _;
 use sparsam_base::weights::Weights;
 use sparsam_kernels::adamw::AdamW;
 
@@ -332,4 +335,43 @@ fn a_language_model_refuses_a_classifier_s_adapter_and_a_merge_too() {
         task: Task::default(),
     };
     assert_eq!(written.task, Task::CausalLm);
+}
+
+/// Where only the last block and the head are trained, what lies below is computed once; with the base's own
+/// dropout in evaluation alone, as training drops other numbers in every pass.
+#[test]
+fn what_is_below_the_trained_blocks_is_computed_once() {
+    for family in FAMILIES {
+        let [(losses, gradients, none), (found, others, counts)] = [false, true].map(|kept| {
+            let mut model = load(family);
+            let last = model.layers() - 1;
+            let config = LoraConfig {
+                target_modules: Targets::Text(format!(r".*\.{last}\..*")),
+                modules_to_save: vec!["classifier".to_owned(), "score".to_owned()],
+                ..common::lora()
+            };
+            let mut trainable = Trainable::lora(&mut model, &config, 7).expect("trainable");
+            if kept {
+                trainable.keep_prefix(&model, Store::Memory, u64::MAX);
+            }
+            assert_eq!(trainable.lowest_block(), last, "{family}");
+            let reference = reference(family);
+            let batch = &reference.batch;
+            let mut losses = Vec::new();
+            for step in 0..2 {
+                trainable.set_training(Some(step));
+                let loss = model.differentiate(&mut trainable, reference.input(), 0.5, false);
+                losses.push(loss.expect("a pass").sum);
+                trainable.set_training(None);
+                let logits = model.forward(&batch.ids, &batch.documents, &mut trainable, None);
+                let logits = numbers(&logits.expect("logits").0);
+                losses.extend(logits.into_iter().map(f64::from));
+            }
+            let counts = trainable.prefix().map(|prefix| prefix.lock().counts());
+            (losses, common::gradients(&trainable), counts)
+        });
+        assert!(losses == found && gradients == others, "{family}");
+        let counts = counts.expect("counts");
+        assert!(none.is_none() && counts.reused > 0, "{family}: {counts:?}");
+    }
 }

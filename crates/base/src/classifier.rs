@@ -220,6 +220,13 @@ impl Network for Classifier {
         }
     }
 
+    fn width(&self) -> usize {
+        match &self.body {
+            Body::Encoder(encoder) => encoder.config.hidden_size,
+            Body::Decoder(model) => model.config.hidden_size,
+        }
+    }
+
     fn groups(&self) -> Vec<(usize, &Group)> {
         let mut groups: Vec<(usize, &Group)> = match &self.body {
             Body::Encoder(encoder) => {

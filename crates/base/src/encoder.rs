@@ -55,8 +55,8 @@ pub struct Embeddings {
 
 /// What the backward pass of an encoder needs of its forward pass.
 pub struct EncoderKept {
-    summed: Tensor,
-    moments: Moments,
+    /// Sum of the embeddings and the moments of its norm; none where the blocks above them were computed in advance.
+    summed: Option<(Tensor, Moments)>,
     last: Option<(Tensor, Moments)>,
     blocks: StackKept<Kept>,
 }
@@ -123,13 +123,26 @@ impl Encoder {
         keep: Option<Keep>,
     ) -> crate::error::Result<(Tensor, Option<EncoderKept>)> {
         let key = hook.dropout();
-        let summed = self.summed(ids, documents)?;
-        let norm = &self.embeddings.norm;
-        let (x, moments) = norm.forward(&summed)?;
-        let x = dropped(x, self.config.dropout, key, SITES)?;
         let positions = documents.positions();
         let pass = self.pass(documents, &positions, key);
-        let (mut x, blocks) = stack::forward(&self.blocks, x, &pass, hook, keep)?;
+        // What is dropped below is dropped anew in every pass.
+        let drops = key.is_some() && self.config.dropout > 0.0;
+        let (first, x, summed) = if let Some(prefix) = hook.prefix().filter(|_| !drops) {
+            let mut prefix = prefix.lock();
+            let first = prefix.lowest();
+            let device = self.embeddings.norm.weight.device();
+            let below = |ids: &[u32], documents: &Documents| {
+                let positions = documents.positions();
+                let pass = self.pass(documents, &positions, None);
+                let (x, _) = self.embed(ids, documents, None)?;
+                Ok(stack::forward(&self.blocks[..first], 0, x, &pass, hook, None)?.0)
+            };
+            (first, prefix.input(ids, documents, device, below)?, None)
+        } else {
+            let (x, summed) = self.embed(ids, documents, key)?;
+            (0, x, Some(summed))
+        };
+        let (mut x, blocks) = stack::forward(&self.blocks, first, x, &pass, hook, keep)?;
         let mut last = None;
         if let Some(norm) = &self.norm {
             let (y, moments) = norm.forward(&x)?;
@@ -138,11 +151,23 @@ impl Encoder {
         }
         let kept = keep.map(|_| EncoderKept {
             summed,
-            moments,
             last,
             blocks,
         });
         Ok((x, kept))
+    }
+
+    /// What the first block reads, `[tokens, hidden]`, with the sum of the embeddings and the moments of its norm.
+    fn embed(
+        &self,
+        ids: &[u32],
+        documents: &Documents,
+        key: Option<DropoutKey>,
+    ) -> crate::error::Result<(Tensor, (Tensor, Moments))> {
+        let summed = self.summed(ids, documents)?;
+        let (x, moments) = self.embeddings.norm.forward(&summed)?;
+        let x = dropped(x, self.config.dropout, key, SITES)?;
+        Ok((x, (summed, moments)))
     }
 
     /// Adds the gradients of what is trained, from that of the vectors.
@@ -159,7 +184,6 @@ impl Encoder {
     ) -> crate::error::Result<()> {
         let EncoderKept {
             summed,
-            moments,
             last,
             blocks,
         } = kept;
@@ -171,7 +195,7 @@ impl Encoder {
             _ => dy,
         };
         let dx = stack::backward(&self.blocks, dx, blocks, &pass, hook)?;
-        if self.is_trained(hook) {
+        if let Some((summed, moments)) = summed.filter(|_| self.is_trained(hook)) {
             let dx = dropped(dx, self.config.dropout, key, SITES)?;
             let norm = &self.embeddings.norm;
             let dx = norm.backward(&dx, &summed, &moments, None, hook)?;

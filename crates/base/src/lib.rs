@@ -18,6 +18,7 @@ pub mod files;
 pub mod generate;
 pub mod model;
 pub mod network;
+pub mod prefix;
 pub mod projection;
 pub mod quantize;
 pub mod stack;

@@ -231,8 +231,21 @@ impl Model {
     ) -> Result<(Tensor, StackKept<Kept>)> {
         let positions = documents.positions();
         let pass = self.pass(documents, &positions);
-        let x = self.embed(ids)?;
-        Ok(stack::forward(&self.blocks, x, &pass, hook, keep)?)
+        let (first, x) = match hook.prefix() {
+            Some(prefix) => {
+                let mut prefix = prefix.lock();
+                let first = prefix.lowest();
+                let below = |ids: &[u32], documents: &Documents| {
+                    let positions = documents.positions();
+                    let pass = self.pass(documents, &positions);
+                    let x = self.embed(ids)?;
+                    Ok(stack::forward(&self.blocks[..first], 0, x, &pass, hook, None)?.0)
+                };
+                (first, prefix.input(ids, documents, self.device(), below)?)
+            }
+            None => (0, self.embed(ids)?),
+        };
+        Ok(stack::forward(&self.blocks, first, x, &pass, hook, keep)?)
     }
 
     /// Adds the gradients of what is trained in the blocks and below, from that of their output.

@@ -15,6 +15,9 @@ pub trait Network {
     /// Number of blocks.
     fn layers(&self) -> usize;
 
+    /// Numbers that blocks pass on for each token.
+    fn width(&self) -> usize;
+
     /// All groups of projections with the block they are in, from the first on; those of a head above the blocks
     /// are given the number of blocks.
     fn groups(&self) -> Vec<(usize, &Group)>;
@@ -50,6 +53,10 @@ pub trait Network {
 impl Network for Model {
     fn layers(&self) -> usize {
         self.blocks.len()
+    }
+
+    fn width(&self) -> usize {
+        self.config.hidden_size
     }
 
     fn groups(&self) -> Vec<(usize, &Group)> {

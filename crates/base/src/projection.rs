@@ -13,6 +13,8 @@ use sparsam_kernels::dropout::DropoutKey;
 use sparsam_kernels::linear::{add_bias, linear};
 use sparsam_kernels::lora::{Projection as Product, lora_linear, lora_linear_backward};
 
+use crate::prefix::SharedPrefix;
+
 /// One named linear layer.
 #[derive(Clone, Debug)]
 pub struct Projection {
@@ -64,6 +66,11 @@ pub trait Hook {
     /// The key of what is dropped in the base itself in this pass, if anything is: encoders drop hidden numbers
     /// while they are trained. The site is the base's business.
     fn dropout(&self) -> Option<DropoutKey> {
+        None
+    }
+
+    /// What is kept of the blocks below the lowest trained one, if anything is.
+    fn prefix(&self) -> Option<SharedPrefix> {
         None
     }
 }

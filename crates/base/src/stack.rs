@@ -86,9 +86,11 @@ pub struct StackKept<K> {
     blocks: Vec<K>,
 }
 
-/// The output of the last block for `x`, and what the way back needs if `keep` says how much.
+/// The output of the last block for the input `x` of block `first`, and what the way back needs if `keep` says how
+/// much.
 pub(crate) fn forward<S: Step>(
     blocks: &[S],
+    first: usize,
     mut x: Tensor,
     pass: &S::Pass<'_>,
     hook: &mut dyn Hook,
@@ -101,7 +103,7 @@ pub(crate) fn forward<S: Step>(
         inputs: Vec::new(),
         blocks: Vec::new(),
     };
-    for (layer, block) in blocks.iter().enumerate() {
+    for (layer, block) in blocks.iter().enumerate().skip(first) {
         let differentiated = layer >= lowest;
         if differentiated && checkpointing {
             all.inputs.push(x.clone());

@@ -306,6 +306,10 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     pub(crate) batches: PathBuf,
 
+    /// Rows of uneven length instead
+    #[arg(long)]
+    pub(crate) rows: Option<PathBuf>,
+
     #[arg(long, value_enum, default_value_t = BenchMethod::Lora)]
     pub(crate) method: BenchMethod,
 

@@ -11,7 +11,7 @@ use sparsam_tracker::accounting::{kwh, operational_g};
 use sparsam_tracker::{Range, range::Span};
 
 use crate::recipe::{Method, Quantize, Recipe};
-use crate::run::{Calibration, Work};
+use crate::run::{Again, Calibration, Work};
 
 pub(crate) mod cache;
 pub(crate) mod hardware;
@@ -128,6 +128,9 @@ pub(crate) fn calibrated(
     available: Option<f64>,
 ) -> Arm {
     let (tokens, targets) = work.largest_batch;
+    let kept = calibration
+        .again
+        .map_or(0.0, |again| again.more_bytes as f64);
     let trainable = Some(calibration.trainable as f64);
     let mut memory = memory::estimate(shape, recipe, tokens as f64, targets as f64, trainable);
     memory.weights = calibration.weight_bytes as f64;
@@ -141,9 +144,12 @@ pub(crate) fn calibrated(
             memory.activations = (memory.activations - less).max(0.0);
         }
     }
-    let training = calibration.step_seconds * work.tokens as f64 / calibration.tokens.max(1) as f64;
+    memory.scratch += kept;
+    let a_token = calibration.step_seconds / calibration.tokens.max(1) as f64;
+    let once = (a_token, calibration.evaluation_seconds);
+    let (training, evaluations) = work_seconds(work, once, calibration.again);
     let other = calibration.load_seconds
-        + work.evaluations as f64 * calibration.evaluation_seconds
+        + evaluations
         + calibration.answer_seconds.0
         + calibration.answer_seconds.1
         + work.saves as f64 * calibration.save_seconds;
@@ -163,6 +169,27 @@ pub(crate) fn calibrated(
         energy_kwh,
         grid,
         available,
+    )
+}
+
+/// Seconds of training and of all evaluations, from those of a token and of one evaluation. Where the part of the
+/// lower blocks is kept, texts cost less from the second time on, as far as there is room for them.
+fn work_seconds(work: &Work, once: (f64, f64), again: Option<Again>) -> (f64, f64) {
+    let (tokens, evaluations) = (work.tokens as f64, work.evaluations as f64);
+    let (a_token, evaluation) = once;
+    let Some(again) = again else {
+        return (tokens * a_token, evaluations * evaluation);
+    };
+    let reused = |all: f64, once: f64| (all - once).max(0.0) * again.share;
+    let (tokens_again, evaluations_again) = (
+        reused(tokens, work.epoch_tokens as f64),
+        reused(evaluations, 1.0),
+    );
+    let a_token_again = again.step_seconds / again.tokens.max(1) as f64;
+    (
+        (tokens - tokens_again) * a_token + tokens_again * a_token_again,
+        (evaluations - evaluations_again) * evaluation
+            + evaluations_again * again.evaluation_seconds,
     )
 }
 
@@ -336,6 +363,45 @@ mod tests {
         assert!((relative(&lora, &four).central - 1.0 / 1.3).abs() < 1e-12);
         let again = recipe(Method::Lora, Quantize::None, true);
         assert_eq!(relative(&again, &lora), Range::exactly(1.5));
+    }
+
+    #[test]
+    fn texts_whose_prefix_is_kept_cost_less_from_the_second_time_on() {
+        let work = Work {
+            largest_batch: (64, 64),
+            evaluation_tokens: 10,
+            answers: 0,
+            answer_tokens: 0,
+            steps: 30,
+            tokens: 300,
+            epoch_tokens: 100,
+            evaluations: 4,
+            saves: 0,
+        };
+        assert_eq!(work_seconds(&work, (2.0, 10.0), None), (600.0, 40.0));
+        let again = Again {
+            tokens: 50,
+            step_seconds: 50.0,
+            evaluation_seconds: 4.0,
+            share: 1.0,
+            more_bytes: 0,
+        };
+        let all = work_seconds(&work, (2.0, 10.0), Some(again));
+        assert_eq!(all, (100.0 * 2.0 + 200.0, 10.0 + 3.0 * 4.0));
+        let half = Again {
+            share: 0.5,
+            ..again
+        };
+        let some = work_seconds(&work, (2.0, 10.0), Some(half));
+        assert_eq!(some, (200.0 * 2.0 + 100.0, 2.5 * 10.0 + 1.5 * 4.0));
+        // Less than one pass over the data sees nothing twice.
+        let short = Work {
+            tokens: 60,
+            evaluations: 1,
+            ..work
+        };
+        let first = work_seconds(&short, (2.0, 10.0), Some(again));
+        assert_eq!(first, (120.0, 10.0));
     }
 
     #[test]

@@ -111,6 +111,11 @@ pub(crate) struct Recipe {
     /// memory for activations several times and costs about a third more time.
     pub(crate) gradient_checkpointing: bool,
 
+    /// What the blocks below the lowest trained one make of a text is the same in every epoch, so it is computed
+    /// once and kept; same result, bit for bit on a processor. Has an effect where `lora.layers_to_transform` names
+    /// upper blocks alone.
+    pub(crate) prefix_cache: PrefixCache,
+
     /// The highest learning rate. LoRA likes 1e-4 to 3e-4, full training about a tenth of that.
     /// Too high and the loss jumps or turns into NaN, too low and little is learned.
     pub(crate) learning_rate: f64,
@@ -247,6 +252,7 @@ impl Default for Recipe {
             batch_size: 8,
             gradient_accumulation_steps: 1,
             gradient_checkpointing: false,
+            prefix_cache: PrefixCache::default(),
             learning_rate: 2e-4,
             lr_scheduler: LrScheduler::Cosine,
             warmup_ratio: Some(0.03),
@@ -753,6 +759,38 @@ impl Default for Energy {
             start_when: None,
         }
     }
+}
+
+/// What is kept of the blocks below the lowest trained one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PrefixCache {
+    /// Where it is kept.
+    pub(crate) store: PrefixStore,
+    /// The most it may take, in MB (a million bytes). Texts beyond that are computed in every epoch. A token takes
+    /// four bytes for each number of the model's width.
+    pub(crate) max_mb: u64,
+}
+
+impl Default for PrefixCache {
+    fn default() -> Self {
+        Self {
+            store: PrefixStore::File,
+            max_mb: 4000,
+        }
+    }
+}
+
+/// Where what is computed once is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PrefixStore {
+    /// in a file without a name in `output_dir`, gone when the run ends
+    File,
+    /// in memory
+    Memory,
+    /// nowhere: all blocks are computed in every epoch
+    None,
 }
 
 /// What is written while the run goes on.

@@ -17,6 +17,7 @@ use sparsam_adapter::peft;
 use sparsam_adapter::train::{Ending, Run, Settings};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::chat_template::TemplateSource;
+use sparsam_base::projection::Hook as _;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
 use crate::cards;
@@ -28,7 +29,7 @@ use crate::machine::Platform;
 use crate::probe_file::ProbeFile;
 use crate::progress::{Look, Progress};
 use crate::recipe::{Recipe, RecipeFile};
-use crate::run_record::{Base, FORMAT, Quality, RunRecord, State, Versions};
+use crate::run_record::{Base, FORMAT, Quality, Results, RunRecord, State, Versions};
 
 mod budget;
 mod calibrate;
@@ -47,7 +48,7 @@ mod words;
 
 pub(crate) use budget::BudgetUse;
 use budget::Meter;
-pub(crate) use calibrate::{Calibration, Work, calibrate, count};
+pub(crate) use calibrate::{Again, Calibration, Work, calibrate, count};
 use folder::{Folder, Resumed};
 pub(crate) use held_out::HeldOut;
 use learned::Learned;
@@ -173,6 +174,7 @@ impl<'a> Session<'a> {
             None => Trained::default(),
         };
         data.train.seek(trained.position);
+        settings::keep_prefix(recipe, &mut ready, &folder.path)?;
         tracker.leave(LOAD);
         if !quiet {
             place.note.iter().for_each(|note| say(note));
@@ -262,7 +264,7 @@ impl<'a> Session<'a> {
             return Ok(ending);
         }
         let after = self.answer("after")?;
-        self.record.results = Some(watch::results(&self.trained, before, after, &self.tracker));
+        self.record.results = Some(self.results(before, after));
         self.tracker.enter(watch::SAVE);
         let labels = &self.record.labels;
         let template = &self.ready.opened.template;
@@ -316,6 +318,17 @@ impl<'a> Session<'a> {
         }))
     }
 
+    fn results(&self, before: Option<Quality>, answers: Option<Quality>) -> Results {
+        let prefix = self.ready.trainable.prefix();
+        watch::results(
+            &self.trained,
+            before,
+            answers,
+            &self.tracker,
+            prefix.as_ref(),
+        )
+    }
+
     fn fit(&mut self, before: Option<Quality>) -> anyhow::Result<Ending> {
         let adapter = self.ready.adapter.as_ref();
         let labels = self.record.labels.clone();
@@ -336,6 +349,7 @@ impl<'a> Session<'a> {
             before,
             budget: self.budget.as_mut(),
             held_out: &mut self.held_out,
+            prefix: self.ready.trainable.prefix(),
             measured: Vec::new(),
             tokens_per_second: None,
             training: false,
@@ -352,7 +366,7 @@ impl<'a> Session<'a> {
         }
         .fit(&mut self.trained, &mut watch);
         watch.end();
-        self.record.results = Some(watch::results(&self.trained, before, None, &self.tracker));
+        self.record.results = Some(self.results(before, None));
         Ok(ending?)
     }
 

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sparsam_adapter::classes::ClassMetrics;
 pub(crate) use sparsam_adapter::files::write_whole;
+use sparsam_base::prefix::SharedPrefix;
 use sparsam_tracker::journal;
 
 use crate::error::Failure;
+use crate::figures::{bytes, thousands};
 use crate::machine::Platform;
 use crate::recipe::{Method, Recipe};
 use crate::run::{BudgetUse, Waited};
@@ -187,6 +189,56 @@ pub(crate) struct Results {
     /// How well classes are told apart, of a classifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) classes: Option<Classified>,
+    /// What was computed once, where nothing is trained in the lower blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) prefix: Option<PrefixUse>,
+}
+
+/// What the blocks below the lowest trained one made of texts, computed once and read back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PrefixUse {
+    /// How many blocks these are.
+    pub(crate) blocks: u64,
+    /// Tokens computed through them.
+    pub(crate) computed_tokens: u64,
+    /// Tokens read back instead.
+    pub(crate) reused_tokens: u64,
+    /// Texts that were kept, and the bytes they took.
+    pub(crate) documents: u64,
+    pub(crate) bytes: u64,
+    /// Why no more was kept, if that was so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) full: Option<String>,
+}
+
+impl PrefixUse {
+    /// What was made of it so far.
+    pub(crate) fn of(prefix: &SharedPrefix) -> Self {
+        let prefix = prefix.lock();
+        let counts = prefix.counts();
+        Self {
+            blocks: prefix.lowest() as u64,
+            computed_tokens: counts.computed,
+            reused_tokens: counts.reused,
+            documents: counts.documents,
+            bytes: counts.bytes,
+            full: prefix.full().map(str::to_owned),
+        }
+    }
+
+    /// A line on it.
+    pub(crate) fn words(&self) -> String {
+        let all = (self.computed_tokens + self.reused_tokens).max(1) as f64;
+        let full = self.full.as_deref();
+        let full = full.map_or_else(String::new, |full| format!("; no more, as {full}"));
+        format!(
+            "{} blocks computed once for {} texts, read back for {:.0} % of tokens; {} kept{full}",
+            self.blocks,
+            thousands(self.documents),
+            100.0 * self.reused_tokens as f64 / all,
+            bytes(self.bytes),
+        )
+    }
 }
 
 /// How well a classifier tells the classes of held-out data apart.

@@ -276,6 +276,54 @@ fn other_ways_to_begin_and_to_learn_leave_plain_adapters() {
     );
 }
 
+/// Killed and resumed too, and without any room.
+#[test]
+fn what_is_computed_once_changes_no_byte_and_is_said() {
+    let upper = [
+        "lora.layers_to_transform=[5]",
+        "lora.target_modules=[q_proj, v_proj]",
+    ];
+    let bytes = |desk: &Desk| std::fs::read(desk.path("run/adapter_model.safetensors")).unwrap();
+    let plain = Desk::new();
+    plain.train(&[&upper[..], &["prefix_cache.store=none"]].concat());
+    let none = &plain.json("run/run.json")["results"]["prefix"];
+    assert!(none.is_null(), "{none}");
+    for (store, most, share) in [("file", 4000, 1.0), ("memory", 4000, 1.0), ("file", 0, 0.0)] {
+        let desk = Desk::new();
+        let store = format!("prefix_cache.store={store}");
+        let most = format!("prefix_cache.max_mb={most}");
+        let way = [&upper[..], &[&store, &most]].concat();
+        let said = desk.train(&way);
+        assert!(
+            said.contains("frozen prefix   5 blocks computed once"),
+            "{said}"
+        );
+        assert!(bytes(&desk) == bytes(&plain), "{store}, {most}");
+        let prefix = &desk.json("run/run.json")["results"]["prefix"];
+        let number = |key: &str| prefix[key].as_f64().unwrap();
+        let reused =
+            number("reused_tokens") / (number("reused_tokens") + number("computed_tokens"));
+        assert!(reused >= 0.5 * share, "{prefix}");
+        assert_eq!(prefix["full"].is_string(), share < 1.0, "{prefix}");
+        let left: Vec<String> = std::fs::read_dir(desk.path("run"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with(".tmp"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    let killed = Desk::new();
+    let words = [&["train", "recipe.yaml"], &upper[..]].concat();
+    let mut child = killed.start_until(&words, "run/checkpoints", "step-");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    killed.train(&[&upper[..], &["--resume"]].concat());
+    assert!(
+        bytes(&killed) == bytes(&plain),
+        "the resumed run ended elsewhere"
+    );
+}
+
 #[test]
 fn a_rehearsal_leaves_nothing() {
     let desk = Desk::new();

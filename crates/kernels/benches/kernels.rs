@@ -2,18 +2,35 @@
 //!
 //! `cargo bench -p sparsam-kernels`; `SPARSAM_CPU_LEVEL` lowers the instruction level and
 //! `RAYON_NUM_THREADS` the number of threads. Products are given in operations, two for each
-//! multiplication with its addition and only for the keys that are seen; the rest in numbers.
+//! multiplication with its addition and only for the keys that are seen; the rest in bytes that have to be read and
+//! written. At the end stands a table of all against the machine's roofs, also in `target/roofline.md`.
 
-use candle_core::{Device, Result, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+mod roofline;
+
+use std::io::Write as _;
+use std::time::SystemTime;
+
+use candle_core::{DType, Device, Result, Tensor};
+use criterion::{Criterion, Throughput, criterion_group};
 
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
+use sparsam_kernels::adamw::{AdamW, adamw_step};
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
 use sparsam_kernels::cross_entropy::{Want, linear_cross_entropy};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
+use sparsam_kernels::int8::Int8;
+use sparsam_kernels::lora::{BranchGrads, LowRank, Projection, lora_linear, lora_linear_backward};
+use sparsam_kernels::nf4::Nf4;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
 use sparsam_kernels::rope::{Positions, RopeTable, rope};
 use sparsam_kernels::{Documents, Weight};
+
+const TOKENS: usize = 1024;
+const HIDDEN: usize = 576;
+const WIDE: usize = 1536;
+/// Bytes of an array of hidden numbers.
+const ARRAY: u64 = (TOKENS * HIDDEN * size_of::<f32>()) as u64;
+const RANK: usize = 16;
 
 fn numbers(rows: usize, columns: usize) -> Result<Tensor> {
     let values = (0..rows * columns)
@@ -71,7 +88,8 @@ fn cached(criterion: &mut Criterion) -> Result<()> {
     let keys: Vec<f32> = numbers(1024, 192)?.flatten_all()?.to_vec1()?;
     let q: Vec<f32> = numbers(1, 576)?.flatten_all()?.to_vec1()?;
     let mut group = criterion.benchmark_group("attention over a cache of 1024");
-    group.throughput(Throughput::Elements(4 * 1024 * 576));
+    // All keys and values are read.
+    group.throughput(Throughput::Bytes(2 * 1024 * 192 * 4));
     group.bench_function("one token", |bench| {
         bench.iter(|| attention_cached(&q, &keys, &keys, &shape));
     });
@@ -87,10 +105,11 @@ fn elementwise(criterion: &mut Criterion) -> Result<()> {
     );
     let (_, inv_rms) = rms_norm(&x, &weight, 1e-5)?;
     let mut group = criterion.benchmark_group("norm");
-    group.throughput(Throughput::Elements(1024 * 576));
+    group.throughput(Throughput::Bytes(2 * ARRAY));
     group.bench_function("forward", |bench| {
         bench.iter(|| rms_norm(&x, &weight, 1e-5));
     });
+    group.throughput(Throughput::Bytes(4 * ARRAY));
     group.bench_function("backward", |bench| {
         bench.iter(|| rms_norm_backward(&dy, &x, &weight, &inv_rms, Some(&dy), None));
     });
@@ -103,7 +122,7 @@ fn elementwise(criterion: &mut Criterion) -> Result<()> {
     );
     let positions = Positions::new((0..1024).collect());
     let mut group = criterion.benchmark_group("rope");
-    group.throughput(Throughput::Elements(1024 * 576));
+    group.throughput(Throughput::Bytes(2 * ARRAY));
     group.bench_function("in place", |bench| {
         bench.iter(|| rope(&x, 9, &positions, &table));
     });
@@ -115,7 +134,7 @@ fn elementwise(criterion: &mut Criterion) -> Result<()> {
         site: 3,
     };
     let mut group = criterion.benchmark_group("dropout");
-    group.throughput(Throughput::Elements(1024 * 576));
+    group.throughput(Throughput::Bytes(2 * ARRAY));
     group.bench_function("forward", |bench| bench.iter(|| dropout(&dy, 0.1, key)));
     group.finish();
 
@@ -125,16 +144,112 @@ fn elementwise(criterion: &mut Criterion) -> Result<()> {
         numbers(1024, 1536)?,
     );
     let mut group = criterion.benchmark_group("gated");
-    group.throughput(Throughput::Elements(1024 * 1536));
+    let wide = (TOKENS * WIDE * size_of::<f32>()) as u64;
     for activation in [Activation::Silu, Activation::GeluTanh] {
+        group.throughput(Throughput::Bytes(3 * wide));
         group.bench_function(format!("{activation:?} forward"), |bench| {
             bench.iter(|| gated(activation, &gate, &up));
         });
+        group.throughput(Throughput::Bytes(5 * wide));
         group.bench_function(format!("{activation:?} backward"), |bench| {
             bench.iter(|| gated_backward(activation, &dy, &gate, &up));
         });
     }
     group.finish();
+    Ok(())
+}
+
+/// A step of the optimiser on a matrix of the feed-forward unit.
+fn optimiser(criterion: &mut Criterion) -> Result<()> {
+    let zeros = || Tensor::zeros((WIDE, HIDDEN), DType::F32, &Device::Cpu);
+    let (value, grad) = (numbers(WIDE, HIDDEN)?, numbers(WIDE, HIDDEN)?);
+    let (first, second) = (zeros()?, zeros()?);
+    let mut group = criterion.benchmark_group("AdamW");
+    // All four are read, all but the gradient written.
+    group.throughput(Throughput::Bytes(
+        (7 * WIDE * HIDDEN * size_of::<f32>()) as u64,
+    ));
+    group.bench_function("step", |bench| {
+        bench.iter(|| adamw_step(&value, &grad, &first, &second, &AdamW::default(), 1, 1.0));
+    });
+    group.finish();
+    Ok(())
+}
+
+/// The groups of a block's projections with their branches, forward and backward, on every form of weights.
+fn projections(criterion: &mut Criterion) -> Result<()> {
+    let groups: [(&str, usize, &[usize]); 4] = [
+        ("qkv", HIDDEN, &[HIDDEN, 192, 192]),
+        ("o", HIDDEN, &[HIDDEN]),
+        ("gate and up", HIDDEN, &[WIDE, WIDE]),
+        ("down", WIDE, &[HIDDEN]),
+    ];
+    let of = |form: &str, rows: usize, columns: usize| -> Result<Weight> {
+        let weight = (numbers(rows, columns)? * 0.05)?;
+        let values = || weight.flatten_all()?.to_vec1::<f32>();
+        Ok(match form {
+            "bf16" => Weight::Dense(weight.to_dtype(DType::BF16)?),
+            "NF4 in bf16" => Weight::Nf4(Nf4::quantize(&values()?, rows, columns, false)?)
+                .computed_in(DType::BF16),
+            "int8" => Weight::Int8(Int8::quantize(&values()?, rows, columns)?),
+            _ => Weight::Dense(weight),
+        })
+    };
+    for form in ["f32", "bf16", "NF4 in bf16", "int8"] {
+        let mut bench_group = criterion.benchmark_group(format!("projections, {form}"));
+        for (name, input, outputs) in groups {
+            let x = numbers(TOKENS, input)?;
+            let (mut weights, mut branches, mut dys, mut grads) = (vec![], vec![], vec![], vec![]);
+            for output in outputs {
+                weights.push(of(form, *output, input)?);
+                branches.push(LowRank {
+                    a: numbers(RANK, input)?,
+                    b: numbers(*output, RANK)?,
+                    scale: 2.0,
+                    dora: None,
+                });
+                dys.push(numbers(TOKENS, *output)?);
+                grads.push((numbers(RANK, input)?, numbers(*output, RANK)?));
+            }
+            let group: Vec<Projection> = weights
+                .iter()
+                .zip(&branches)
+                .map(|(weight, branch)| Projection {
+                    weight,
+                    branch: Some(branch),
+                })
+                .collect();
+            let (_, kept) = lora_linear(&x, None, &group)?;
+            let dense: usize = outputs
+                .iter()
+                .map(|output| 2 * TOKENS * input * output)
+                .sum();
+            let branch: usize = outputs
+                .iter()
+                .map(|output| 2 * TOKENS * RANK * (input + output))
+                .sum();
+            bench_group.throughput(Throughput::Elements((dense + branch) as u64));
+            bench_group.bench_function(format!("{name} forward"), |bench| {
+                bench.iter(|| lora_linear(&x, None, &group));
+            });
+            // The gradient of the input, and through the branch twice: of what it read and of itself.
+            bench_group.throughput(Throughput::Elements((dense + 2 * branch) as u64));
+            bench_group.bench_function(format!("{name} backward"), |bench| {
+                bench.iter(|| {
+                    let into = grads.iter().map(|(a, b)| {
+                        Some(BranchGrads {
+                            a,
+                            b,
+                            magnitude: None,
+                        })
+                    });
+                    let into: Vec<_> = into.collect();
+                    lora_linear_backward(&dys, &x, None, &group, &kept, &into)
+                });
+            });
+        }
+        bench_group.finish();
+    }
     Ok(())
 }
 
@@ -161,6 +276,9 @@ fn head(criterion: &mut Criterion) -> Result<()> {
 
 fn benches(criterion: &mut Criterion) {
     let run = |criterion: &mut Criterion| -> Result<()> {
+        roofline::measure(criterion, TOKENS * HIDDEN);
+        projections(criterion)?;
+        optimiser(criterion)?;
         for (rounded, kind) in [(false, "f32"), (true, "rounded to bf16")] {
             let name = |shape| format!("attention {shape}, {kind}");
             attentions(criterion, &name("4 x 256"), &[256; 4], rounded)?;
@@ -176,9 +294,22 @@ fn benches(criterion: &mut Criterion) {
 criterion_group! {
     name = all;
     config = Criterion::default()
+        .output_directory(&roofline::folder())
         .warm_up_time(std::time::Duration::from_millis(500))
         .measurement_time(std::time::Duration::from_secs(2))
         .sample_size(20);
     targets = benches
 }
-criterion_main!(all);
+
+fn main() {
+    let begun = SystemTime::now();
+    all();
+    Criterion::default().configure_from_args().final_summary();
+    if let Some(table) = roofline::table(begun) {
+        let file = roofline::folder().with_file_name("roofline.md");
+        let written = std::fs::write(file, format!("{table}\n"));
+        written
+            .and_then(|()| writeln!(std::io::stdout(), "\n{table}"))
+            .expect("the table is written");
+    }
+}

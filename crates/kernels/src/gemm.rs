@@ -34,8 +34,9 @@ pub use scratch::Pooled;
 use crate::cpu::Level;
 use crate::vector::Real;
 
-/// At most this many rows are multiplied by dot products along the stored rows.
-const FEW_ROWS: usize = 12;
+/// At most this many rows are multiplied by dot products along the stored rows, which add up in another order than
+/// the products of more rows.
+pub const FEW_ROWS: usize = 12;
 
 /// A matrix stored row by row in any form.
 pub trait Rows<T>: Sync {

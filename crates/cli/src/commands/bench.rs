@@ -2,7 +2,8 @@
 //!
 //! A hidden command. It makes the steps that `tests/peers/peft_peer.py` makes, from the same files, so
 //! that both programs do the same arithmetic and their losses can be compared: AdamW without decay,
-//! schedule or clipping, every row a document, the mean loss over all of its next tokens.
+//! schedule or clipping, every row a document, the mean loss over all of its next tokens, or with `--rows` over
+//! those of its answer.
 
 use std::io::Write;
 use std::path::Path;
@@ -51,30 +52,41 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         ..AdamW::default()
     };
     let mut optimizer = Optimizer::new(&trainable, settings, None)?;
-    let batches = Prepared::read(&args.batches)?;
-    let documents = Documents::from_lengths(&vec![args.seq; args.batch]);
-    let (mut losses, mut seconds) = (Vec::new(), Vec::new());
+    let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+    let batches = match &args.rows {
+        Some(rows) => Prepared::rows(rows)?,
+        None => Prepared::read(&args.batches)?,
+    };
     for step in 0..args.steps {
-        let (ids, targets) = batches.step(step, args.batch, args.seq);
+        let (ids, targets, lengths) = batches.step(step, args.batch, args.seq);
+        let documents = Documents::from_lengths(&lengths);
         let input = Input {
             ids: &ids,
             targets: &targets,
             documents: &documents,
         };
         let started = Instant::now();
-        let count = (args.batch * (args.seq - 1)) as f64;
+        let count = targets.iter().filter(|target| **target != IGNORE).count() as f64;
         trainable.set_training(Some(step as u64));
         let checkpointing = args.gradient_checkpointing;
         let loss = differentiate(&model, &mut trainable, input, 1.0 / count, checkpointing)?;
         optimizer.step(&trainable, LEARNING_RATE)?;
         seconds.push(started.elapsed().as_secs_f64());
+        tokens.push(ids.len());
         losses.push(loss.sum / count);
     }
-    let mut counted = seconds.split_off(WARM_UP.min(seconds.len() - 1));
+    let warm_up = WARM_UP.min(seconds.len() - 1);
+    let (mut counted, tokens) = (seconds.split_off(warm_up), tokens.split_off(warm_up));
+    let sum: f64 = counted.iter().sum();
     counted.sort_by(f64::total_cmp);
     let median = counted[counted.len() / 2];
+    // Steps of one size are as fast as the median one; others have to be added up.
+    let rate = match args.rows {
+        Some(_) => tokens.iter().sum::<usize>() as f64 / sum,
+        None => tokens[0] as f64 / median,
+    };
     let figures = serde_json::json!({
-        "tokens_per_second": (args.batch * args.seq) as f64 / median,
+        "tokens_per_second": rate,
         "step_seconds": median,
         "peak_rss_mib": peak_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         "peak_device_mib": device::peak_mib(&place.device),
@@ -103,34 +115,79 @@ fn lora(model: &mut Model, init: &Path) -> anyhow::Result<Trainable> {
     Ok(trainable)
 }
 
-/// `ids` `[steps, rows, length]` of a safetensors file.
-struct Prepared {
-    ids: Vec<u32>,
-    dims: (usize, usize, usize),
+/// What is trained on.
+enum Prepared {
+    /// `ids` `[steps, rows, length]` of a safetensors file.
+    Even {
+        ids: Vec<u32>,
+        dims: (usize, usize, usize),
+    },
+    /// Rows of uneven length, each with the place of the first token that is learned.
+    Uneven(Vec<(Vec<u32>, usize)>),
 }
 
 impl Prepared {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let files = SafetensorsFiles::open(&[path.to_owned()])?;
-        let ids = files.tensor("ids")?;
-        let dims = ids.dims3().map_err(Error::from)?;
-        let ids = ids.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?;
-        Ok(Self { ids, dims })
+        let dims = files.tensor("ids")?.dims3().map_err(Error::from)?;
+        let ids = numbers(&files, "ids")?;
+        Ok(Self::Even { ids, dims })
     }
 
-    /// Ids and targets of a step's first rows and tokens.
-    fn step(&self, step: usize, batch: usize, seq: usize) -> (Vec<u32>, Vec<u32>) {
-        let (steps, rows, length) = self.dims;
-        let first = step % steps * rows * length;
-        let (mut ids, mut targets) = (Vec::new(), Vec::new());
-        for row in self.ids[first..].chunks(length).take(batch.min(rows)) {
-            let row = &row[..seq.min(length)];
+    /// `ids` `[tokens]`, `lengths` and `begins` `[rows]` of a safetensors file.
+    fn rows(path: &Path) -> anyhow::Result<Self> {
+        let files = SafetensorsFiles::open(&[path.to_owned()])?;
+        let ids = numbers(&files, "ids")?;
+        let mut rest = ids.as_slice();
+        let mut rows = Vec::new();
+        for (length, begin) in numbers(&files, "lengths")?
+            .into_iter()
+            .zip(numbers(&files, "begins")?)
+        {
+            let Some((row, others)) = rest.split_at_checked(length as usize) else {
+                anyhow::bail!("`{}` has fewer ids than its lengths say", path.display());
+            };
+            rows.push((row.to_vec(), begin as usize));
+            rest = others;
+        }
+        Ok(Self::Uneven(rows))
+    }
+
+    /// Ids, targets and lengths of a step's rows; of even ones the first, and their first tokens.
+    fn step(&self, step: usize, batch: usize, seq: usize) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
+        let rows: Vec<(&[u32], usize)> = match self {
+            Self::Even { ids, dims } => {
+                let (steps, rows, length) = *dims;
+                let rows = ids[step % steps * rows * length..]
+                    .chunks(length)
+                    .take(batch.min(rows));
+                rows.map(|row| (&row[..seq.min(length)], 0)).collect()
+            }
+            Self::Uneven(rows) => {
+                let rows = rows
+                    .iter()
+                    .cycle()
+                    .skip(step * batch % rows.len())
+                    .take(batch);
+                rows.map(|(row, begin)| (row.as_slice(), *begin)).collect()
+            }
+        };
+        let (mut ids, mut targets, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, begin) in rows {
             ids.extend_from_slice(row);
-            targets.extend_from_slice(&row[1..]);
+            lengths.push(row.len());
+            let next = row.iter().enumerate().skip(1);
+            targets.extend(next.map(|(place, id)| if place >= begin { *id } else { IGNORE }));
             targets.push(IGNORE);
         }
-        (ids, targets)
+        (ids, targets, lengths)
     }
+}
+
+/// Whole numbers of a file.
+fn numbers(files: &SafetensorsFiles, name: &str) -> anyhow::Result<Vec<u32>> {
+    let numbers = files.tensor(name)?.to_dtype(DType::U32)?;
+    Ok(numbers.flatten_all()?.to_vec1()?)
 }
 
 /// The kind of a base in memory, by the recipe's words.

@@ -160,6 +160,7 @@ mod tests {
             answer_tokens: 0,
             steps: 1,
             tokens,
+            epoch_tokens: tokens,
             evaluations: 0,
             saves: 0,
         }

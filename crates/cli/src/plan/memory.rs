@@ -191,11 +191,20 @@ pub(crate) fn estimate(
     let weights = w.layers * w.block() * projection_bytes(recipe)
         + w.tables * w.vocabulary * w.hidden * dense_bytes(recipe);
     let full = recipe.method == Method::Full;
+    // Blocks below the lowest adapted one keep nothing for the way back.
+    let named = recipe.lora.layers_to_transform.as_deref();
+    let (differentiated, adapted) = match named.filter(|layers| !full && !layers.is_empty()) {
+        Some(layers) => {
+            let lowest = layers.iter().min().map_or(0.0, |lowest| *lowest as f64);
+            ((w.layers - lowest).max(1.0), layers.len() as f64)
+        }
+        None => (w.layers, w.layers),
+    };
     let trained = trainable.unwrap_or_else(|| {
         if full {
             parameters(shape)
         } else {
-            adapter_parameters(shape, recipe.lora.r)
+            adapter_parameters(shape, recipe.lora.r) * adapted / w.layers
         }
     });
     // A weight of the base that is trained is its own value, or has a master in f32 beside it.
@@ -210,9 +219,9 @@ pub(crate) fn estimate(
     };
     let kept = tokens * (w.kept() + low_rank) * F32;
     let activations = if recipe.gradient_checkpointing {
-        w.layers * tokens * w.hidden * F32 + kept
+        differentiated * tokens * w.hidden * F32 + kept
     } else {
-        w.layers * kept
+        differentiated * kept
     };
     let at_a_time = (LOGITS / w.vocabulary).max(48.0);
     let chunks = (targets / at_a_time).ceil().max(1.0);

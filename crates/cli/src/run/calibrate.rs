@@ -17,14 +17,17 @@ use sparsam_adapter::train::{
     Cadence, Evaluation, Learner as _, Observer, Phase, Run, Settings, Step, steps_per_epoch,
 };
 use sparsam_adapter::trainable::Trainable;
+use sparsam_base::network::Network as _;
+use sparsam_base::projection::Hook as _;
 use sparsam_tracker::{EnergyRecord, Tracker};
 
+use super::budget::longer;
 use super::material::{Data, Material, Ready, Revisions};
 use super::{place, settings};
 use crate::machine::peak_memory;
 use crate::opened::open_texts;
 use crate::plan::memory::Shape;
-use crate::recipe::{RecipeFile, Task};
+use crate::recipe::{PrefixStore, Recipe, RecipeFile, Task};
 
 /// At least so many steps, however long they take.
 const FEWEST_STEPS: usize = 3;
@@ -50,12 +53,29 @@ pub(crate) struct Calibration {
     pub(crate) steps: u64,
     /// Seconds of one evaluation of all held-out data.
     pub(crate) evaluation_seconds: f64,
+    /// The same again, where what lies below the lowest trained block is kept.
+    #[serde(default)]
+    pub(crate) again: Option<Again>,
     /// Seconds of all answers before and after the training.
     pub(crate) answer_seconds: (f64, f64),
     /// Seconds of one checkpoint.
     pub(crate) save_seconds: f64,
     /// The energy of this calibration, with its windows.
     pub(crate) energy: EnergyRecord,
+}
+
+/// Work on texts of which the lower blocks' part was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Again {
+    /// Tokens and seconds of the measured steps.
+    pub(crate) tokens: u64,
+    pub(crate) step_seconds: f64,
+    /// Seconds of one evaluation.
+    pub(crate) evaluation_seconds: f64,
+    /// The share of all texts for which there is room.
+    pub(crate) share: f64,
+    /// Memory that a whole run keeps beyond what was kept here, bytes.
+    pub(crate) more_bytes: u64,
 }
 
 /// The amount of work in a run, which its data and its recipe decide.
@@ -72,6 +92,8 @@ pub(crate) struct Work {
     pub(crate) steps: u64,
     /// Tokens in all of them.
     pub(crate) tokens: u64,
+    /// Tokens of one pass over the data.
+    pub(crate) epoch_tokens: u64,
     /// Evaluations, the first and the last among them.
     pub(crate) evaluations: u64,
     /// Checkpoints.
@@ -94,6 +116,14 @@ impl Pace {
             least,
             steps: Vec::new(),
         }
+    }
+
+    fn tokens(&self) -> u64 {
+        self.steps.iter().map(|(tokens, _)| *tokens as u64).sum()
+    }
+
+    fn step_seconds(&self) -> f64 {
+        self.steps.iter().map(|(_, seconds)| seconds).sum()
     }
 }
 
@@ -163,6 +193,7 @@ pub(crate) fn count(file: &RecipeFile, quiet: bool) -> anyhow::Result<(Shape, Wo
             .map_or(0, |generation| generation.max_new_tokens as u64),
         steps: steps as u64,
         tokens: (data.train_record.tokens as f64 * steps as f64 / per_epoch as f64) as u64,
+        epoch_tokens: data.train_record.tokens,
         evaluations: match data.eval {
             // Before the first step and after the last, besides those that are due.
             Some(_) => (1 + evaluations + usize::from(!last_is_due(planned.evaluate))) as u64,
@@ -186,6 +217,28 @@ fn largest(train: &Batches) -> (usize, usize, usize) {
         .unwrap_or((0, 0, 0))
 }
 
+/// What of all texts there is room to keep, with no figure of time in it.
+fn room(recipe: &Recipe, ready: &Ready, data: &Data) -> Again {
+    let eval = data.eval_record.as_ref().map_or(0, |record| record.tokens);
+    let a_token = (ready.opened.model.width() * size_of::<f32>()) as u64;
+    let all = (data.train_record.tokens + eval) * a_token;
+    let kept = all.min(settings::prefix_bytes(recipe));
+    let here = ready
+        .trainable
+        .prefix()
+        .map_or(0, |prefix| prefix.lock().counts().bytes);
+    Again {
+        tokens: 0,
+        step_seconds: 0.0,
+        evaluation_seconds: 0.0,
+        share: kept as f64 / all.max(1) as f64,
+        more_bytes: match recipe.prefix_cache.store {
+            PrefixStore::Memory => kept.saturating_sub(here),
+            PrefixStore::File | PrefixStore::None => 0,
+        },
+    }
+}
+
 /// Makes steps of a recipe for about `seconds`.
 pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calibration> {
     let recipe = &file.recipe;
@@ -203,6 +256,7 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
     let mut ready = Ready::make(recipe, opened, true)?;
     let planned = settings::training(recipe, &data.train);
     let mut optimizer = settings::optimizer(recipe, &ready.trainable)?;
+    let per_epoch = steps_per_epoch(&data.train, planned.accumulation);
     let load_seconds = begun.elapsed().as_secs_f64();
 
     // A step takes several batches where gradients are accumulated; the largest batch is enough.
@@ -247,16 +301,35 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
         batch: largest,
     };
     fit(&mut ready, &mut optimizer, one, at, &mut Pace::new(0.0, 1))?;
+    let mut first = quiet;
+    let passes_again = settings::keep_prefix(recipe, &mut ready, scratch.path())?;
+    if passes_again {
+        // Texts of a second epoch would be read back.
+        first.schedule.total_steps = first.schedule.total_steps.min(per_epoch);
+    }
     tracker.enter("train");
-    let mut pace = Pace::new(seconds, FEWEST_STEPS.min(planned.schedule.total_steps));
+    let mut pace = Pace::new(seconds, FEWEST_STEPS.min(first.schedule.total_steps));
     fit(
         &mut ready,
         &mut optimizer,
-        quiet,
+        first,
         Position::default(),
         &mut pace,
     )?;
     tracker.leave("train");
+    let mut second = None;
+    if passes_again {
+        first.schedule.total_steps = pace.steps.len();
+        let mut pace = Pace::new(f64::INFINITY, usize::MAX);
+        fit(
+            &mut ready,
+            &mut optimizer,
+            first,
+            Position::default(),
+            &mut pace,
+        )?;
+        second = Some(pace);
+    }
 
     // A checkpoint is written by the loop alone: one more step of a run that ends with one.
     let before = Instant::now();
@@ -267,13 +340,24 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
     let step: f64 = last.steps.iter().map(|(_, seconds)| seconds).sum();
     let save_seconds = (before.elapsed().as_secs_f64() - step).max(0.0);
 
-    let mut evaluation_seconds = 0.0;
-    if let Some(eval) = &data.eval {
+    let mut evaluate = || -> anyhow::Result<f64> {
+        let Some(eval) = &data.eval else {
+            return Ok(0.0);
+        };
         let before = Instant::now();
-        let model = &ready.opened.model;
-        model.measure(&mut ready.trainable, eval)?;
-        evaluation_seconds = before.elapsed().as_secs_f64();
-    }
+        ready.opened.model.measure(&mut ready.trainable, eval)?;
+        Ok(before.elapsed().as_secs_f64())
+    };
+    let evaluation_seconds = evaluate()?;
+    let again = match second {
+        Some(pace) => Some(Again {
+            tokens: pace.tokens(),
+            step_seconds: pace.step_seconds(),
+            evaluation_seconds: evaluate()?,
+            ..room(recipe, &ready, &data)
+        }),
+        None => None,
+    };
     let mut answer_seconds = (0.0, 0.0);
     if let Some(generation) = &recipe.eval_generation {
         let some = &data.questions[..data.questions.len().min(QUESTIONS)];
@@ -287,18 +371,8 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
             generation.max_new_tokens,
             &|| false,
         )?;
-        let tokens = |text: &str| -> anyhow::Result<f64> {
-            // The token that ends an answer is made too.
-            Ok(ready.opened.tokenizer.encode(text, false)?.len() as f64 + 1.0)
-        };
-        let mut lengths = (0.0, 0.0);
-        for (answer, question) in given.iter().zip(some) {
-            lengths.0 += tokens(&answer.text)?;
-            lengths.1 += tokens(question.expected.trim())?;
-        }
         let all = before.elapsed().as_secs_f64() * data.questions.len() as f64 / some.len() as f64;
-        // A model that has learned its form answers about as long as what it learned from.
-        answer_seconds = (all, all * (lengths.1 / lengths.0).min(1.0));
+        answer_seconds = (all, all * longer(some, &given));
     }
     Ok(Calibration {
         parameters: ready.opened.parameters,
@@ -306,10 +380,11 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
         trainable: ready.trainable.parameters() as u64,
         peak_bytes: peak_memory(),
         load_seconds,
-        tokens: pace.steps.iter().map(|(tokens, _)| *tokens as u64).sum(),
-        step_seconds: pace.steps.iter().map(|(_, seconds)| seconds).sum(),
+        tokens: pace.tokens(),
+        step_seconds: pace.step_seconds(),
         steps: pace.steps.len() as u64,
         evaluation_seconds,
+        again,
         answer_seconds,
         save_seconds,
         energy: tracker.finish(),

@@ -99,6 +99,10 @@ impl Network for Learned {
         self.network().layers()
     }
 
+    fn width(&self) -> usize {
+        self.network().width()
+    }
+
     fn groups(&self) -> Vec<(usize, &Group)> {
         self.network().groups()
     }

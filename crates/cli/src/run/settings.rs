@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use candle_core::{DType, Device, DeviceLocation};
 use sparsam_adapter::data::{Batches, Columns, Format, PrepareOptions};
 use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
@@ -14,9 +15,11 @@ use sparsam_adapter::targets::{ALL_LINEAR, Targets};
 use sparsam_adapter::train::{BestBy, Cadence, EarlyStopping, Settings, steps_per_epoch};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::Quantize;
+use sparsam_base::prefix::Store;
 use sparsam_kernels::adamw::AdamW;
 use sparsam_tracker::{Gpus, Options, Stage, StatedIntensity};
 
+use super::material::Ready;
 use crate::recipe::{self, Recipe, RunLength, TargetModules, Warmup};
 
 pub(crate) fn quantize(recipe: &Recipe) -> Quantize {
@@ -26,6 +29,36 @@ pub(crate) fn quantize(recipe: &Recipe) -> Quantize {
         recipe::Quantize::Nf4 => Quantize::Nf4,
         recipe::Quantize::Nf4Dq => Quantize::Nf4Double,
     }
+}
+
+/// The most that is kept of the frozen prefix, bytes.
+pub(super) fn prefix_bytes(recipe: &Recipe) -> u64 {
+    recipe.prefix_cache.max_mb.saturating_mul(1_000_000)
+}
+
+/// Lets what lies below the lowest trained block be computed once, if the recipe allows it and something does lie
+/// there; a file for it is made in `folder`. Says whether it is so.
+pub(super) fn keep_prefix(
+    recipe: &Recipe,
+    ready: &mut Ready,
+    folder: &Path,
+) -> anyhow::Result<bool> {
+    if ready.trainable.lowest_block() == 0 {
+        return Ok(false);
+    }
+    let store = match recipe.prefix_cache.store {
+        recipe::PrefixStore::None => return Ok(false),
+        recipe::PrefixStore::Memory => Store::Memory,
+        recipe::PrefixStore::File => Store::File(
+            tempfile::tempfile_in(folder)
+                .with_context(|| format!("cannot write a file in `{}`", folder.display()))?,
+        ),
+    };
+    let most = prefix_bytes(recipe);
+    ready
+        .trainable
+        .keep_prefix(&ready.opened.model, store, most);
+    Ok(true)
 }
 
 /// The type of the base; None where the program is to choose.

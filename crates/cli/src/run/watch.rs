@@ -8,6 +8,7 @@ use sparsam_adapter::checkpoint;
 use sparsam_adapter::error::{Error, Result};
 use sparsam_adapter::evaluate::BatchLoss;
 use sparsam_adapter::train::{Evaluation, Observer, Phase, Step};
+use sparsam_base::prefix::SharedPrefix;
 use sparsam_tracker::Tracker;
 
 use super::budget::Meter;
@@ -17,7 +18,7 @@ use crate::dashboard::Budgeted;
 use crate::interrupt;
 use crate::machine::peak_memory;
 use crate::progress::{Progress, Status};
-use crate::run_record::{Classified, Quality, Results, RunRecord};
+use crate::run_record::{Classified, PrefixUse, Quality, Results, RunRecord};
 
 /// The names under which phases stand in the energy record.
 pub(super) const TRAIN: &str = "train";
@@ -36,6 +37,8 @@ pub(super) struct Watch<'a> {
     /// The meter of the budget, where there is one.
     pub(super) budget: Option<&'a mut Meter>,
     pub(super) held_out: &'a mut HeldOut,
+    /// What is computed once, where it is.
+    pub(super) prefix: Option<SharedPrefix>,
     /// The batches of the last evaluation.
     pub(super) measured: Vec<(f64, usize)>,
     /// Smoothed speed for the bar.
@@ -176,7 +179,13 @@ impl Observer for Watch<'_> {
         self.held_out
             .write(self.folder)
             .map_err(Self::failed(self.folder.join(held_out::FILE_NAME)))?;
-        self.record.results = Some(results(progress, self.before, None, self.tracker));
+        self.record.results = Some(results(
+            progress,
+            self.before,
+            None,
+            self.tracker,
+            self.prefix.as_ref(),
+        ));
         let live = self.tracker.live();
         self.record.budget = self.budget.as_ref().map(|meter| meter.so_far(&live));
         self.record
@@ -205,6 +214,7 @@ pub(super) fn results(
     before: Option<Quality>,
     answers: Option<Quality>,
     tracker: &Tracker,
+    prefix: Option<&SharedPrefix>,
 ) -> Results {
     let kept = progress.best.map_or(progress.step, |best| best.step);
     let generated = |quality: Option<Quality>, loss: f64| Quality {
@@ -234,5 +244,6 @@ pub(super) fn results(
             before: progress.classes_before.clone(),
             after,
         }),
+        prefix: prefix.map(PrefixUse::of),
     }
 }

@@ -122,6 +122,11 @@ pub(super) fn screen(
                     .budget
                     .map(|used| ("budget".to_owned(), used.words())),
             )
+            .chain(
+                results
+                    .and_then(|results| results.prefix.as_ref())
+                    .map(|prefix| ("frozen prefix".to_owned(), prefix.words())),
+            )
             .collect(),
         files: record
             .files
