@@ -25,7 +25,7 @@ growth:
 # Where the time of a step goes, by kind of work (needs perf, and what `just peers` prepared)
 profile arms="f32 bf16 nf4" data="target/peers" python="python3":
     cargo build --profile profiling -p sparsam
-    {{python}} tests/peers/profile.py --sparsam target/profiling/sparsam --data {{data}} --output target/profile {{arms}}
+    {{python}} tests/peers/step_profile.py --sparsam target/profiling/sparsam --data {{data}} --output target/profile {{arms}}
 
 # What keeping the frozen prefix saves: upper blocks trained for 1, 3 and 10 epochs (about twenty minutes; needs Python)
 prefix-table python="python3" *arguments="":
@@ -81,7 +81,7 @@ report-check program="target/release/sparsam":
 budgets runs="20" seed="1":
     SPARSAM_RUNS={{runs}} SPARSAM_SEED={{seed}} cargo test -p sparsam --test budgets -- --nocapture
 
-# Plans of ten recipes of different shape against real runs: memory, time, energy (about ten minutes; needs Python)
+# Plans of ten recipes of different shape against real runs: memory, time, energy (about twenty minutes; needs Python)
 plan-check python="python3" *arguments="":
     cargo build --release
     {{python}} tests/plan/against_runs.py --output target/plan {{arguments}}

@@ -84,6 +84,29 @@ pub struct ClassMetrics {
     pub bins: Vec<Bin>,
 }
 
+/// Macro F1 of answers, each a text's class and what it was given; 0 without any.
+pub fn macro_f1(answers: impl IntoIterator<Item = (u32, u32)>) -> f64 {
+    // Right ones, texts of the class and answers of it together.
+    let mut classes: Vec<(u64, u64)> = Vec::new();
+    let mut count = |class: u32, right: u64| {
+        let class = class as usize;
+        if class >= classes.len() {
+            classes.resize(class + 1, (0, 0));
+        }
+        classes[class].0 += right;
+        classes[class].1 += 1;
+    };
+    for (truth, answer) in answers {
+        count(truth, u64::from(truth == answer));
+        count(answer, 0);
+    }
+    let occurring = classes.iter().filter(|(_, both)| *both > 0);
+    let (number, sum) = occurring.fold((0, 0.0), |(number, sum), (right, both)| {
+        (number + 1, sum + 2.0 * *right as f64 / *both as f64)
+    });
+    sum / f64::from(number.max(1))
+}
+
 impl ClassMetrics {
     /// Of predictions over `classes` classes; those without a known class are left out. None where none has one.
     pub fn of(predictions: &[Prediction], classes: usize) -> Option<Self> {
@@ -207,6 +230,10 @@ mod tests {
         near(metrics.per_class[2].f1, 0.0);
         // The fourth class occurs nowhere and does not count.
         near(metrics.macro_f1, (2.0 / 3.0 + 0.8 + 0.0) / 3.0);
+        let answers = predictions
+            .iter()
+            .map(|p| (p.truth.unwrap_or(0), p.answer() as u32));
+        near(macro_f1(answers), metrics.macro_f1);
         // Bins of a fifteenth: 0.5 and 0.6 in their own, 0.8 twice in one, 0.9 alone.
         let expected = (0.5 + 2.0 * (0.6 - 0.5) + 2.0 * 0.2 + 0.1) / 6.0;
         near(metrics.calibration_error, expected);

@@ -100,6 +100,8 @@ pub struct Measured {
     pub losses: Vec<BatchLoss>,
     /// How well classes are told apart, of a classifier.
     pub classes: Option<ClassMetrics>,
+    /// The class and the answer of each text in order, of a classifier.
+    pub answers: Vec<(u32, u32)>,
 }
 
 impl Learner for Model {
@@ -117,6 +119,7 @@ impl Learner for Model {
         Ok(Measured {
             losses: batch_losses(self, trainable, batches)?,
             classes: None,
+            answers: Vec::new(),
         })
     }
 }
@@ -215,8 +218,8 @@ pub trait Observer {
     /// # Errors
     /// As [`Observer::stepped`].
     fn evaluated(&mut self, evaluation: &Evaluation, progress: &Progress) -> Result<()>;
-    /// The losses of the evaluation's batches, told before [`Observer::evaluated`].
-    fn measured(&mut self, _losses: &[BatchLoss]) {}
+    /// What an evaluation measured, told before [`Observer::evaluated`].
+    fn measured(&mut self, _measured: &Measured) {}
     /// Whether the run is to stop after this step, with a checkpoint.
     fn stop(&self) -> bool;
     /// How much is used of a budget, 0 at the first step and 1 when only what the run's end needs is
@@ -381,9 +384,10 @@ impl Run<'_> {
         observer.enter(Phase::Evaluate);
         let measured = self.model.measure(self.trainable, eval);
         observer.leave(Phase::Evaluate);
-        let Measured { losses, classes } = measured?;
-        let loss = mean(&losses)?;
-        observer.measured(&losses);
+        let measured = measured?;
+        let loss = mean(&measured.losses)?;
+        observer.measured(&measured);
+        let Measured { classes, .. } = measured;
         let scores = classes
             .as_ref()
             .map(|classes| (classes.accuracy, classes.macro_f1));

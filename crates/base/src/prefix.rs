@@ -2,11 +2,14 @@
 //!
 //! Where only upper layers are adapted (`layers_to_transform`), everything below is the same in every epoch. A
 //! [`Prefix`] keeps, for each document it has seen, the input of the lowest trained block, `[tokens, hidden]` in
-//! f32 as the blocks pass it on, in memory or in a file, up to a number of bytes. A document that is
-//! there already is read back, the others of a batch are computed together. What a document becomes does not depend
-//! on its neighbours (they cannot see each other, and products add up in the same order whatever their height), so
-//! that on a processor the numbers are the same bits as without; a GPU's library may choose another order for
-//! another height.
+//! f32 as the blocks pass it on, in memory or in a file, up to a number of bytes. A document that is there already is
+//! read back, the others of a batch are computed together.
+//!
+//! What a document becomes does not depend on its neighbours: they cannot see each other, and products of more than
+//! [`FEW_ROWS`] rows add up in the same order whatever their height. A batch of no more is therefore computed as a
+//! whole and not kept, and new documents of so few tokens are computed together with known ones of their batch. So
+//! the numbers are the same bits as without, on a processor; a GPU's library may choose another order for another
+//! height.
 //!
 //! The file is one without a name, in a folder the user gives: it is gone with the process, however that ends, so
 //! that nothing of the documents stays behind. The operating system holds of it in memory what nobody else needs.

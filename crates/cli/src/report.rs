@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, context};
 use serde::Serialize;
+use sparsam_adapter::classes::ClassMetrics;
 use sparsam_tracker::{format, summary};
 
 use crate::figures::{bytes, thousands};
@@ -207,6 +208,17 @@ fn facts(run: &RunData, speech: Speech) -> Vec<(String, String)> {
                         w.exact_match,
                         format!("{} %", change(before, percent(exact))),
                     ));
+                }
+                if let Some(classes) = &results.classes {
+                    let figures: [(&str, fn(&ClassMetrics) -> f64); 2] = [
+                        (w.accuracy, |metrics| metrics.accuracy),
+                        (w.macro_f1, |metrics| metrics.macro_f1),
+                    ];
+                    for (label, of) in figures {
+                        let before = classes.before.as_ref().map(|metrics| of(metrics) * 100.0);
+                        let change = change(before, of(&classes.after) * 100.0);
+                        facts.push((label, format!("{change} %")));
+                    }
                 }
             }
             let speed = format!("{} tokens/s", thousands(results.tokens_per_second as u64));

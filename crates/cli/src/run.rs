@@ -350,7 +350,7 @@ impl<'a> Session<'a> {
             budget: self.budget.as_mut(),
             held_out: &mut self.held_out,
             prefix: self.ready.trainable.prefix(),
-            measured: Vec::new(),
+            measured: Default::default(),
             tokens_per_second: None,
             training: false,
         };

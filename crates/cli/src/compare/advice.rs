@@ -2,8 +2,8 @@
 //! intervals: two arms whose difference holds zero are alike within noise, and nobody is said to be better. A
 //! ratio of energies is given with its interval, and none is given where the arms were not measured alike.
 
-use super::bootstrap::{difference, ratio};
-use super::finding::Finding;
+use super::bootstrap::{Sample, difference, ratio};
+use super::finding::{Finding, TaskMetric};
 use super::result::{ArmResult, Outcome};
 
 /// What is found, the most useful first.
@@ -34,7 +34,7 @@ pub(crate) fn of(outcome: &Outcome, seed: u64) -> Vec<Finding> {
             arm: best.name.clone(),
         });
     }
-    found.extend(answers(&outcome.arms, seed));
+    found.extend(task(&outcome.arms, seed));
     if best.loss.mean >= outcome.common.loss_before {
         found.push(Finding::NothingLearned);
     }
@@ -107,28 +107,45 @@ fn worse(best: &ArmResult, arms: &[ArmResult], seed: u64) -> Option<Finding> {
     })
 }
 
-/// On answers that are exactly right, where they were counted.
-fn answers(arms: &[ArmResult], seed: u64) -> Option<Finding> {
-    let counted: Vec<(&ArmResult, f64)> = arms
+/// In what the task is measured by, where it was.
+fn task(arms: &[ArmResult], seed: u64) -> Option<Finding> {
+    ahead(arms, TaskMetric::MacroF1, |arm| arm.classes.as_ref(), seed).or_else(|| {
+        ahead(
+            arms,
+            TaskMetric::ExactMatch,
+            |arm| arm.answers.as_ref(),
+            seed,
+        )
+    })
+}
+
+fn ahead<S: Sample>(
+    arms: &[ArmResult],
+    task: TaskMetric,
+    of: impl Fn(&ArmResult) -> Option<&S>,
+    seed: u64,
+) -> Option<Finding> {
+    let measured: Vec<(&ArmResult, &S)> = arms
         .iter()
-        .filter_map(|arm| Some((arm, arm.exact_match?.mean)))
+        .filter_map(|arm| Some((arm, of(arm)?)))
         .collect();
-    let (best, share) = counted.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
-    let top = best.answers.as_ref()?;
-    let behind: Vec<String> = counted
+    let figures = measured
         .iter()
-        .filter_map(|(arm, _)| {
-            let less = difference(top, arm.answers.as_ref()?, seed);
-            (less.low > 0.0).then(|| arm.name.clone())
-        })
+        .map(|(arm, sample)| (arm, sample, sample.figure()));
+    let (best, top, share) = figures.max_by(|a, b| a.2.total_cmp(&b.2))?;
+    let behind: Vec<String> = measured
+        .iter()
+        .filter(|(_, sample)| difference(*top, *sample, seed).low > 0.0)
+        .map(|(arm, _)| arm.name.clone())
         .collect();
     Some(if behind.is_empty() {
-        Finding::NoneAhead { share: *share }
+        Finding::NoneAhead { task, share }
     } else {
         Finding::Ahead {
+            task,
             arm: best.name.clone(),
             behind,
-            share: *share,
+            share,
         }
     })
 }
@@ -172,6 +189,8 @@ mod tests {
             loss_difference: None,
             exact_match: None,
             exact_match_difference: None,
+            macro_f1: None,
+            macro_f1_difference: None,
             minutes: 1.0,
             minutes_each: Vec::new(),
             peak_memory_each: Vec::new(),
@@ -187,6 +206,7 @@ mod tests {
             gain_per_wh: 1.0,
             losses,
             answers: None,
+            classes: None,
         }
     }
 

@@ -3,6 +3,8 @@
 //! with the same rows, as they were measured on the same, so that a difference between two of them has
 //! the spread of the difference and not of both.
 
+use sparsam_adapter::classes::macro_f1;
+
 /// Draws, as many as make the ends of an interval of 95 % steady.
 pub(crate) const DRAWS: usize = 2000;
 
@@ -34,20 +36,35 @@ impl Random {
     }
 }
 
+/// What can be drawn again of one arm.
+pub(crate) trait Sample {
+    /// How often it was repeated.
+    fn repeats(&self) -> usize;
+
+    /// Rows that all repeats have.
+    fn rows(&self) -> usize;
+
+    /// The figure over some of the repeats and rows.
+    fn drawn(&self, repeats: &[usize], rows: &[usize]) -> f64;
+
+    /// The figure over all of them.
+    fn figure(&self) -> f64 {
+        let every: Vec<usize> = (0..self.repeats()).collect();
+        let rows: Vec<usize> = (0..self.rows()).collect();
+        self.drawn(&every, &rows)
+    }
+}
+
 /// Measurements of one arm: in each repeat, a value and a weight for each row or batch of rows. The mean is
 /// the sum of values over the sum of weights.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Measured(pub(crate) Vec<Vec<(f64, f64)>>);
 
-impl Measured {
-    /// The mean over all repeats and rows.
-    pub(crate) fn mean(&self) -> f64 {
-        let every: Vec<usize> = (0..self.0.len()).collect();
-        let rows: Vec<usize> = (0..self.rows()).collect();
-        self.drawn(&every, &rows)
+impl Sample for Measured {
+    fn repeats(&self) -> usize {
+        self.0.len()
     }
 
-    /// Rows that all repeats have.
     fn rows(&self) -> usize {
         self.0.iter().map(Vec::len).min().unwrap_or(0)
     }
@@ -62,6 +79,26 @@ impl Measured {
             }
         }
         sum / weight
+    }
+}
+
+/// Answers of a classifier: in each repeat the class of each text and what it was given. Their figure is macro F1,
+/// the mean over the repeats.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Classes(pub(crate) Vec<Vec<(u32, u32)>>);
+
+impl Sample for Classes {
+    fn repeats(&self) -> usize {
+        self.0.len()
+    }
+
+    fn rows(&self) -> usize {
+        self.0.iter().map(Vec::len).min().unwrap_or(0)
+    }
+
+    fn drawn(&self, repeats: &[usize], rows: &[usize]) -> f64 {
+        let one = |repeat: &usize| macro_f1(rows.iter().map(|row| self.0[*repeat][*row]));
+        repeats.iter().map(one).sum::<f64>() / repeats.len() as f64
     }
 }
 
@@ -98,32 +135,32 @@ impl Interval {
     }
 }
 
-/// The mean of an arm.
-pub(crate) fn mean(arm: &Measured, seed: u64) -> Interval {
+/// The figure of an arm.
+pub(crate) fn mean(arm: &impl Sample, seed: u64) -> Interval {
     let mut random = Random::new(seed);
     let draws = (0..DRAWS)
         .map(|_| {
-            let repeats = random.drawn(arm.0.len());
+            let repeats = random.drawn(arm.repeats());
             let rows = random.drawn(arm.rows());
             arm.drawn(&repeats, &rows)
         })
         .collect();
-    Interval::of(arm.mean(), draws)
+    Interval::of(arm.figure(), draws)
 }
 
-/// The mean of `arm` less that of `other`, on the same rows.
-pub(crate) fn difference(arm: &Measured, other: &Measured, seed: u64) -> Interval {
+/// The figure of `arm` less that of `other`, on the same rows.
+pub(crate) fn difference<S: Sample>(arm: &S, other: &S, seed: u64) -> Interval {
     let mut random = Random::new(seed);
     let rows = arm.rows().min(other.rows());
     let draws = (0..DRAWS)
         .map(|_| {
-            let ours = random.drawn(arm.0.len());
-            let theirs = random.drawn(other.0.len());
+            let ours = random.drawn(arm.repeats());
+            let theirs = random.drawn(other.repeats());
             let rows = random.drawn(rows);
             arm.drawn(&ours, &rows) - other.drawn(&theirs, &rows)
         })
         .collect();
-    Interval::of(arm.mean() - other.mean(), draws)
+    Interval::of(arm.figure() - other.figure(), draws)
 }
 
 /// The mean of some numbers over that of others, each drawn again.
@@ -197,8 +234,24 @@ mod tests {
     #[test]
     fn a_weight_is_a_number_of_tokens() {
         let arm = Measured(vec![vec![(10.0, 10.0), (1.0, 90.0)]]);
-        assert!((arm.mean() - 0.11).abs() < 1e-12);
+        assert!((arm.figure() - 0.11).abs() < 1e-12);
         let one = ratio(&[2.0], &[4.0], 1);
         assert_eq!((one.low, one.mean, one.high), (0.5, 0.5, 0.5));
+    }
+
+    /// One class right in both repeats, the other in one of them: F1 of 1 and 1, and of 2/3 and 0.
+    #[test]
+    fn macro_f1_is_the_mean_over_repeats() {
+        let right = vec![(0, 0), (1, 1)];
+        let half = vec![(0, 0), (1, 0)];
+        let arm = Classes(vec![right, half]);
+        assert!((arm.figure() - f64::midpoint(1.0, 1.0 / 3.0)).abs() < 1e-12);
+        let interval = mean(&arm, 1);
+        assert!(
+            interval.low < arm.figure() && interval.high == 1.0,
+            "{interval:?}"
+        );
+        let other = Classes(vec![vec![(0, 0), (1, 1)]; 2]);
+        assert!(difference(&other, &arm, 1).low >= 0.0);
     }
 }

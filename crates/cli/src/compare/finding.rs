@@ -38,10 +38,16 @@ pub(crate) enum Finding {
     LowestLoss { arm: String },
     /// More energy for a higher loss.
     Worse { arms: Vec<String>, best: String },
-    /// No arm has more answers right beyond noise.
-    NoneAhead { share: f64 },
-    /// An arm has more answers right than others.
+    /// No arm is ahead beyond noise in what its task is measured by.
+    NoneAhead {
+        #[serde(default)]
+        task: TaskMetric,
+        share: f64,
+    },
+    /// An arm is ahead of others in it.
     Ahead {
+        #[serde(default)]
+        task: TaskMetric,
         arm: String,
         behind: Vec<String>,
         share: f64,
@@ -50,6 +56,33 @@ pub(crate) enum Finding {
     NothingLearned,
     /// What the figures do not carry.
     Limits { repeats: usize, measured_share: f64 },
+}
+
+/// What a task is measured by, beside the loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TaskMetric {
+    /// The share of answers that are exactly right.
+    #[default]
+    ExactMatch,
+    /// Macro F1 of a classifier.
+    MacroF1,
+}
+
+impl TaskMetric {
+    fn english(self) -> &'static str {
+        match self {
+            Self::ExactMatch => "On answers that are exactly right",
+            Self::MacroF1 => "In macro F1",
+        }
+    }
+
+    fn german(self) -> &'static str {
+        match self {
+            Self::ExactMatch => "Bei den genau richtigen Antworten",
+            Self::MacroF1 => "Im Makro-F1",
+        }
+    }
 }
 
 /// In what an arm differs from the first, or, in its amount of work, from the others of its repeat.
@@ -128,12 +161,19 @@ impl Finding {
                 let arms = arms.join(" and ");
                 format!("{arms} {verb} more energy than {best} for a higher loss.")
             }
-            Self::NoneAhead { share } => format!(
-                "On answers that are exactly right no arm is ahead beyond noise ({:.0} % at most).",
+            Self::NoneAhead { task, share } => format!(
+                "{} no arm is ahead beyond noise ({:.0} % at most).",
+                task.english(),
                 share * 100.0
             ),
-            Self::Ahead { arm, behind, share } => format!(
-                "On answers that are exactly right {arm} is ahead of {} ({:.0} %).",
+            Self::Ahead {
+                task,
+                arm,
+                behind,
+                share,
+            } => format!(
+                "{} {arm} is ahead of {} ({:.0} %).",
+                task.english(),
                 behind.join(" and "),
                 share * 100.0
             ),
@@ -222,13 +262,19 @@ impl Finding {
                 let arms = arms.join(" und ");
                 format!("{arms} {verb} mehr Energie als {best}, bei einem höheren Verlust.")
             }
-            Self::NoneAhead { share } => format!(
-                "Bei den genau richtigen Antworten liegt keine Variante über die Streuung hinaus vorn \
-                 (höchstens {:.0} %).",
+            Self::NoneAhead { task, share } => format!(
+                "{} liegt keine Variante über die Streuung hinaus vorn (höchstens {:.0} %).",
+                task.german(),
                 share * 100.0
             ),
-            Self::Ahead { arm, behind, share } => format!(
-                "Bei den genau richtigen Antworten liegt {arm} vor {} ({:.0} %).",
+            Self::Ahead {
+                task,
+                arm,
+                behind,
+                share,
+            } => format!(
+                "{} liegt {arm} vor {} ({:.0} %).",
+                task.german(),
                 behind.join(" und "),
                 share * 100.0
             ),
@@ -385,8 +431,12 @@ mod tests {
                 arms: vec![name(), name()],
                 best: name(),
             },
-            Finding::NoneAhead { share: 0.705 },
+            Finding::NoneAhead {
+                task: TaskMetric::MacroF1,
+                share: 0.705,
+            },
             Finding::Ahead {
+                task: TaskMetric::ExactMatch,
                 arm: name(),
                 behind: vec![name()],
                 share: 0.7,

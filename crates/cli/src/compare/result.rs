@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sparsam_tracker::{EnergyRecord, Range, range::Span};
 
-use super::bootstrap::{Interval, Measured, difference, mean, ratio};
+use super::bootstrap::{Classes, Interval, Measured, difference, mean, ratio};
 use super::file::{Comparison, Planned};
 use super::finding::{Finding, Ground, Unlike};
 use crate::cards;
@@ -71,6 +71,9 @@ pub(crate) struct ArmResult {
     /// Share of answers that are right, where they were counted.
     pub(crate) exact_match: Option<Interval>,
     pub(crate) exact_match_difference: Option<Interval>,
+    /// Macro F1 of a classifier.
+    pub(crate) macro_f1: Option<Interval>,
+    pub(crate) macro_f1_difference: Option<Interval>,
     /// Minutes of a run, mean.
     pub(crate) minutes: f64,
     /// Of each run.
@@ -100,6 +103,8 @@ pub(crate) struct ArmResult {
     pub(crate) losses: Measured,
     #[serde(skip)]
     pub(crate) answers: Option<Measured>,
+    #[serde(skip)]
+    pub(crate) classes: Option<Classes>,
 }
 
 /// What a finished run left.
@@ -185,6 +190,11 @@ pub(crate) fn gather(comparison: &Comparison, runs: &[Planned]) -> anyhow::Resul
                 .answers
                 .as_ref()
                 .zip(first.answers.as_ref())
+                .map(|(ours, theirs)| difference(ours, theirs, seed));
+            arm.macro_f1_difference = arm
+                .classes
+                .as_ref()
+                .zip(first.classes.as_ref())
                 .map(|(ours, theirs)| difference(ours, theirs, seed));
             if unlike.is_empty() {
                 arm.energy_ratio = Some(ratio(&arm.energies_kwh, &first.energies_kwh, seed));
@@ -316,6 +326,13 @@ fn arm(name: &str, keys: &[String], runs: &[&Left], target: f64) -> ArmResult {
             .collect(),
     );
     let counted = answers.0.iter().all(|answers| !answers.is_empty()) && !answers.0.is_empty();
+    let classes = Classes(
+        runs.iter()
+            .map(|run| run.held_out.classes.clone())
+            .collect(),
+    );
+    let classified = classes.0.iter().all(|texts| !texts.is_empty()) && !classes.0.is_empty();
+    let classes = classified.then_some(classes);
     let sum: Range = runs.iter().map(|run| run.energy.energy_kwh).sum();
     let energy_kwh = sum.scale(1.0 / count);
     let mut phases: Vec<(String, f64)> = Vec::new();
@@ -368,6 +385,8 @@ fn arm(name: &str, keys: &[String], runs: &[&Left], target: f64) -> ArmResult {
         loss_difference: None,
         exact_match: counted.then(|| mean(&answers, SEED)),
         exact_match_difference: None,
+        macro_f1: classes.as_ref().map(|classes| mean(classes, SEED)),
+        macro_f1_difference: None,
         minutes: runs
             .iter()
             .map(|run| run.energy.duration_seconds)
@@ -410,5 +429,6 @@ fn arm(name: &str, keys: &[String], runs: &[&Left], target: f64) -> ArmResult {
         gain_per_wh: (before - loss.mean) / (energy_kwh.central * 1e3),
         losses,
         answers: counted.then_some(answers),
+        classes,
     }
 }

@@ -10,7 +10,7 @@ use crate::figures::{bytes, significant, thousands};
 
 /// The columns of the CSV. Energies are means over an arm's runs.
 const CSV: &str = "arm,trainable,repeats,loss,loss_low,loss_high,loss_difference,loss_difference_low,\
-    loss_difference_high,exact_match,exact_match_low,exact_match_high,minutes,peak_memory_bytes,energy_wh,\
+    loss_difference_high,exact_match,exact_match_low,exact_match_high,macro_f1,macro_f1_low,macro_f1_high,minutes,peak_memory_bytes,energy_wh,\
     energy_wh_low,energy_wh_high,energy_ratio,energy_ratio_low,energy_ratio_high,emissions_g,published_bytes,\
     wh_to_target,gain_per_wh\n";
 
@@ -78,10 +78,14 @@ pub(crate) fn lines(outcome: &Outcome) -> Vec<String> {
         .collect();
     lines.push(format!("machine    {}", outcome.common.hardware));
     lines.push(String::new());
-    let counted = outcome.arms.iter().any(|arm| arm.exact_match.is_some());
-    let last = if counted { "exact" } else { "trained" };
+    let any = |of: fn(&ArmResult) -> Option<Interval>| outcome.arms.iter().any(|a| of(a).is_some());
+    let last = match (any(|arm| arm.macro_f1), any(|arm| arm.exact_match)) {
+        (true, _) => "macro F1",
+        (false, true) => "exact",
+        (false, false) => "trained",
+    };
     lines.push(format!(
-        "{:12}{:>23}{:>8}{:>10}{:>9}{:>9}{:>8}",
+        "{:12}{:>23}{:>8}{:>10}{:>9}{:>9}{:>9}",
         "arm", "loss, 95 %", "minutes", "energy", "of first", "memory", last
     ));
     for arm in &outcome.arms {
@@ -94,15 +98,15 @@ pub(crate) fn lines(outcome: &Outcome) -> Vec<String> {
             significant(arm.loss.high, 3)
         );
         lines.push(format!(
-            "{name:12}{loss:>23}{:>8}{:>10}{:>9}{:>9}{:>8}",
+            "{name:12}{loss:>23}{:>8}{:>10}{:>9}{:>9}{:>9}",
             significant(arm.minutes, 3),
             format::energy_central(arm.energy_kwh.central),
             arm.energy_ratio
                 .map_or_else(|| "-".to_owned(), |r| format!("{:.0} %", r.mean * 100.0)),
             arm.peak_memory_bytes.map_or_else(|| "-".to_owned(), bytes),
-            arm.exact_match.map_or_else(
+            arm.macro_f1.or(arm.exact_match).map_or_else(
                 || short(arm.trainable),
-                |exact| format!("{:.1} %", exact.mean * 100.0)
+                |share| format!("{:.1} %", share.mean * 100.0)
             ),
         ));
     }
@@ -139,9 +143,16 @@ pub(crate) fn markdown(outcome: &Outcome) -> String {
     for change in &outcome.set {
         let _ = writeln!(out, "- for all arms `{change}`");
     }
-    out.push_str(
-        "\n| arm | trained weights | loss, 95 % interval | against the first | exact match | time | peak \
-         memory | energy | of the first | CO2e | published |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+    let (task, of): (_, fn(&ArmResult) -> Option<Interval>) =
+        if outcome.arms.iter().any(|arm| arm.macro_f1.is_some()) {
+            ("macro F1", |arm| arm.macro_f1)
+        } else {
+            ("exact match", |arm| arm.exact_match)
+        };
+    let _ = writeln!(
+        out,
+        "\n| arm | trained weights | loss, 95 % interval | against the first | {task} | time | peak memory | energy \
+         | of the first | CO2e | published |\n|---|---|---|---|---|---|---|---|---|---|---|"
     );
     let none = || "–".to_owned();
     for arm in &outcome.arms {
@@ -153,7 +164,7 @@ pub(crate) fn markdown(outcome: &Outcome) -> String {
             interval(arm.loss, 4),
             arm.loss_difference
                 .map_or_else(none, |difference| interval(difference, 2)),
-            arm.exact_match.map_or_else(none, percent),
+            of(arm).map_or_else(none, percent),
             significant(arm.minutes, 3),
             arm.peak_memory_bytes.map_or_else(none, bytes),
             format::energy(arm.energy_kwh),
@@ -233,6 +244,7 @@ fn row(arm: &ArmResult, repeats: usize) -> String {
         turned(Some(arm.loss)),
         turned(arm.loss_difference),
         turned(arm.exact_match),
+        turned(arm.macro_f1),
         arm.minutes.to_string(),
         optional(arm.peak_memory_bytes.map(|bytes| bytes.to_string())),
         format!("{},{},{}", wh.central, wh.low, wh.high),
@@ -271,6 +283,8 @@ mod tests {
             loss_difference: None,
             exact_match: None,
             exact_match_difference: None,
+            macro_f1: None,
+            macro_f1_difference: None,
             minutes: 1.0,
             minutes_each: Vec::new(),
             peak_memory_each: Vec::new(),
@@ -286,6 +300,7 @@ mod tests {
             gain_per_wh: 0.5,
             losses: super::super::bootstrap::Measured::default(),
             answers: None,
+            classes: None,
         };
         let row = row(&arm, 3);
         assert!(row.starts_with("\"full, all\",7,3,1.5,1,2,,,,"), "{row}");

@@ -122,8 +122,20 @@ impl Pace {
         self.steps.iter().map(|(tokens, _)| *tokens as u64).sum()
     }
 
+    /// Seconds of the steps as if each token had taken what it took in the median one, as a machine that was
+    /// busy with something else for a moment says nothing of a run.
     fn step_seconds(&self) -> f64 {
-        self.steps.iter().map(|(_, seconds)| seconds).sum()
+        let mut rates: Vec<f64> = self
+            .steps
+            .iter()
+            .map(|(tokens, seconds)| seconds / (*tokens).max(1) as f64)
+            .collect();
+        rates.sort_by(f64::total_cmp);
+        let (below, above) = ((rates.len().max(1) - 1) / 2, rates.len() / 2);
+        match (rates.get(below), rates.get(above)) {
+            (Some(below), Some(above)) => f64::midpoint(*below, *above) * self.tokens() as f64,
+            _ => 0.0,
+        }
     }
 }
 
@@ -389,4 +401,19 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
         save_seconds,
         energy: tracker.finish(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_of_other_work_is_no_part_of_a_plan() {
+        let mut pace = Pace::new(0.0, 1);
+        assert_eq!(pace.step_seconds(), 0.0);
+        pace.steps = vec![(100, 1.0), (50, 0.5), (100, 9.0), (100, 1.0)];
+        assert!((pace.step_seconds() - 3.5).abs() < 1e-12);
+        pace.steps = vec![(100, 1.0), (100, 2.0)];
+        assert!((pace.step_seconds() - 3.0).abs() < 1e-12);
+    }
 }

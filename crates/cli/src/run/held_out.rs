@@ -24,6 +24,9 @@ pub(crate) struct HeldOut {
     /// Whether each answer was right, with what was kept; empty where none were counted.
     #[serde(default)]
     pub(crate) exact: Vec<bool>,
+    /// Of each text that is classified: its class and what it was given, with what was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) classes: Vec<(u32, u32)>,
 }
 
 /// Losses in the form of the file.

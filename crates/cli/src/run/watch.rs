@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sparsam_adapter::checkpoint;
 use sparsam_adapter::error::{Error, Result};
-use sparsam_adapter::evaluate::BatchLoss;
-use sparsam_adapter::train::{Evaluation, Observer, Phase, Step};
+use sparsam_adapter::train::{Evaluation, Measured, Observer, Phase, Step};
 use sparsam_base::prefix::SharedPrefix;
 use sparsam_tracker::Tracker;
 
@@ -39,8 +38,8 @@ pub(super) struct Watch<'a> {
     pub(super) held_out: &'a mut HeldOut,
     /// What is computed once, where it is.
     pub(super) prefix: Option<SharedPrefix>,
-    /// The batches of the last evaluation.
-    pub(super) measured: Vec<(f64, usize)>,
+    /// The batches of the last evaluation, and the classes of its texts with what they were given.
+    pub(super) measured: (Vec<(f64, usize)>, Vec<(u32, u32)>),
     /// Smoothed speed for the bar.
     pub(super) tokens_per_second: Option<f64>,
     /// Whether training is the open phase; it stays open from step to step.
@@ -139,8 +138,8 @@ impl Observer for Watch<'_> {
             .map_err(Self::failed(path))
     }
 
-    fn measured(&mut self, losses: &[BatchLoss]) {
-        self.measured = pairs(losses);
+    fn measured(&mut self, measured: &Measured) {
+        self.measured = (pairs(&measured.losses), measured.answers.clone());
     }
 
     fn evaluated(
@@ -170,11 +169,12 @@ impl Observer for Watch<'_> {
         self.metrics
             .evaluation(evaluation)
             .map_err(Self::failed(self.folder.join(super::metrics::FILE_NAME)))?;
-        let measured = std::mem::take(&mut self.measured);
+        let (losses, classes) = std::mem::take(&mut self.measured);
         if evaluation.step == 0 {
-            self.held_out.before = measured;
+            self.held_out.before = losses;
         } else if evaluation.best {
-            self.held_out.after = measured;
+            self.held_out.after = losses;
+            self.held_out.classes = classes;
         }
         self.held_out
             .write(self.folder)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of a training step goes: perf's samples of `sparsam bench`, by kind of work. Needs Linux's perf.
 
-    python profile.py --sparsam target/profiling/sparsam --data target/peers --output target/profile f32 bf16 nf4
+    python step_profile.py --sparsam target/profiling/sparsam --data target/peers --output target/profile f32 bf16 nf4
 
 The program should have been built with `--profile profiling`, which keeps the names of inlined functions apart. A
 sample belongs to the first kind below whose expression its function's name matches; what matches none is listed by
@@ -54,9 +54,9 @@ def checked(words):
     try:
         done = subprocess.run(words, capture_output=True, text=True)
     except OSError as error:
-        sys.exit(f"profile.py: cannot start `{words[0]}`: {error.strerror}")
+        sys.exit(f"step_profile.py: cannot start `{words[0]}`: {error.strerror}")
     if done.returncode != 0:
-        sys.exit(f"profile.py: `{' '.join(map(str, words))}` ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        sys.exit(f"step_profile.py: `{' '.join(map(str, words))}` ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return done.stdout
 
 
