@@ -67,6 +67,11 @@ interop model adapter prompt="Once upon a time" python="python3":
     {{python}} tests/interop/check_adapter.py --base {{model}} --adapter {{adapter}} --logits target/interop/logits.safetensors
     {{python}} tests/interop/check_card.py {{adapter}}/README.md
 
+# GGUF models and adapters beside those of llama.cpp's own converters (LLAMA_CPP: a checkout; needs the same Python)
+interop-gguf llama_cpp model adapter python="python3":
+    cargo build --release -p sparsam
+    {{python}} tests/interop/check_gguf.py --sparsam target/release/sparsam --llama-cpp {{llama_cpp}} --model {{model}} --adapter {{adapter}}
+
 # The cache and a published card as Python's huggingface_hub finds them, before a Hub on loopback
 interop-hub python="python3":
     cargo build --release -p sparsam

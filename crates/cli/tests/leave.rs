@@ -314,14 +314,28 @@ fn exports_are_written_and_what_a_format_cannot_hold_is_refused() {
     let desk = desk();
     let said = desk.works(&["export", "run", "--format=gguf-lora", "-o", "run.gguf"]);
     assert!(said.contains("run.gguf"), "{said}");
+    // The desk's run is others' too.
+    let template = "{# an adapter's own #}";
+    std::fs::create_dir(desk.path("own")).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(
+            desk.path(&format!("run/{file}")),
+            desk.path(&format!("own/{file}")),
+        )
+        .unwrap();
+    }
+    desk.write("own/chat_template.jinja", template);
     desk.works(&[
         "export",
-        "run",
+        "own",
         "--format=gguf",
         "--type=q8_0",
         "-o",
         "model.gguf",
     ]);
+    let model = std::fs::read(desk.path("model.gguf")).unwrap();
+    let mut places = model.windows(template.len());
+    assert!(places.any(|bytes| bytes == template.as_bytes()));
     let size = |name: &str| std::fs::metadata(desk.path(name)).unwrap().len();
     assert!(size("model.gguf") > 20 * size("run.gguf"));
     for name in ["run.gguf", "model.gguf"] {

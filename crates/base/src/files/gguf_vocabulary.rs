@@ -13,6 +13,9 @@ use super::gguf_writer::Meta;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
+/// Key of the chat template.
+pub const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
+
 /// Kinds of tokens (`llama_token_type`).
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
@@ -107,7 +110,7 @@ pub fn vocabulary(json: &[u8], tokenizer: &Tokenizer, rows: usize) -> Result<Vec
         .collect();
     if let Some(template) = tokenizer.chat_template() {
         let template = Meta::Text(template.to_owned());
-        entries.push(("tokenizer.chat_template".to_owned(), template));
+        entries.push((CHAT_TEMPLATE.to_owned(), template));
     }
     Ok(entries)
 }

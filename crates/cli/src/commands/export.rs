@@ -7,11 +7,12 @@ use anyhow::Context;
 use sparsam_adapter::export::{gguf, gguf_lora, mlx};
 use sparsam_adapter::parts::Parts;
 use sparsam_base::files::gguf_types::FileType;
+use sparsam_base::files::gguf_vocabulary::CHAT_TEMPLATE;
 use sparsam_base::files::gguf_writer::{Kind, Meta};
 use sparsam_base::model::Quantize;
 use sparsam_base::weights::Weights;
 
-use super::merge::{base_name, staged};
+use super::merge::{TEMPLATE, base_name, staged};
 use crate::args::formats::{ExportArgs, ExportFormat};
 use crate::base_files::BaseFiles;
 use crate::error::Failure;
@@ -45,6 +46,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
             let mut entries = base.gguf_entries(&name)?;
             let adapter = Meta::Text(made_of::adapter(&args.adapter)?);
             entries.push((made_of::NOTE.to_owned(), adapter));
+            with_template(&mut entries, &args.adapter)?;
             let source: (&dyn Weights, &[String]) = (&merged, merged.names());
             model_file(&args.output, source, &base, entries, file_type)?;
             ("a merged model for llama.cpp", vec![args.output.clone()])
@@ -59,6 +61,17 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     )?;
     for file in files {
         wrote(&mut out, &file)?;
+    }
+    Ok(())
+}
+
+/// Puts the template that an adapter was trained with in place of the base's, where it has one of its own.
+fn with_template(entries: &mut Vec<(String, Meta)>, adapter: &Path) -> anyhow::Result<()> {
+    let file = adapter.join(TEMPLATE);
+    if file.exists() {
+        let template = Meta::Text(fs_err::read_to_string(file)?);
+        entries.retain(|(name, _)| name != CHAT_TEMPLATE);
+        entries.push((CHAT_TEMPLATE.to_owned(), template));
     }
     Ok(())
 }

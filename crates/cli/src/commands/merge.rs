@@ -28,7 +28,7 @@ use crate::terminal::paint_stdout;
 mod classifier;
 
 /// Beside the adapter, the template it was trained with where that is not the base's own.
-const TEMPLATE: &str = "chat_template.jinja";
+pub(super) const TEMPLATE: &str = "chat_template.jinja";
 
 pub(super) fn run(args: &MergeArgs, quiet: bool) -> anyhow::Result<()> {
     let mut notes = notes(quiet);

@@ -37,7 +37,7 @@ pub(crate) fn lines(plan: &Plan) -> Vec<String> {
     }
     lines.push(String::new());
     lines.push(format!(
-        "           {:14}{:>9}{:>14}{:>11}{:>15}",
+        "           {:12}{:>9}{:>12}{:>11} {:>21}",
         "beside it", "memory", "time", "energy", "CO2e"
     ));
     for arm in &plan.arms {
@@ -110,7 +110,7 @@ fn row(arm: &Arm) -> String {
         None => format::grams(arm.emissions_g),
     };
     format!(
-        "{:14}{:>9}{:>14}{:>11}{:>15}{mark}{fits}",
+        "{:12}{:>9}{:>12}{:>11} {:>21}{mark}{fits}",
         arm.name,
         bytes(arm.memory.total() as u64),
         seconds(arm.seconds.central),
