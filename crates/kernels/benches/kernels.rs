@@ -15,6 +15,7 @@ use criterion::{Criterion, Throughput, criterion_group};
 
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
 use sparsam_kernels::adamw::{AdamW, adamw_step};
+use sparsam_kernels::arena::Arena;
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
 use sparsam_kernels::cross_entropy::{Want, linear_cross_entropy};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
@@ -24,6 +25,10 @@ use sparsam_kernels::nf4::Nf4;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
 use sparsam_kernels::rope::{Positions, RopeTable, rope};
 use sparsam_kernels::{Documents, Weight};
+
+/// As in the program: with the system's allocator the large outputs would be mapped anew each time.
+#[global_allocator]
+static ALLOCATOR: Arena<mimalloc::MiMalloc> = Arena::around(mimalloc::MiMalloc);
 
 const TOKENS: usize = 1024;
 const HIDDEN: usize = 576;
