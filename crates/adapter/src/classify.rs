@@ -153,11 +153,13 @@ impl Learner for Classifier {
             });
             predictions.extend(predicted(&p, classes, &truths));
         }
-        let answer = |p: &Prediction| Some((p.truth?, p.answer() as u32));
         Ok(Measured {
             losses,
             classes: ClassMetrics::of(&predictions, self.labels.len()),
-            answers: predictions.iter().filter_map(answer).collect(),
+            answers: predictions
+                .iter()
+                .filter_map(Prediction::answered)
+                .collect(),
         })
     }
 }

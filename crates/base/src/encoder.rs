@@ -128,16 +128,14 @@ impl Encoder {
         // What is dropped below is dropped anew in every pass.
         let drops = key.is_some() && self.config.dropout > 0.0;
         let (first, x, summed) = if let Some(prefix) = hook.prefix().filter(|_| !drops) {
-            let mut prefix = prefix.lock();
-            let first = prefix.lowest();
             let device = self.embeddings.norm.weight.device();
-            let below = |ids: &[u32], documents: &Documents| {
+            let (first, x) = prefix.input(ids, documents, device, |first, ids, documents| {
                 let positions = documents.positions();
                 let pass = self.pass(documents, &positions, None);
                 let (x, _) = self.embed(ids, documents, None)?;
                 Ok(stack::forward(&self.blocks[..first], 0, x, &pass, hook, None)?.0)
-            };
-            (first, prefix.input(ids, documents, device, below)?, None)
+            })?;
+            (first, x, None)
         } else {
             let (x, summed) = self.embed(ids, documents, key)?;
             (0, x, Some(summed))

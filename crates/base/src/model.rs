@@ -233,15 +233,12 @@ impl Model {
         let pass = self.pass(documents, &positions);
         let (first, x) = match hook.prefix() {
             Some(prefix) => {
-                let mut prefix = prefix.lock();
-                let first = prefix.lowest();
-                let below = |ids: &[u32], documents: &Documents| {
+                prefix.input(ids, documents, self.device(), |first, ids, documents| {
                     let positions = documents.positions();
                     let pass = self.pass(documents, &positions);
                     let x = self.embed(ids)?;
                     Ok(stack::forward(&self.blocks[..first], 0, x, &pass, hook, None)?.0)
-                };
-                (first, prefix.input(ids, documents, self.device(), below)?)
+                })?
             }
             None => (0, self.embed(ids)?),
         };

@@ -40,6 +40,23 @@ impl SharedPrefix {
         // Whoever panicked left documents that are kept whole or not at all.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The lowest trained block and what it reads; see [`Prefix::input`]. `compute` is told the block too.
+    ///
+    /// # Errors
+    /// As [`Prefix::input`].
+    pub(crate) fn input(
+        &self,
+        ids: &[u32],
+        documents: &Documents,
+        device: &Device,
+        compute: impl FnOnce(usize, &[u32], &Documents) -> Result<Tensor>,
+    ) -> Result<(usize, Tensor)> {
+        let mut prefix = self.lock();
+        let lowest = prefix.lowest;
+        let below = |ids: &[u32], documents: &Documents| compute(lowest, ids, documents);
+        Ok((lowest, prefix.input(ids, documents, device, below)?))
+    }
 }
 
 /// Bytes of a number.

@@ -174,7 +174,8 @@ impl<'a> Session<'a> {
             None => Trained::default(),
         };
         data.train.seek(trained.position);
-        settings::keep_prefix(recipe, &mut ready, &folder.path)?;
+        let seen_again = settings::seen_again(&data, &settings);
+        settings::keep_prefix(recipe, &mut ready, seen_again, &folder.path)?;
         tracker.leave(LOAD);
         if !quiet {
             place.note.iter().for_each(|note| say(note));

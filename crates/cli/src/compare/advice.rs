@@ -2,7 +2,7 @@
 //! intervals: two arms whose difference holds zero are alike within noise, and nobody is said to be better. A
 //! ratio of energies is given with its interval, and none is given where the arms were not measured alike.
 
-use super::bootstrap::{Sample, difference, ratio};
+use super::bootstrap::{Measured, Row, difference, ratio};
 use super::finding::{Finding, TaskMetric};
 use super::result::{ArmResult, Outcome};
 
@@ -119,13 +119,13 @@ fn task(arms: &[ArmResult], seed: u64) -> Option<Finding> {
     })
 }
 
-fn ahead<S: Sample>(
+fn ahead<R: Row>(
     arms: &[ArmResult],
     task: TaskMetric,
-    of: impl Fn(&ArmResult) -> Option<&S>,
+    of: impl Fn(&ArmResult) -> Option<&Measured<R>>,
     seed: u64,
 ) -> Option<Finding> {
-    let measured: Vec<(&ArmResult, &S)> = arms
+    let measured: Vec<(&ArmResult, &Measured<R>)> = arms
         .iter()
         .filter_map(|arm| Some((arm, of(arm)?)))
         .collect();
@@ -154,7 +154,6 @@ fn ahead<S: Sample>(
 mod tests {
     use sparsam_tracker::Range;
 
-    use super::super::bootstrap::Measured;
     use super::super::finding::{Ground, Unlike};
     use super::super::result::Common;
     use super::*;

@@ -36,44 +36,19 @@ impl Random {
     }
 }
 
-/// What can be drawn again of one arm.
-pub(crate) trait Sample {
-    /// How often it was repeated.
-    fn repeats(&self) -> usize;
-
-    /// Rows that all repeats have.
-    fn rows(&self) -> usize;
-
-    /// The figure over some of the repeats and rows.
-    fn drawn(&self, repeats: &[usize], rows: &[usize]) -> f64;
-
-    /// The figure over all of them.
-    fn figure(&self) -> f64 {
-        let every: Vec<usize> = (0..self.repeats()).collect();
-        let rows: Vec<usize> = (0..self.rows()).collect();
-        self.drawn(&every, &rows)
-    }
+/// What is measured of a row of the held-out data, or of a batch of rows.
+pub(crate) trait Row: Sized {
+    /// The figure over some rows of some repeats.
+    fn figure(repeats: &[&[Self]], rows: &[usize]) -> f64;
 }
 
-/// Measurements of one arm: in each repeat, a value and a weight for each row or batch of rows. The mean is
-/// the sum of values over the sum of weights.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Measured(pub(crate) Vec<Vec<(f64, f64)>>);
-
-impl Sample for Measured {
-    fn repeats(&self) -> usize {
-        self.0.len()
-    }
-
-    fn rows(&self) -> usize {
-        self.0.iter().map(Vec::len).min().unwrap_or(0)
-    }
-
-    fn drawn(&self, repeats: &[usize], rows: &[usize]) -> f64 {
+/// A value and a weight: the sum of values over the sum of weights.
+impl Row for (f64, f64) {
+    fn figure(repeats: &[&[Self]], rows: &[usize]) -> f64 {
         let (mut sum, mut weight) = (0.0, 0.0);
         for repeat in repeats {
             for row in rows {
-                let (value, w) = self.0[*repeat][*row];
+                let (value, w) = repeat[*row];
                 sum += value;
                 weight += w;
             }
@@ -82,23 +57,42 @@ impl Sample for Measured {
     }
 }
 
-/// Answers of a classifier: in each repeat the class of each text and what it was given. Their figure is macro F1,
-/// the mean over the repeats.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Classes(pub(crate) Vec<Vec<(u32, u32)>>);
+/// The class of a text and what it was given: macro F1, the mean over the repeats.
+impl Row for (u32, u32) {
+    fn figure(repeats: &[&[Self]], rows: &[usize]) -> f64 {
+        let one = |repeat: &&[Self]| macro_f1(rows.iter().map(|row| repeat[*row]));
+        repeats.iter().map(one).sum::<f64>() / repeats.len() as f64
+    }
+}
 
-impl Sample for Classes {
-    fn repeats(&self) -> usize {
-        self.0.len()
+/// Measurements of one arm, row by row in each repeat.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Measured<R>(pub(crate) Vec<Vec<R>>);
+
+impl<R: Row> Measured<R> {
+    /// The figure over all repeats and rows.
+    pub(crate) fn figure(&self) -> f64 {
+        let every: Vec<usize> = (0..self.0.len()).collect();
+        let rows: Vec<usize> = (0..self.rows()).collect();
+        self.drawn(&every, &rows)
     }
 
+    /// Itself, unless a repeat has no rows, or there is none.
+    pub(crate) fn whole(self) -> Option<Self> {
+        (self.rows() > 0).then_some(self)
+    }
+
+    /// Rows that all repeats have.
     fn rows(&self) -> usize {
         self.0.iter().map(Vec::len).min().unwrap_or(0)
     }
 
     fn drawn(&self, repeats: &[usize], rows: &[usize]) -> f64 {
-        let one = |repeat: &usize| macro_f1(rows.iter().map(|row| self.0[*repeat][*row]));
-        repeats.iter().map(one).sum::<f64>() / repeats.len() as f64
+        let repeats: Vec<&[R]> = repeats
+            .iter()
+            .map(|repeat| self.0[*repeat].as_slice())
+            .collect();
+        R::figure(&repeats, rows)
     }
 }
 
@@ -136,11 +130,11 @@ impl Interval {
 }
 
 /// The figure of an arm.
-pub(crate) fn mean(arm: &impl Sample, seed: u64) -> Interval {
+pub(crate) fn mean<R: Row>(arm: &Measured<R>, seed: u64) -> Interval {
     let mut random = Random::new(seed);
     let draws = (0..DRAWS)
         .map(|_| {
-            let repeats = random.drawn(arm.repeats());
+            let repeats = random.drawn(arm.0.len());
             let rows = random.drawn(arm.rows());
             arm.drawn(&repeats, &rows)
         })
@@ -149,13 +143,13 @@ pub(crate) fn mean(arm: &impl Sample, seed: u64) -> Interval {
 }
 
 /// The figure of `arm` less that of `other`, on the same rows.
-pub(crate) fn difference<S: Sample>(arm: &S, other: &S, seed: u64) -> Interval {
+pub(crate) fn difference<R: Row>(arm: &Measured<R>, other: &Measured<R>, seed: u64) -> Interval {
     let mut random = Random::new(seed);
     let rows = arm.rows().min(other.rows());
     let draws = (0..DRAWS)
         .map(|_| {
-            let ours = random.drawn(arm.repeats());
-            let theirs = random.drawn(other.repeats());
+            let ours = random.drawn(arm.0.len());
+            let theirs = random.drawn(other.0.len());
             let rows = random.drawn(rows);
             arm.drawn(&ours, &rows) - other.drawn(&theirs, &rows)
         })
@@ -191,7 +185,7 @@ mod tests {
             - 6.0
     }
 
-    fn arm(random: &mut Random, repeats: usize, rows: &[f64], shift: f64) -> Measured {
+    fn arm(random: &mut Random, repeats: usize, rows: &[f64], shift: f64) -> Measured<(f64, f64)> {
         let repeat = |random: &mut Random| {
             let own = 0.02 * normal(random);
             rows.iter()
@@ -244,14 +238,14 @@ mod tests {
     fn macro_f1_is_the_mean_over_repeats() {
         let right = vec![(0, 0), (1, 1)];
         let half = vec![(0, 0), (1, 0)];
-        let arm = Classes(vec![right, half]);
+        let arm = Measured(vec![right, half]);
         assert!((arm.figure() - f64::midpoint(1.0, 1.0 / 3.0)).abs() < 1e-12);
         let interval = mean(&arm, 1);
         assert!(
             interval.low < arm.figure() && interval.high == 1.0,
             "{interval:?}"
         );
-        let other = Classes(vec![vec![(0, 0), (1, 1)]; 2]);
+        let other = Measured(vec![vec![(0, 0), (1, 1)]; 2]);
         assert!(difference(&other, &arm, 1).low >= 0.0);
     }
 }

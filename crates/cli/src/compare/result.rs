@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sparsam_tracker::{EnergyRecord, Range, range::Span};
 
-use super::bootstrap::{Classes, Interval, Measured, difference, mean, ratio};
+use super::bootstrap::{Interval, Measured, difference, mean, ratio};
 use super::file::{Comparison, Planned};
 use super::finding::{Finding, Ground, Unlike};
 use crate::cards;
@@ -100,11 +100,11 @@ pub(crate) struct ArmResult {
     /// Nats of loss gained over the base for each Wh.
     pub(crate) gain_per_wh: f64,
     #[serde(skip)]
-    pub(crate) losses: Measured,
+    pub(crate) losses: Measured<(f64, f64)>,
     #[serde(skip)]
-    pub(crate) answers: Option<Measured>,
+    pub(crate) answers: Option<Measured<(f64, f64)>>,
     #[serde(skip)]
-    pub(crate) classes: Option<Classes>,
+    pub(crate) classes: Option<Measured<(u32, u32)>>,
 }
 
 /// What a finished run left.
@@ -324,15 +324,10 @@ fn arm(name: &str, keys: &[String], runs: &[&Left], target: f64) -> ArmResult {
                     .collect()
             })
             .collect(),
-    );
-    let counted = answers.0.iter().all(|answers| !answers.is_empty()) && !answers.0.is_empty();
-    let classes = Classes(
-        runs.iter()
-            .map(|run| run.held_out.classes.clone())
-            .collect(),
-    );
-    let classified = classes.0.iter().all(|texts| !texts.is_empty()) && !classes.0.is_empty();
-    let classes = classified.then_some(classes);
+    )
+    .whole();
+    let classes = runs.iter().map(|run| run.held_out.classes.clone());
+    let classes = Measured(classes.collect()).whole();
     let sum: Range = runs.iter().map(|run| run.energy.energy_kwh).sum();
     let energy_kwh = sum.scale(1.0 / count);
     let mut phases: Vec<(String, f64)> = Vec::new();
@@ -383,7 +378,7 @@ fn arm(name: &str, keys: &[String], runs: &[&Left], target: f64) -> ArmResult {
             .map_or(0, |run| run.record.trainable_parameters),
         loss,
         loss_difference: None,
-        exact_match: counted.then(|| mean(&answers, SEED)),
+        exact_match: answers.as_ref().map(|answers| mean(answers, SEED)),
         exact_match_difference: None,
         macro_f1: classes.as_ref().map(|classes| mean(classes, SEED)),
         macro_f1_difference: None,
@@ -428,7 +423,7 @@ fn arm(name: &str, keys: &[String], runs: &[&Left], target: f64) -> ArmResult {
         wh_to_target: (reached.len() == runs.len()).then(|| reached.iter().sum::<f64>() / count),
         gain_per_wh: (before - loss.mean) / (energy_kwh.central * 1e3),
         losses,
-        answers: counted.then_some(answers),
+        answers,
         classes,
     }
 }

@@ -269,6 +269,7 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
     let planned = settings::training(recipe, &data.train);
     let mut optimizer = settings::optimizer(recipe, &ready.trainable)?;
     let per_epoch = steps_per_epoch(&data.train, planned.accumulation);
+    let seen_again = settings::seen_again(&data, &planned);
     let load_seconds = begun.elapsed().as_secs_f64();
 
     // A step takes several batches where gradients are accumulated; the largest batch is enough.
@@ -313,33 +314,21 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
         batch: largest,
     };
     fit(&mut ready, &mut optimizer, one, at, &mut Pace::new(0.0, 1))?;
-    let mut first = quiet;
-    let passes_again = settings::keep_prefix(recipe, &mut ready, scratch.path())?;
+    let (mut first, start) = (quiet, Position::default());
+    let passes_again = settings::keep_prefix(recipe, &mut ready, seen_again, scratch.path())?;
     if passes_again {
         // Texts of a second epoch would be read back.
         first.schedule.total_steps = first.schedule.total_steps.min(per_epoch);
     }
     tracker.enter("train");
     let mut pace = Pace::new(seconds, FEWEST_STEPS.min(first.schedule.total_steps));
-    fit(
-        &mut ready,
-        &mut optimizer,
-        first,
-        Position::default(),
-        &mut pace,
-    )?;
+    fit(&mut ready, &mut optimizer, first, start, &mut pace)?;
     tracker.leave("train");
     let mut second = None;
     if passes_again {
         first.schedule.total_steps = pace.steps.len();
         let mut pace = Pace::new(f64::INFINITY, usize::MAX);
-        fit(
-            &mut ready,
-            &mut optimizer,
-            first,
-            Position::default(),
-            &mut pace,
-        )?;
+        fit(&mut ready, &mut optimizer, first, start, &mut pace)?;
         second = Some(pace);
     }
 

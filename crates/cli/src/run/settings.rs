@@ -19,7 +19,7 @@ use sparsam_base::prefix::Store;
 use sparsam_kernels::adamw::AdamW;
 use sparsam_tracker::{Gpus, Options, Stage, StatedIntensity};
 
-use super::material::Ready;
+use super::material::{Data, Ready};
 use crate::recipe::{self, Recipe, RunLength, TargetModules, Warmup};
 
 pub(crate) fn quantize(recipe: &Recipe) -> Quantize {
@@ -36,14 +36,21 @@ pub(super) fn prefix_bytes(recipe: &Recipe) -> u64 {
     recipe.prefix_cache.max_mb.saturating_mul(1_000_000)
 }
 
-/// Lets what lies below the lowest trained block be computed once, if the recipe allows it and something does lie
-/// there; a file for it is made in `folder`. Says whether it is so.
+/// Whether a run goes through any of its texts more than once; held-out ones are measured before and after.
+pub(super) fn seen_again(data: &Data, planned: &Settings) -> bool {
+    let per_epoch = steps_per_epoch(&data.train, planned.accumulation);
+    data.eval.is_some() || planned.schedule.total_steps > per_epoch
+}
+
+/// Lets what lies below the lowest trained block be computed once, if the recipe allows it, something does lie there
+/// and texts are seen again; a file for it is made in `folder`. Says whether it is so.
 pub(super) fn keep_prefix(
     recipe: &Recipe,
     ready: &mut Ready,
+    seen_again: bool,
     folder: &Path,
 ) -> anyhow::Result<bool> {
-    if ready.trainable.lowest_block() == 0 {
+    if ready.trainable.lowest_block() == 0 || !seen_again {
         return Ok(false);
     }
     let store = match recipe.prefix_cache.store {
