@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
-use crate::host::{tensor, view, zeroed};
+use crate::host::{Fresh, tensor, view};
 use crate::vector::{Real, levels};
 
 /// Numbers of one task.
@@ -39,7 +39,7 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up) = (view::<T>(gate)?, view::<T>(up)?);
-        let mut y = zeroed::<T>(gate_values.len());
+        let mut y = Fresh::<T>::new(gate_values.len());
         y.par_chunks_mut(CHUNK)
             .zip(gate_values.par_chunks(CHUNK))
             .zip(up.par_chunks(CHUNK))
@@ -48,7 +48,7 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
                 Activation::Gelu => gelu::<T>(level, gate, up, y),
                 Activation::GeluTanh => gelu_tanh::<T>(level, gate, up, y),
             });
-        tensor(y, gate.shape())
+        tensor(y.done(), gate.shape())
     })
 }
 
@@ -71,8 +71,8 @@ pub fn gated_backward(
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up, dy) = (view::<T>(gate)?, view::<T>(up)?, view::<T>(dy)?);
-        let mut dgate = zeroed::<T>(gate_values.len());
-        let mut dup = zeroed::<T>(gate_values.len());
+        let mut dgate = Fresh::<T>::new(gate_values.len());
+        let mut dup = Fresh::<T>::new(gate_values.len());
         dgate.par_chunks_mut(CHUNK)
             .zip(dup.par_chunks_mut(CHUNK))
             .zip(gate_values.par_chunks(CHUNK))
@@ -83,7 +83,7 @@ pub fn gated_backward(
                 Activation::Gelu => gelu_backward::<T>(level, dy, gate, up, dgate, dup),
                 Activation::GeluTanh => gelu_tanh_backward::<T>(level, dy, gate, up, dgate, dup),
             });
-        Ok((tensor(dgate, gate.shape())?, tensor(dup, gate.shape())?))
+        Ok((tensor(dgate.done(), gate.shape())?, tensor(dup.done(), gate.shape())?))
     })
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
-use crate::gemm::{Dense, Left, Right, Rows, Term, gemm};
+use crate::gemm::{Dense, Left, Right, Rows, Term, gemm, product};
 use crate::host::{matrix, tensor, update, view, zeroed};
 use crate::vector::{LANES, Real, levels, reduce, soften, softened_slope};
 use crate::weight::Weight;
@@ -83,9 +83,8 @@ pub fn linear_cross_entropy(
                 }
                 let Some(gradient) = &mut gradient else { return Ok(()) };
                 let count = chunk.tokens.len();
-                let mut dstates = zeroed::<T>(count * width);
                 let left = Left::plain(chunk.logits, count, vocabulary);
-                gemm(&[Term { left, right: Right::Plain(rows) }], width, &mut dstates, false);
+                let dstates = product(&[Term { left, right: Right::Plain(rows) }], width);
                 for (token, from) in chunk.tokens.iter().zip(dstates.chunks_exact(width)) {
                     gradient[token * width..][..width].copy_from_slice(from);
                 }

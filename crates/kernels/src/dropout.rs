@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
-use crate::host::{tensor, view, zeroed};
+use crate::host::{Fresh, tensor, view};
 use crate::vector::{Real, levels};
 
 /// Numbers of one task, a multiple of what a group of counters yields.
@@ -57,14 +57,14 @@ pub fn dropout(x: &Tensor, p: f64, key: DropoutKey) -> Result<Tensor> {
     let level = Level::detect();
     by_element!(x, T => {
         let values = view::<T>(x)?;
-        let mut y = zeroed::<T>(values.len());
+        let mut y = Fresh::<T>::new(values.len());
         y.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).enumerate().for_each(
             |(chunk, (y, x))| {
                 let first = (chunk * (CHUNK / WORDS)) as u32;
                 mask::<T>(level, x, first, key, threshold, scale, y);
             },
         );
-        tensor(y, x.shape())
+        tensor(y.done(), x.shape())
     })
 }
 

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::activation::{Activation, logistic, normal_tanh};
 use crate::by_element;
 use crate::cpu::Level;
-use crate::host::{tensor, view, zeroed};
+use crate::host::{Fresh, tensor, view};
 use crate::vector::{Real, levels};
 
 /// Numbers of one task.
@@ -26,7 +26,7 @@ pub fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
     let level = Level::detect();
     by_element!(x, T => {
         let values = view::<T>(x)?;
-        let mut y = zeroed::<T>(values.len());
+        let mut y = Fresh::<T>::new(values.len());
         y.par_chunks_mut(CHUNK)
             .zip(values.par_chunks(CHUNK))
             .for_each(|(y, x)| match activation {
@@ -34,7 +34,7 @@ pub fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
                 Activation::Gelu => gelu::<T>(level, x, y),
                 Activation::GeluTanh => gelu_tanh::<T>(level, x, y),
             });
-        tensor(y, x.shape())
+        tensor(y.done(), x.shape())
     })
 }
 
@@ -53,7 +53,7 @@ pub fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor) -> Res
     let level = Level::detect();
     by_element!(x, T => {
         let (dy, values) = (view::<T>(dy)?, view::<T>(x)?);
-        let mut dx = zeroed::<T>(values.len());
+        let mut dx = Fresh::<T>::new(values.len());
         dx.par_chunks_mut(CHUNK)
             .zip(dy.par_chunks(CHUNK))
             .zip(values.par_chunks(CHUNK))
@@ -62,7 +62,7 @@ pub fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor) -> Res
                 Activation::Gelu => gelu_backward::<T>(level, dy, x, dx),
                 Activation::GeluTanh => gelu_tanh_backward::<T>(level, dy, x, dx),
             });
-        tensor(dx, x.shape())
+        tensor(dx.done(), x.shape())
     })
 }
 

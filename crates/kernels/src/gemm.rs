@@ -20,15 +20,19 @@ mod few_rows;
 #[allow(clippy::wildcard_imports, reason = "the vector instructions")]
 mod kernel;
 mod pack;
+#[allow(clippy::wildcard_imports, reason = "the vector instructions")]
+mod pairs;
 mod scratch;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::bf16;
 
 pub use kernel::{Kernel, Pair, Product, Target, Tile};
 pub use pack::Dense;
-pub(crate) use pack::{Held, Rounded, round, whole};
+pub(crate) use pack::{Held, Rounded, whole};
+pub(crate) use pairs::round;
 pub use scratch::Pooled;
 
 use crate::cpu::Level;
@@ -60,6 +64,36 @@ pub trait Rows<T>: Sync {
     /// The matrix as a plain slice of bf16 with its row stride, where it is stored so.
     fn dense_bf16(&self) -> Option<(&[bf16], usize)> {
         None
+    }
+}
+
+impl<T, R: Rows<T>> Rows<T> for &R {
+    fn rows(&self) -> usize {
+        R::rows(self)
+    }
+
+    fn columns(&self) -> usize {
+        R::columns(self)
+    }
+
+    fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        R::fill(self, row, columns, out);
+    }
+
+    fn dense(&self) -> Option<(&[T], usize)> {
+        R::dense(self)
+    }
+
+    fn rounded(&self) -> bool {
+        R::rounded(self)
+    }
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        R::fill_bf16(self, row, columns, out);
+    }
+
+    fn dense_bf16(&self) -> Option<(&[bf16], usize)> {
+        R::dense_bf16(self)
     }
 }
 
@@ -168,12 +202,48 @@ pub fn gemm<T: Real>(terms: &[Term<T>], columns: usize, out: &mut [T], accumulat
     gemm_at(Level::detect(), terms, columns, out, accumulate);
 }
 
+/// `Σ left·right`, as [`gemm`] computes it, in a new vector, which need not be cleared first.
+///
+/// # Panics
+/// As [`gemm`].
+#[expect(unsafe_code, reason = "the product is the first to write its output")]
+pub fn product<T: Real>(terms: &[Term<T>], columns: usize) -> Vec<T> {
+    let length = terms.first().map_or(0, |term| term.left.rows) * columns;
+    let mut out = Vec::with_capacity(length);
+    let places = &mut out.spare_capacity_mut()[..length];
+    // SAFETY: nothing is added to what is there, so every place is written and none is read before.
+    unsafe {
+        into_places(Level::detect(), terms, columns, places, false);
+        out.set_len(length);
+    }
+    out
+}
+
 /// [`gemm`] at a given instruction level, which must not exceed [`Level::detect`]'s.
 pub fn gemm_at<T: Real>(
     level: Level,
     terms: &[Term<T>],
     columns: usize,
     out: &mut [T],
+    accumulate: bool,
+) {
+    // SAFETY: every place holds a number.
+    #[expect(unsafe_code, reason = "the output holds numbers already")]
+    unsafe {
+        into_places(level, terms, columns, kernel::places(out), accumulate);
+    }
+}
+
+/// [`gemm_at`], which writes every place.
+///
+/// # Safety
+/// If it is to accumulate, every place holds a number.
+#[expect(unsafe_code, reason = "a promise of the caller")]
+unsafe fn into_places<T: Real>(
+    level: Level,
+    terms: &[Term<T>],
+    columns: usize,
+    out: &mut [MaybeUninit<T>],
     accumulate: bool,
 ) {
     assert!(
@@ -203,7 +273,7 @@ pub fn gemm_at<T: Real>(
         return;
     }
     if !accumulate && terms.iter().all(|term| term.left.depth == 0) {
-        out.fill(T::ZERO);
+        out.fill(MaybeUninit::new(T::ZERO));
         return;
     }
     let few = rows <= FEW_ROWS
@@ -211,13 +281,19 @@ pub fn gemm_at<T: Real>(
             .iter()
             .all(|term| matches!(term.right, Right::Transposed(_)) && term.left.depth_stride == 1);
     if few {
-        few_rows::multiply(level, terms, rows, columns, out, accumulate);
+        // SAFETY: the caller's promise.
+        unsafe { few_rows::multiply(level, terms, rows, columns, out, accumulate) };
         return;
     }
-    if T::pairs_are_faster(level) && terms.iter().any(|term| term.right.matrix().rounded()) {
-        blocks::multiply::<T, Pair>(level, terms, columns, out, accumulate);
-    } else {
-        blocks::multiply::<T, T>(level, terms, columns, out, accumulate);
+    let in_pairs =
+        T::pairs_are_faster(level) && terms.iter().any(|term| term.right.matrix().rounded());
+    // SAFETY: the caller's promise.
+    unsafe {
+        if in_pairs {
+            blocks::multiply::<T, Pair>(level, terms, columns, out, accumulate);
+        } else {
+            blocks::multiply::<T, T>(level, terms, columns, out, accumulate);
+        }
     }
 }
 
@@ -302,17 +378,28 @@ mod tests {
         let start = numbers::<T>(3, m * n);
         // These numbers are exact in bf16 too; where vectors have no microkernel for pairs, `gemm` makes none.
         if level == Level::Portable || T::pairs_are_faster(level) {
-            let mut of_pairs = vec![T::of(f64::NAN); m * n];
-            blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, false);
-            blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, true);
+            let mut of_pairs = vec![MaybeUninit::new(T::of(f64::NAN)); m * n];
+            // SAFETY: every place holds a number, at the latest after the first product.
+            #[expect(unsafe_code, reason = "places are read")]
+            let of_pairs = unsafe {
+                blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, false);
+                blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, true);
+                of_pairs.into_iter().map(|place| place.assume_init())
+            };
             let twice = out.iter().zip(&start).map(|(out, start)| *out - *start);
             assert!(
-                of_pairs.into_iter().eq(twice.map(|once| once + once)),
+                of_pairs.eq(twice.map(|once| once + once)),
                 "{level:?} {m}×{n}×{depths:?} form {form}: pairs"
             );
         }
         let mut fresh = vec![T::of(f64::NAN); m * n];
         gemm_at(level, &terms, n, &mut fresh, false);
+        if level == Level::detect() {
+            assert!(
+                product(&terms, n) == fresh,
+                "{level:?} {m}×{n}×{depths:?} form {form}: a new product"
+            );
+        }
         for (fresh, (out, start)) in fresh.iter().zip(out.iter().zip(&start)) {
             assert!(
                 *fresh + *start == *out,

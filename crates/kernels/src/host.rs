@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -227,6 +228,68 @@ pub(crate) fn zeroed<T: Element>(length: usize) -> Vec<T> {
     values
 }
 
+/// A vector that is being written, chunk by chunk in parallel.
+///
+/// Each chunk is cleared just before it is lent, so that it is in the cache by then: to clear the whole first would
+/// take as long as many a loop that fills it.
+pub(crate) struct Fresh<T> {
+    values: Vec<T>,
+    length: usize,
+    /// Numbers of the chunks that have been lent.
+    written: AtomicUsize,
+}
+
+impl<T: Element> Fresh<T> {
+    pub(crate) fn new(length: usize) -> Self {
+        Self {
+            values: Vec::with_capacity(length),
+            length,
+            written: AtomicUsize::new(0),
+        }
+    }
+
+    /// All chunks, of zeros.
+    ///
+    /// # Panics
+    /// If some have been lent before.
+    pub(crate) fn par_chunks_mut(
+        &mut self,
+        size: usize,
+    ) -> impl IndexedParallelIterator<Item = &mut [T]> {
+        let written = &self.written;
+        assert_eq!(written.load(Ordering::Relaxed), 0, "chunks are lent once");
+        self.values.spare_capacity_mut()[..self.length]
+            .par_chunks_mut(size.max(1))
+            .map(|chunk| {
+                for place in chunk.iter_mut() {
+                    place.write(T::ZERO);
+                }
+                written.fetch_add(chunk.len(), Ordering::Relaxed);
+                // SAFETY: every place of the chunk has been written; a place that holds a number is one.
+                #[expect(unsafe_code, reason = "the chunk holds numbers now")]
+                unsafe {
+                    &mut *(std::ptr::from_mut(chunk) as *mut [T])
+                }
+            })
+    }
+
+    /// The vector.
+    ///
+    /// # Panics
+    /// If a chunk has not been lent.
+    #[expect(unsafe_code, reason = "the vector holds all numbers now")]
+    pub(crate) fn done(mut self) -> Vec<T> {
+        assert_eq!(
+            self.written.load(Ordering::Relaxed),
+            self.length,
+            "every chunk is written"
+        );
+        // SAFETY: chunks do not overlap and are lent once, so that all places have been written.
+        unsafe { self.values.set_len(self.length) };
+        self.values
+    }
+}
+
 /// Makes a CPU tensor of `values` without copying them.
 pub fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &Device::Cpu)
@@ -369,6 +432,38 @@ mod tests {
                 "{length}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_fresh_is_zero_until_it_is_written() {
+        for length in [0, 1, 7, 1000, 100_003] {
+            let mut fresh = Fresh::<f32>::new(length);
+            fresh
+                .par_chunks_mut(64)
+                .enumerate()
+                .for_each(|(chunk, numbers)| {
+                    assert!(numbers.iter().all(|number| *number == 0.0));
+                    numbers[0] = chunk as f32 + 1.0;
+                });
+            let values = fresh.done();
+            assert_eq!(values.len(), length);
+            for (i, value) in values.iter().enumerate() {
+                let expected = if i % 64 == 0 {
+                    i as f32 / 64.0 + 1.0
+                } else {
+                    0.0
+                };
+                assert_eq!(*value, expected);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "every chunk is written")]
+    fn what_is_fresh_is_not_given_out_half_written() {
+        let mut fresh = Fresh::<f32>::new(100);
+        fresh.par_chunks_mut(10).take(9).for_each(|_| {});
+        let _ = fresh.done();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
-use crate::host::{matrix, tensor, update, view, zeroed};
+use crate::host::{Fresh, matrix, tensor, update, view};
 use crate::vector::{LANES, Real, dot, levels, reduce};
 
 /// Rows of one task; also the rows whose share of the parameters' gradients is summed together, so it
@@ -55,7 +55,7 @@ pub fn layer_norm(
             Some(bias) => view::<T>(bias)?.to_vec(),
             None => vec![0 as T; width],
         };
-        let mut y = zeroed::<T>(rows * width);
+        let mut y = Fresh::<T>::new(rows * width);
         let mut means = vec![0 as T; rows];
         let mut inverse = vec![0 as T; rows];
         y.par_chunks_mut(ROWS * width)
@@ -69,7 +69,7 @@ pub fn layer_norm(
             means: tensor(means, rows)?,
             inverse_deviations: tensor(inverse, rows)?,
         };
-        Ok((tensor(y, (rows, width))?, moments))
+        Ok((tensor(y.done(), (rows, width))?, moments))
     })
 }
 
@@ -115,7 +115,7 @@ pub fn layer_norm_backward(
         let (dy, x, weight) = (view::<T>(dy)?, view::<T>(x)?, view::<T>(weight)?);
         let (means, inverse) = (view::<T>(&moments.means)?, view::<T>(&moments.inverse_deviations)?);
         let residual = residual.map(view::<T>).transpose()?;
-        let mut dx = zeroed::<T>(rows * width);
+        let mut dx = Fresh::<T>::new(rows * width);
         // Each task's share of the parameters' gradients; without one, shares of no width.
         let share = if into.weight.is_some() || into.bias.is_some() { width } else { 0 };
         let shares: Vec<(Vec<T>, Vec<T>)> = dx
@@ -154,7 +154,7 @@ pub fn layer_norm_backward(
         };
         add(into.weight, |shares| &shares.0)?;
         add(into.bias, |shares| &shares.1)?;
-        tensor(dx, (rows, width))
+        tensor(dx.done(), (rows, width))
     })
 }
 

@@ -40,6 +40,8 @@ pub mod lora;
 pub mod nf4;
 pub mod norm;
 pub mod rope;
+#[allow(clippy::wildcard_imports, reason = "the vector instructions")]
+mod transpose;
 mod vector;
 pub mod weight;
 

@@ -6,8 +6,8 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::by_element;
-use crate::gemm::{Dense, Left, Right, Term, gemm};
-use crate::host::{self, matrix, tensor, update, view, zeroed};
+use crate::gemm::{Dense, Left, Right, Term, gemm, product};
+use crate::host::{self, matrix, tensor, update, view};
 use crate::weight::Weight;
 
 /// `x Wᵀ`: `[tokens, in]` and `[out, in]` to `[tokens, out]`.
@@ -26,11 +26,9 @@ pub fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
     }
     by_element!(x, T => {
         let x = view::<T>(x)?;
-        let mut y = zeroed::<T>(tokens * out);
-        weight.with_rows::<T, _>(|rows| {
+        let y = weight.with_rows::<T, _>(|rows| {
             let term = Term { left: Left::plain(&x, tokens, input), right: Right::Transposed(rows) };
-            gemm(&[term], out, &mut y, false);
-            Ok(())
+            Ok(product(&[term], out))
         })?;
         tensor(y, (tokens, out))
     })
@@ -54,11 +52,9 @@ pub fn linear_input_grad(dy: &Tensor, weight: &Weight) -> Result<Tensor> {
     }
     by_element!(dy, T => {
         let dy = view::<T>(dy)?;
-        let mut dx = zeroed::<T>(tokens * input);
-        weight.with_rows::<T, _>(|rows| {
+        let dx = weight.with_rows::<T, _>(|rows| {
             let term = Term { left: Left::plain(&dy, tokens, out), right: Right::Plain(rows) };
-            gemm(&[term], input, &mut dx, false);
-            Ok(())
+            Ok(product(&[term], input))
         })?;
         tensor(dx, (tokens, input))
     })

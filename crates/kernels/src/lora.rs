@@ -15,9 +15,10 @@ use candle_core::{Result, Tensor, bail};
 use crate::by_element;
 use crate::cpu::Level;
 use crate::dora::{Dora, magnitude_grad, rescaled};
-use crate::gemm::{Dense, Left, Right, Rounded, Rows, Term, gemm};
-use crate::host::{Element, matrix, num::Float, tensor, update, view, zeroed};
-use crate::vector::{Real, transpose};
+use crate::gemm::{Dense, Left, Right, Rounded, Rows, Term, gemm, product};
+use crate::host::{Element, matrix, num::Float, tensor, update, view};
+use crate::transpose::transpose;
+use crate::vector::Real;
 use crate::weight::Weight;
 
 /// The trained part of one projection.
@@ -85,10 +86,11 @@ pub fn lora_linear(
         let branch_x = branch_x.map(view::<T>).transpose()?;
         let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
         let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, round);
+        let reduced = inputs.reduced(group)?;
         let mut outputs = Vec::with_capacity(group.len());
         let mut branches = Vec::with_capacity(group.len());
-        for projection in group {
-            let (y, kept) = inputs.forward(projection)?;
+        for (projection, reduced) in group.iter().zip(reduced) {
+            let (y, kept) = inputs.forward(projection, reduced)?;
             outputs.push(y);
             branches.push(kept);
         }
@@ -142,28 +144,18 @@ pub fn lora_linear_backward(
         let x = view::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
         let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, false);
-        let mut dx = Sum::new(tokens, input);
-        let mut branch_dx = branch_x.as_ref().map(|_| Sum::new(tokens, input));
-        for (((projection, dy), kept), grads) in group.iter().zip(dys).zip(&kept.branches).zip(grads) {
+        let views = dys.iter().map(view::<T>).collect::<Result<Vec<_>>>()?;
+        let mut backs = Vec::with_capacity(group.len());
+        for ((projection, dy), kept) in group.iter().zip(&views).zip(&kept.branches) {
             let (out, _) = projection.weight.dims()?;
-            if dy.dims() != [tokens, out] {
-                bail!("`lora_linear_backward`: a gradient of {:?}, expected [{tokens}, {out}]", dy.dims());
+            if dy.len() != tokens * out {
+                bail!("`lora_linear_backward`: a gradient of {} numbers, expected [{tokens}, {out}]", dy.len());
             }
-            let dy = view::<T>(dy)?;
-            let dy = Operand::new(&dy, tokens, out, projection.weight.multiplies_in_bf16());
-            let branch = match (projection.branch, kept) {
-                (Some(branch), Some(kept)) => {
-                    Some(inputs.branch_backward(projection.weight, branch, kept, grads.as_ref(), &dy)?)
-                }
-                _ => None,
-            };
-            inputs.input_backward(projection, branch.as_ref(), &dy, &mut dx, branch_dx.as_mut())?;
+            let dy = Operand::new(dy, tokens, out, projection.weight.multiplies_in_bf16());
+            backs.push(Back::new(projection, kept.as_ref(), dy)?);
         }
-        let branch_x = match branch_dx {
-            Some(sum) => Some(tensor(sum.values, (tokens, input))?),
-            None => None,
-        };
-        Ok(InputGrads { x: tensor(dx.values, (tokens, input))?, branch_x })
+        inputs.branches_backward(&backs, grads)?;
+        inputs.input_backward(&backs)
     })
 }
 
@@ -197,34 +189,127 @@ struct Inputs<'a, T> {
     branch_x: Option<Operand<'a, T>>,
 }
 
-/// What the adjoint of a branch hands to that of the input.
+/// The backward pass of one projection.
+struct Back<'a, T: Real> {
+    projection: &'a Projection<'a>,
+    dy: Operand<'a, T>,
+    branch: Option<BranchBack<'a, T>>,
+}
+
 struct BranchBack<'a, T> {
     low_rank: &'a LowRank,
+    kept: &'a BranchKept,
     /// Gradient of the reduced input: `s · dz B`, `[tokens, r]`.
     reduced: Vec<T>,
     /// With DoRA, the gradient `dz = g ∘ dy` of the output before it was rescaled.
     rescaled: Option<Vec<T>>,
 }
 
-/// A sum of products whose first replaces what was there.
-struct Sum<T> {
-    values: Vec<T>,
-    columns: usize,
-    begun: bool,
-}
-
-impl<T: Real> Sum<T> {
-    fn new(rows: usize, columns: usize) -> Self {
-        Self {
-            values: zeroed(rows * columns),
-            columns,
-            begun: false,
-        }
+impl<'a, T: Real> Back<'a, T> {
+    /// With the gradient of the reduced input.
+    fn new(
+        projection: &'a Projection,
+        kept: Option<&'a BranchKept>,
+        dy: Operand<'a, T>,
+    ) -> Result<Self> {
+        let mut back = Self {
+            projection,
+            dy,
+            branch: None,
+        };
+        let (Some(low_rank), Some(kept)) = (projection.branch, kept) else {
+            return Ok(back);
+        };
+        let rescaled = match &low_rank.dora {
+            Some(dora) => Some(rescaled(back.dy.values, &dora.gains()?)),
+            None => None,
+        };
+        let (rank, out) = (low_rank.rank(), back.dy.columns);
+        let b = view::<T>(&low_rank.b)?;
+        let b = Dense::new(&b, out, rank).rounded(projection.weight.multiplies_in_bf16());
+        let mut reduced = product(&[plain(back.dz(rescaled.as_deref()), &b)], rank);
+        multiply(&mut reduced, low_rank.scale);
+        back.branch = Some(BranchBack {
+            low_rank,
+            kept,
+            reduced,
+            rescaled,
+        });
+        Ok(back)
     }
 
-    fn add(&mut self, terms: &[Term<T>]) {
-        gemm(terms, self.columns, &mut self.values, self.begun);
-        self.begun = true;
+    /// With DoRA, `dz`.
+    fn rescaled(&self) -> Option<&[T]> {
+        self.branch.as_ref()?.rescaled.as_deref()
+    }
+
+    /// `dz` where it is given, otherwise the gradient of the output.
+    fn dz<'b>(&'b self, rescaled: Option<&'b [T]>) -> Left<'b, T> {
+        match rescaled {
+            Some(dz) => Left::plain(dz, self.dy.rows, self.dy.columns),
+            None => self.dy.left(),
+        }
+    }
+}
+
+/// The matrices `A` of several branches one below the other, `[Σ r, in]`, and the ranks.
+struct Stack<T> {
+    values: Vec<T>,
+    ranks: Vec<usize>,
+    input: usize,
+    rounded: bool,
+}
+
+impl<T: Real> Stack<T> {
+    fn new<'a>(
+        branches: impl Iterator<Item = (&'a Weight, &'a LowRank)>,
+        input: usize,
+    ) -> Result<Self> {
+        let (mut values, mut ranks, mut rounded) = (Vec::new(), Vec::new(), false);
+        for (weight, branch) in branches {
+            values.extend_from_slice(&view::<T>(&branch.a)?);
+            ranks.push(branch.rank());
+            rounded |= weight.multiplies_in_bf16();
+        }
+        Ok(Self {
+            values,
+            ranks,
+            input,
+            rounded,
+        })
+    }
+
+    /// `Σ r`
+    fn depth(&self) -> usize {
+        self.ranks.iter().sum()
+    }
+
+    fn matrix(&self) -> Dense<'_, T> {
+        Dense::new(&self.values, self.depth(), self.input).rounded(self.rounded)
+    }
+
+    /// Matrices `[tokens, r]`, one for each branch, side by side: `[tokens, Σ r]`.
+    fn side_by_side(&self, tokens: usize, parts: &[&[T]]) -> Vec<T> {
+        let mut values = Vec::with_capacity(tokens * self.depth());
+        for token in 0..tokens {
+            for (part, rank) in parts.iter().zip(&self.ranks) {
+                values.extend_from_slice(&part[token * rank..][..*rank]);
+            }
+        }
+        values
+    }
+
+    /// What [`Stack::side_by_side`] put together.
+    fn apart(&self, values: &[T]) -> Vec<Vec<T>> {
+        let mut parts: Vec<Vec<T>> = self.ranks.iter().map(|_| Vec::new()).collect();
+        for row in values.chunks_exact(self.depth().max(1)) {
+            let mut start = 0;
+            for (part, rank) in parts.iter_mut().zip(&self.ranks) {
+                part.extend_from_slice(&row[start..start + rank]);
+                start += rank;
+            }
+        }
+        parts
     }
 }
 
@@ -248,30 +333,37 @@ impl<'a, T: Real> Inputs<'a, T> {
         self.branch_x.as_ref().unwrap_or(&self.x)
     }
 
-    fn forward(&self, projection: &Projection) -> Result<(Tensor, Option<BranchKept>)> {
+    /// `s · x Aᵀ` of each projection that has a branch, `[tokens, r]`; one product for all of them.
+    fn reduced(&self, group: &[Projection]) -> Result<Vec<Option<Vec<T>>>> {
+        let branches = group.iter().filter_map(|p| Some((p.weight, p.branch?)));
+        let stack = Stack::new(branches, self.x.columns)?;
+        let a = stack.matrix();
+        let together = product(&[transposed(self.branch_x().left(), &a)], stack.depth());
+        let mut parts = stack.apart(&together).into_iter();
+        let of = |projection: &Projection| {
+            let branch = projection.branch?;
+            let mut reduced = parts.next()?;
+            multiply(&mut reduced, branch.scale);
+            Some(reduced)
+        };
+        Ok(group.iter().map(of).collect())
+    }
+
+    fn forward(
+        &self,
+        projection: &Projection,
+        reduced: Option<Vec<T>>,
+    ) -> Result<(Tensor, Option<BranchKept>)> {
         let (tokens, input) = (self.x.rows, self.x.columns);
         let (out, _) = projection.weight.dims()?;
-        let mut y = zeroed::<T>(tokens * out);
-        let Some(branch) = projection.branch else {
-            projection.weight.with_rows::<T, _>(|rows| {
-                gemm(&[transposed(self.x.left(), rows)], out, &mut y, false);
-                Ok(())
-            })?;
+        let rows = projection.weight.rows::<T>()?;
+        let (Some(branch), Some(reduced)) = (projection.branch, reduced) else {
+            let y = product(&[transposed(self.x.left(), &*rows)], out);
             return Ok((tensor(y, (tokens, out))?, None));
         };
         let rank = branch.rank();
-        let rounded = projection.weight.multiplies_in_bf16();
-        let (a, b) = (view::<T>(&branch.a)?, view::<T>(&branch.b)?);
-        let a = Dense::new(&a, rank, input).rounded(rounded);
-        let b = Dense::new(&b, out, rank).rounded(rounded);
-        let mut reduced = vec![T::ZERO; tokens * rank];
-        gemm(
-            &[transposed(self.branch_x().left(), &a)],
-            rank,
-            &mut reduced,
-            false,
-        );
-        multiply(&mut reduced, branch.scale);
+        let b = view::<T>(&branch.b)?;
+        let b = Dense::new(&b, out, rank).rounded(projection.weight.multiplies_in_bf16());
         let low = transposed(Left::plain(&reduced, tokens, rank), &b);
         // DoRA rescales a sum whose frozen part, too, is of the dropped input.
         let summed = if branch.dora.is_some() {
@@ -279,10 +371,7 @@ impl<'a, T: Real> Inputs<'a, T> {
         } else {
             &self.x
         };
-        projection.weight.with_rows::<T, _>(|rows| {
-            gemm(&[transposed(summed.left(), rows), low], out, &mut y, false);
-            Ok(())
-        })?;
+        let mut y = product(&[transposed(summed.left(), &*rows), low], out);
         let mut sum = None;
         if let Some(dora) = &branch.dora {
             let z = std::mem::take(&mut y);
@@ -290,15 +379,8 @@ impl<'a, T: Real> Inputs<'a, T> {
             if let Some(branch_x) = &self.branch_x {
                 // x Wᵀ − x̃ Wᵀ, as one product of the difference.
                 let apart = difference(self.x.values, branch_x.values);
-                projection.weight.with_rows::<T, _>(|rows| {
-                    gemm(
-                        &[transposed(Left::plain(&apart, tokens, input), rows)],
-                        out,
-                        &mut y,
-                        true,
-                    );
-                    Ok(())
-                })?;
+                let apart = transposed(Left::plain(&apart, tokens, input), &*rows);
+                gemm(&[apart], out, &mut y, true);
             }
             sum = Some(tensor(z, (tokens, out))?);
         }
@@ -306,40 +388,25 @@ impl<'a, T: Real> Inputs<'a, T> {
         Ok((tensor(y, (tokens, out))?, Some(BranchKept { reduced, sum })))
     }
 
-    /// Gradients of what the branch trains, and of its reduced input.
-    fn branch_backward<'b>(
-        &self,
-        weight: &Weight,
-        low_rank: &'b LowRank,
-        kept: &BranchKept,
-        grads: Option<&BranchGrads>,
-        dy: &Operand<T>,
-    ) -> Result<BranchBack<'b, T>> {
-        let (tokens, input, rank) = (self.x.rows, self.x.columns, low_rank.rank());
-        let (out, _) = weight.dims()?;
-        let rounded = weight.multiplies_in_bf16();
-        let rescaled = match &low_rank.dora {
-            Some(dora) => Some(rescaled(dy.values, &dora.gains()?)),
-            None => None,
-        };
-        let dz = rescaled_or(rescaled.as_deref(), dy);
-        let b = view::<T>(&low_rank.b)?;
-        let b = Dense::new(&b, out, rank).rounded(rounded);
-        let mut reduced = vec![T::ZERO; tokens * rank];
-        gemm(&[plain(dz, &b)], rank, &mut reduced, false);
-        multiply(&mut reduced, low_rank.scale);
-        if let Some(grads) = grads {
+    /// Adds to the gradients of what the branches train.
+    fn branches_backward(&self, backs: &[Back<T>], grads: &[Option<BranchGrads>]) -> Result<()> {
+        let (tokens, input) = (self.x.rows, self.x.columns);
+        let trained: Vec<_> = backs
+            .iter()
+            .zip(grads)
+            .filter_map(|(back, grads)| Some((back, back.branch.as_ref()?, grads.as_ref()?)))
+            .collect();
+        if trained.is_empty() {
+            return Ok(());
+        }
+        for (back, branch, grads) in &trained {
+            let (rank, out) = (branch.low_rank.rank(), back.dy.columns);
+            let rounded = back.projection.weight.multiplies_in_bf16();
             // dBᵀ += (s x Aᵀ)ᵀ dz; turned round, the wide operand would have to be transposed.
-            let forward = view::<T>(&kept.reduced)?;
-            let mut turned = vec![T::ZERO; rank * out];
-            let right = rescaled.as_deref().unwrap_or(dy.values);
+            let forward = view::<T>(&branch.kept.reduced)?;
+            let right = branch.rescaled.as_deref().unwrap_or(back.dy.values);
             let right = Dense::new(right, tokens, out).rounded(rounded);
-            gemm(
-                &[across(&forward, rank, tokens, &right)],
-                out,
-                &mut turned,
-                false,
-            );
+            let turned = product(&[across(&forward, rank, tokens, &right)], out);
             let mut gradient = vec![T::ZERO; out * rank];
             transpose::<T>(
                 Level::detect(),
@@ -350,76 +417,98 @@ impl<'a, T: Real> Inputs<'a, T> {
                 &mut gradient,
                 rank,
             );
-            update(grads.b, |into: &mut [T]| {
-                for (into, gradient) in into.iter_mut().zip(&gradient) {
-                    *into += *gradient;
-                }
-                Ok(())
-            })?;
-            // dA += (s dz B)ᵀ x
-            let right = Dense::new(self.branch_x().values, tokens, input).rounded(rounded);
-            update(grads.a, |into: &mut [T]| {
-                gemm(&[across(&reduced, rank, tokens, &right)], input, into, true);
-                Ok(())
-            })?;
+            add_to(grads.b, &gradient)?;
             if let (Some(dora), Some(sum), Some(into)) =
-                (&low_rank.dora, &kept.sum, grads.magnitude)
+                (&branch.low_rank.dora, &branch.kept.sum, grads.magnitude)
             {
-                magnitude_grad(dy.values, &view::<T>(sum)?, &view::<T>(&dora.norms)?, into)?;
+                let (sum, norms) = (view::<T>(sum)?, view::<T>(&dora.norms)?);
+                magnitude_grad(back.dy.values, &sum, &norms, into)?;
             }
         }
-        Ok(BranchBack {
-            low_rank,
-            reduced,
-            rescaled,
-        })
+        // dA += (s dz B)ᵀ x, one product for all, since packing x takes longest.
+        let branches = trained
+            .iter()
+            .map(|(back, branch, _)| (back.projection.weight, branch.low_rank));
+        let stack = Stack::new(branches, input)?;
+        let parts: Vec<_> = trained
+            .iter()
+            .map(|(_, branch, _)| &branch.reduced[..])
+            .collect();
+        let left = stack.side_by_side(tokens, &parts);
+        let right = Dense::new(self.branch_x().values, tokens, input).rounded(stack.rounded);
+        let gradient = product(&[across(&left, stack.depth(), tokens, &right)], input);
+        let mut rest = gradient.as_slice();
+        for ((.., grads), rank) in trained.iter().zip(&stack.ranks) {
+            let (now, later) = rest.split_at(rank * input);
+            add_to(grads.a, now)?;
+            rest = later;
+        }
+        Ok(())
     }
 
-    /// Adds the gradients of the input and of the branches' input.
-    fn input_backward(
-        &self,
-        projection: &Projection,
-        branch: Option<&BranchBack<T>>,
-        dy: &Operand<T>,
-        dx: &mut Sum<T>,
-        branch_dx: Option<&mut Sum<T>>,
-    ) -> Result<()> {
+    /// The gradients of the input and of the branches' input, each one sum of products.
+    fn input_backward(&self, backs: &[Back<T>]) -> Result<InputGrads> {
         let (tokens, input) = (self.x.rows, self.x.columns);
-        let (out, _) = projection.weight.dims()?;
-        projection.weight.with_rows::<T, _>(|rows| {
-            let Some(branch) = branch else {
-                dx.add(&[plain(dy.left(), rows)]);
-                return Ok(());
-            };
-            let rank = branch.low_rank.rank();
-            let a = view::<T>(&branch.low_rank.a)?;
-            let a = Dense::new(&a, rank, input).rounded(projection.weight.multiplies_in_bf16());
-            let low = plain(Left::plain(&branch.reduced, tokens, rank), &a);
-            match (branch_dx, &branch.rescaled) {
-                (None, dz) => {
-                    dx.add(&[plain(rescaled_or(dz.as_deref(), dy), rows), low]);
-                }
-                (Some(branch_dx), None) => {
-                    dx.add(&[plain(dy.left(), rows)]);
-                    branch_dx.add(&[low]);
-                }
-                (Some(branch_dx), Some(dz)) => {
-                    dx.add(&[plain(dy.left(), rows)]);
-                    let apart = difference(dz, dy.values);
-                    branch_dx.add(&[plain(Left::plain(&apart, tokens, out), rows), low]);
-                }
+        let weights = backs.iter().map(|back| back.projection.weight.rows::<T>());
+        let weights = weights.collect::<Result<Vec<_>>>()?;
+        let branches = || {
+            backs
+                .iter()
+                .filter_map(|back| Some((back.projection.weight, back.branch.as_ref()?)))
+        };
+        let stack = Stack::new(
+            branches().map(|(weight, branch)| (weight, branch.low_rank)),
+            input,
+        )?;
+        let parts: Vec<_> = branches().map(|(_, branch)| &branch.reduced[..]).collect();
+        let reduced = stack.side_by_side(tokens, &parts);
+        let a = stack.matrix();
+        let low = plain(Left::plain(&reduced, tokens, stack.depth()), &a);
+        // With an input of the branches' own, what DoRA adds to the frozen products reaches that one.
+        let separate = self.branch_x.is_some();
+        let beside: Vec<_> = backs
+            .iter()
+            .map(|back| {
+                Some(difference(
+                    back.rescaled().filter(|_| separate)?,
+                    back.dy.values,
+                ))
+            })
+            .collect();
+        let (mut terms, mut branch_terms) = (Vec::new(), Vec::new());
+        for ((back, rows), beside) in backs.iter().zip(&weights).zip(&beside) {
+            let dz = back.rescaled().filter(|_| !separate);
+            terms.push(plain(back.dz(dz), &**rows));
+            if let Some(beside) = beside {
+                let left = Left::plain(beside, tokens, back.dy.columns);
+                branch_terms.push(plain(left, &**rows));
             }
-            Ok(())
+        }
+        if separate {
+            branch_terms.push(low);
+        } else {
+            terms.push(low);
+        }
+        let sum = |terms: &[Term<T>]| tensor(product(terms, input), (tokens, input));
+        Ok(InputGrads {
+            x: sum(&terms)?,
+            branch_x: if separate {
+                Some(sum(&branch_terms)?)
+            } else {
+                None
+            },
         })
     }
 }
 
-/// The gradient `dz` where DoRA rescales it, otherwise that of the output.
-fn rescaled_or<'a, T: Real>(dz: Option<&'a [T]>, dy: &'a Operand<T>) -> Left<'a, T> {
-    match dz {
-        Some(dz) => Left::plain(dz, dy.rows, dy.columns),
-        None => dy.left(),
-    }
+/// `into += gradient`
+fn add_to<T: Element>(into: &Tensor, gradient: &[T]) -> Result<()> {
+    update(into, |into: &mut [T]| {
+        for (into, gradient) in into.iter_mut().zip(gradient) {
+            *into += *gradient;
+        }
+        Ok(())
+    })
 }
 
 /// `left · rightᵀ`

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
-use crate::host::{matrix, tensor, update, view, zeroed};
+use crate::host::{Fresh, matrix, tensor, update, view};
 use crate::vector::{Real, dot, levels};
 
 /// Rows of one task; also the rows whose share of the weight's gradient is summed together, so it
@@ -30,13 +30,13 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Te
     let level = Level::detect();
     by_element!(x, T => {
         let (x, weight) = (view::<T>(x)?, view::<T>(weight)?);
-        let mut y = zeroed::<T>(rows * width);
+        let mut y = Fresh::<T>::new(rows * width);
         let mut inverse_roots = vec![0 as T; rows];
         y.par_chunks_mut(ROWS * width)
             .zip(inverse_roots.par_chunks_mut(ROWS))
             .zip(x.par_chunks(ROWS * width))
             .for_each(|((y, roots), x)| forward::<T>(level, x, &weight, epsilon, y, roots));
-        Ok((tensor(y, (rows, width))?, tensor(inverse_roots, rows)?))
+        Ok((tensor(y.done(), (rows, width))?, tensor(inverse_roots, rows)?))
     })
 }
 
@@ -87,7 +87,7 @@ pub fn rms_norm_backward(
         let (dy, x) = (view::<T>(dy)?, view::<T>(x)?);
         let (weight, roots) = (view::<T>(weight)?, view::<T>(inverse_roots)?);
         let residual = residual.map(view::<T>).transpose()?;
-        let mut dx = zeroed::<T>(rows * width);
+        let mut dx = Fresh::<T>::new(rows * width);
         // Each task's share of the weight's gradient; without one, shares of no width.
         let share = if weight_grad.is_some() { width } else { 0 };
         let shares: Vec<Vec<T>> = dx
@@ -114,7 +114,7 @@ pub fn rms_norm_backward(
                 Ok(())
             })?;
         }
-        tensor(dx, (rows, width))
+        tensor(dx.done(), (rows, width))
     })
 }
 

@@ -22,6 +22,8 @@ pub trait Real: Element + Kernel + Lookup + Pooled {
     fn exp_inline<const FMA: bool>(self) -> Self;
     /// The error function.
     fn erf(self) -> Self;
+    /// The same numbers, if they are f32.
+    fn as_f32(values: &[Self]) -> Option<&[f32]>;
 }
 
 impl Real for f32 {
@@ -67,6 +69,10 @@ impl Real for f32 {
     fn erf(self) -> Self {
         candle_core::cpu::erf::erf_f64(f64::from(self)) as f32
     }
+
+    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
+    }
 }
 
 impl Real for f64 {
@@ -86,6 +92,10 @@ impl Real for f64 {
 
     fn erf(self) -> Self {
         candle_core::cpu::erf::erf_f64(self)
+    }
+
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
     }
 }
 
@@ -132,44 +142,21 @@ macro_rules! levels {
 }
 pub(crate) use levels;
 
-/// What can be moved about without looking at it.
-pub(crate) trait Plain: Copy + Default {}
-impl<T: Copy + Default> Plain for T {}
-
-levels! {
-    /// `to[column · to_stride + row] = from[row · from_stride + column]`
-    pub(crate) fn transpose<T: Plain>(
-        from: &[T],
-        from_stride: usize,
-        rows: usize,
-        columns: usize,
-        to: &mut [T],
-        to_stride: usize,
-    ) {
-        const SIDE: usize = 8;
-        let (whole_rows, whole_columns) = (rows / SIDE * SIDE, columns / SIDE * SIDE);
-        for row in (0..whole_rows).step_by(SIDE) {
-            for column in (0..whole_columns).step_by(SIDE) {
-                let mut tile = [[T::default(); SIDE]; SIDE];
-                for (r, tile) in tile.iter_mut().enumerate() {
-                    tile.copy_from_slice(&from[(row + r) * from_stride + column..][..SIDE]);
-                }
-                for c in 0..SIDE {
-                    let mut turned = [T::default(); SIDE];
-                    for r in 0..SIDE {
-                        turned[r] = tile[r][c];
-                    }
-                    to[(column + c) * to_stride + row..][..SIDE].copy_from_slice(&turned);
-                }
-            }
-        }
-        for row in 0..rows {
-            let done = if row < whole_rows { whole_columns } else { 0 };
-            for column in done..columns {
-                to[column * to_stride + row] = from[row * from_stride + column];
-            }
+/// Asks the second-level cache for numbers that will be read soon. Rows that lie apart, as those of a panel do, the
+/// processor does not foresee by itself.
+#[inline]
+pub(crate) fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks((64 / size_of::<T>()).max(1)) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, of an address that may be read.
+        #[expect(unsafe_code, reason = "an instruction without a name in the language")]
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 levels! {
@@ -292,34 +279,6 @@ mod tests {
             let exact: f32 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
             for level in Level::available() {
                 assert_eq!(inner::<f32>(level, &x, &y), f64::from(exact), "{level:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn transposes_every_shape() {
-        for (rows, columns) in [(1, 1), (8, 8), (7, 9), (16, 8), (17, 31), (3, 40)] {
-            let (from_stride, to_stride) = (columns + 3, rows + 2);
-            let from: Vec<f32> = (0..rows * from_stride).map(|i| i as f32).collect();
-            let mut to = vec![-1.0; columns * to_stride];
-            transpose::<f32>(
-                Level::detect(),
-                &from,
-                from_stride,
-                rows,
-                columns,
-                &mut to,
-                to_stride,
-            );
-            for column in 0..columns {
-                for row in 0..to_stride {
-                    let expected = if row < rows {
-                        from[row * from_stride + column]
-                    } else {
-                        -1.0
-                    };
-                    assert_eq!(to[column * to_stride + row], expected);
-                }
             }
         }
     }

@@ -176,18 +176,26 @@ impl Weight {
         }
     }
 
+    /// The stored rows, as numbers of type `T`.
+    ///
+    /// # Errors
+    /// A dense weight that is not contiguous, or a weight that is not on the CPU.
+    pub(crate) fn rows<T: Real>(&self) -> Result<Box<dyn Rows<T> + '_>> {
+        Ok(match self {
+            Self::Dense(tensor) => Box::new(DenseRows::new(tensor)?),
+            Self::Nf4(weight) => Box::new(weight),
+            Self::Int8(weight) => Box::new(weight),
+            Self::Ggml(weight) => Box::new(weight),
+            Self::OnDevice(_) => bail!("this product runs on the CPU only, the weight is on a GPU"),
+        })
+    }
+
     /// Lends the stored rows, as numbers of type `T`, to `work`.
     ///
     /// # Errors
-    /// A dense weight that is not on the CPU or not contiguous, or f64 numbers asked as f32.
+    /// A dense weight that is not on the CPU or not contiguous, or what `work` gives.
     pub fn with_rows<T: Real, R>(&self, work: impl FnOnce(&dyn Rows<T>) -> Result<R>) -> Result<R> {
-        match self {
-            Self::Dense(tensor) => work(&DenseRows::new(tensor)?),
-            Self::Nf4(weight) => work(weight),
-            Self::Int8(weight) => work(weight),
-            Self::Ggml(weight) => work(weight),
-            Self::OnDevice(_) => bail!("this product runs on the CPU only, the weight is on a GPU"),
-        }
+        work(&*self.rows()?)
     }
 }
 

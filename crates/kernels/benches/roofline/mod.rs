@@ -83,12 +83,7 @@ fn on_all<H: Copy + Sync>(
             right: &right,
         };
         for _ in 0..TILES {
-            let target = Target {
-                out: &mut out,
-                stride: tile.columns,
-                add: true,
-            };
-            multiply(&product, target);
+            multiply(&product, Target::of_numbers(&mut out, tile.columns, true));
         }
     });
 }

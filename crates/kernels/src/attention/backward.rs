@@ -17,7 +17,8 @@ use crate::cpu::Level;
 use crate::documents::Documents;
 use crate::gemm::Held;
 use crate::host::zeroed;
-use crate::vector::{LANES, Real, dot, levels, soften, softened_slope, transpose};
+use crate::transpose::transpose;
+use crate::vector::{LANES, Real, dot, levels, soften, softened_slope};
 
 /// Keys of a block: a multiple of every microkernel's rows.
 const KEYS: usize = 96;

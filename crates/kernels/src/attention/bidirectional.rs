@@ -18,7 +18,8 @@ use crate::by_element;
 use crate::cpu::Level;
 use crate::documents::Documents;
 use crate::host::{matrix, tensor, view, zeroed};
-use crate::vector::{LANES, Real, dot, levels, reduce, transpose};
+use crate::transpose::transpose;
+use crate::vector::{LANES, Real, dot, levels, reduce};
 
 /// Queries of a block: a multiple of every microkernel's rows.
 const QUERIES: usize = 48;

@@ -205,7 +205,7 @@ pub(super) fn product<T: Real, H: Held<T>>(
                 right: &numbers[depth.start * width..depth.end * width],
             };
             let out = &mut out[row * stride + (panel - first_panel) * width..];
-            H::multiply(level, &product, Target { out, stride, add });
+            H::multiply(level, &product, Target::of_numbers(out, stride, add));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! once, and the right operand is packed into panels, many columns at a time; then every thread takes
 //! rows of the output. A thread keeps its rows in its second-level cache while the panels pass by.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -20,8 +21,8 @@ pub(super) const DEPTH_BLOCK: usize = 576;
 /// Columns packed at a time: with [`DEPTH_BLOCK`] 4.5 MiB in f32, which the threads share in the
 /// last-level cache.
 pub(super) const COLUMN_BLOCK: usize = 2048;
-/// Panels that one task packs.
-const PANELS: usize = 2;
+/// Panels that one task packs, at most: rows of the right operand are read in long pieces.
+const PANELS: usize = 8;
 /// Rows of a task: with [`DEPTH_BLOCK`] 108 KiB in f32, in a core's second-level cache.
 const ROW_BLOCK: usize = 48;
 /// Rows whose left operands are held at a time where their numbers cannot be used as they lie.
@@ -34,12 +35,16 @@ const CUT: usize = 8;
 /// Pieces of terms, `(term, depth range)`, that are packed and multiplied together.
 type Block = Vec<(usize, Range<usize>)>;
 
-/// [`gemm_at`](super::gemm_at) of checked operands, their numbers held as `H`.
-pub(super) fn multiply<T: Real, H: Held<T>>(
+/// [`gemm_at`](super::gemm_at) of checked operands, their numbers held as `H`; it writes every place of `out`.
+///
+/// # Safety
+/// If it is to accumulate, every place of `out` holds a number.
+#[expect(unsafe_code, reason = "a promise of the caller")]
+pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
     level: Level,
     terms: &[Term<T>],
     columns: usize,
-    out: &mut [T],
+    out: &mut [MaybeUninit<T>],
     accumulate: bool,
 ) {
     let blocks = depth_blocks(terms);
@@ -63,11 +68,15 @@ pub(super) fn multiply<T: Real, H: Held<T>>(
                     columns,
                     add: accumulate || index > 0,
                 };
-                let rows_per_task = rows_per_task(rows.len());
+                let rows_per_task = even_share(rows.len(), ROW_BLOCK);
                 out.par_chunks_mut(rows_per_task * columns)
                     .with_max_len(1)
                     .enumerate()
-                    .for_each(|(task, out)| work.run(level, task * rows_per_task, out));
+                    .for_each(|(task, out)| {
+                        // SAFETY: places hold numbers after the first block at the latest, and before it if
+                        // `accumulate`, by the caller's promise.
+                        unsafe { work.run(level, task * rows_per_task, out) }
+                    });
             }
         }
     }
@@ -111,11 +120,11 @@ fn depth_blocks<T>(terms: &[Term<T>]) -> Vec<Block> {
     blocks
 }
 
-/// Rows of one task: tasks are equal, the same number for every thread.
-fn rows_per_task(rows: usize) -> usize {
+/// Items of one task, not much more than `most`: tasks are equal, the same number for every thread.
+fn even_share(items: usize, most: usize) -> usize {
     let threads = rayon::current_num_threads().max(1);
-    let tasks = rows.div_ceil(ROW_BLOCK).next_multiple_of(threads);
-    rows.div_ceil(tasks)
+    let tasks = items.div_ceil(most).next_multiple_of(threads);
+    items.div_ceil(tasks).max(1)
 }
 
 /// Packs the columns `range` of a block into panels.
@@ -127,14 +136,16 @@ fn pack<T: Real, H: Held<T>>(
     tile: Tile,
 ) -> Scratch<H> {
     let panel_length = held_depth::<T, H>(block) * tile.columns;
-    let mut packed = Scratch::new(range.len().div_ceil(tile.columns) * panel_length);
+    let panels = range.len().div_ceil(tile.columns);
+    let panels_per_task = even_share(panels, PANELS);
+    let mut packed = Scratch::new(panels * panel_length);
     packed
-        .par_chunks_mut((PANELS * panel_length).max(1))
+        .par_chunks_mut((panels_per_task * panel_length).max(1))
         .with_max_len(1)
         .enumerate()
         .for_each(|(task, out)| {
-            let start = range.start + task * PANELS * tile.columns;
-            let columns = start..range.end.min(start + PANELS * tile.columns);
+            let start = range.start + task * panels_per_task * tile.columns;
+            let columns = start..range.end.min(start + panels_per_task * tile.columns);
             pack::panels(level, terms, block, columns, tile.columns, out);
         });
     packed
@@ -209,7 +220,11 @@ struct RowTask<'a, H: Pooled> {
 
 impl<H: Pooled> RowTask<'_, H> {
     /// Multiplies the rows from `first_row` on, as many as `out` holds.
-    fn run<T: Real>(&self, level: Level, first_row: usize, out: &mut [T])
+    ///
+    /// # Safety
+    /// If it is to add, every place of `out` holds a number.
+    #[expect(unsafe_code, reason = "a promise of the caller")]
+    unsafe fn run<T: Real>(&self, level: Level, first_row: usize, out: &mut [MaybeUninit<T>])
     where
         H: Held<T>,
     {
@@ -218,7 +233,14 @@ impl<H: Pooled> RowTask<'_, H> {
         let depth = held_depth::<T, H>(self.block);
         // Tiles of about equal height: a low one would leave registers unused.
         let height_of_each = rows.div_ceil(rows.div_ceil(tile.rows));
-        let mut edge = vec![T::ZERO; tile.rows * tile.columns];
+        if !self.add {
+            // Clearing brings the lines into the cache without reading them, which the tiles' stores, a few lines
+            // at a time, would do.
+            for row in out.chunks_exact_mut(self.columns) {
+                row[self.range.clone()].fill(MaybeUninit::new(T::ZERO));
+            }
+        }
+        let mut edge = vec![MaybeUninit::new(T::ZERO); tile.rows * tile.columns];
         for (panel, right) in self.packed.chunks_exact(depth * tile.columns).enumerate() {
             let column = self.range.start + panel * tile.columns;
             let width = tile.columns.min(self.range.end - column);
@@ -250,7 +272,9 @@ impl<H: Pooled> RowTask<'_, H> {
                     } else {
                         (&mut edge[..], tile.columns)
                     };
-                    H::multiply(level, &product, Target { out, stride, add });
+                    // SAFETY: the caller's promise; after the first piece the tile is there.
+                    let target = unsafe { Target::new(out, stride, add) };
+                    H::multiply(level, &product, target);
                     add = true;
                 }
                 if !whole {

@@ -4,6 +4,8 @@
 //! expanded, if quantised) once, multiplied with every left row while it is in the cache, and the
 //! small transposed result is turned round at the end.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::{Right, Term};
@@ -13,12 +15,15 @@ use crate::vector::Real;
 /// Stored rows of one task.
 const COLUMNS_PER_TASK: usize = 64;
 
-pub(super) fn multiply<T: Real>(
+/// # Safety
+/// If it is to accumulate, every place of `out` holds a number.
+#[expect(unsafe_code, reason = "a promise of the caller")]
+pub(super) unsafe fn multiply<T: Real>(
     level: Level,
     terms: &[Term<T>],
     rows: usize,
     columns: usize,
-    out: &mut [T],
+    out: &mut [MaybeUninit<T>],
     accumulate: bool,
 ) {
     let mut turned = vec![T::ZERO; rows * columns];
@@ -50,7 +55,13 @@ pub(super) fn multiply<T: Real>(
         });
     for (row, out) in out.chunks_exact_mut(columns).enumerate() {
         for (out, sum) in out.iter_mut().zip(turned.iter().skip(row).step_by(rows)) {
-            *out = if accumulate { *out + *sum } else { *sum };
+            let before = if accumulate {
+                // SAFETY: the caller's promise.
+                unsafe { out.assume_init() }
+            } else {
+                T::ZERO
+            };
+            out.write(before + *sum);
         }
     }
 }

@@ -6,6 +6,8 @@
 //! versions are the meaning; the vector versions are tested against them by the property test of the
 //! driver.
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 use crate::cpu::Level;
@@ -39,12 +41,37 @@ pub struct Product<'a, H> {
 
 /// Where a tile goes.
 pub struct Target<'a, T> {
-    /// Row `r` is `out[r * stride..][..columns]`.
-    pub out: &'a mut [T],
+    /// Row `r` is `out[r * stride..][..columns]`, every place of which is written.
+    out: &'a mut [MaybeUninit<T>],
     /// Distance of two rows.
-    pub stride: usize,
-    /// Whether the tile is added to what is there.
-    pub add: bool,
+    stride: usize,
+    /// Whether the tile is added to what is there, which then must be numbers.
+    add: bool,
+}
+
+impl<'a, T> Target<'a, T> {
+    /// Rows `stride` apart, from the first place of `out` on; the tile is added to them if `add`.
+    ///
+    /// # Safety
+    /// If it is, every place holds a number.
+    #[expect(unsafe_code, reason = "a promise of the caller")]
+    pub(super) unsafe fn new(out: &'a mut [MaybeUninit<T>], stride: usize, add: bool) -> Self {
+        Self { out, stride, add }
+    }
+
+    /// The same of numbers, to which a tile may always be added.
+    pub fn of_numbers(out: &'a mut [T], stride: usize, add: bool) -> Self {
+        let out = places(out);
+        Self { out, stride, add }
+    }
+}
+
+/// Numbers as places of numbers; what writes to them writes nothing else.
+#[expect(unsafe_code, reason = "the same numbers under another name")]
+pub(super) fn places<T>(numbers: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: a place that holds a number lies in memory as the number does. Those who get the places are the products
+    // of this module, which write sums to them and take none away.
+    unsafe { &mut *(std::ptr::from_mut(numbers) as *mut [MaybeUninit<T>]) }
 }
 
 /// Two numbers that follow each other in depth, each rounded to bf16, as they would lie in memory.
@@ -159,8 +186,8 @@ impl Kernel for f32 {
                 rows: 6,
                 columns: 16,
             },
-            // A low-rank branch fills one vector; two would be half empty.
-            Level::Avx512 | Level::Avx512Bf16 if columns <= 16 => Tile {
+            // A low-rank branch fills one vector, or three; of two or four, one would be empty.
+            Level::Avx512 | Level::Avx512Bf16 if matches!(columns, 0..=16 | 33..=48) => Tile {
                 rows: 16,
                 columns: 16,
             },
@@ -253,6 +280,7 @@ fn portable_pairs<T: Element>(product: &Product<Pair>, target: Target<T>) {
     });
 }
 
+#[expect(unsafe_code, reason = "reads the target where it is added to")]
 #[inline(always)]
 fn portable_tile<T: Element, H: Copy>(
     product: &Product<H>,
@@ -269,7 +297,13 @@ fn portable_tile<T: Element, H: Copy>(
             }
         }
         for (out, sum) in out[row * stride..][..COLUMNS].iter_mut().zip(sums) {
-            *out = if add { *out + sum } else { sum };
+            let before = if add {
+                // SAFETY: the promise made with the target.
+                unsafe { out.assume_init() }
+            } else {
+                T::ZERO
+            };
+            out.write(before + sum);
         }
     }
 }
@@ -303,7 +337,8 @@ macro_rules! microkernels {
         #[target_feature(enable = $features)]
         pub(super) unsafe fn multiply(product: &Product<$held>, target: Target<f32>) {
             const WIDTH: usize = [$($vector),*].len() * $lanes;
-            let (left, right, out) = (product.left.as_ptr(), product.right.as_ptr(), target.out.as_mut_ptr());
+            let (left, right) = (product.left.as_ptr(), product.right.as_ptr());
+            let out = target.out.as_mut_ptr().cast::<f32>();
             let lengths = (product.left_stride, product.depth, target.stride);
             let (rows, add) = (product.rows, target.add);
             tiles!(

@@ -10,11 +10,13 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::kernel::{Pair, Product, Target};
+use super::pairs::{self, Round, round};
 use super::scratch::{Pooled, Scratch};
 use super::{Left, Right, Rows, Term};
 use crate::cpu::Level;
 use crate::host::Element;
-use crate::vector::{Plain, Real, levels, transpose};
+use crate::transpose::{Plain, transpose};
+use crate::vector::{Real, prefetch};
 
 /// A plain row-major matrix.
 #[derive(Clone, Copy)]
@@ -235,15 +237,21 @@ impl<T: Real> Held<T> for T {
     ) {
         let width = pieces.width;
         let dense = matrix.dense();
-        for (columns, out) in pieces.each(columns) {
-            for (row, out) in depth.clone().zip(out.chunks_exact_mut(width)) {
-                let (now, past) = out.split_at_mut(columns.len());
-                if let Some((values, stride)) = dense {
-                    now.copy_from_slice(&values[row * stride..][columns.clone()]);
-                } else {
-                    matrix.fill(row, columns.clone(), now);
+        for rows in strips(depth.clone()) {
+            if let Some((values, stride)) = dense {
+                ask_for(values, stride, next(&rows, &depth), &columns);
+            }
+            for (columns, out) in pieces.each(columns.clone()) {
+                let out = &mut out[(rows.start - depth.start) * width..];
+                for (row, out) in rows.clone().zip(out.chunks_exact_mut(width)) {
+                    let (now, past) = out.split_at_mut(columns.len());
+                    if let Some((values, stride)) = dense {
+                        now.copy_from_slice(&values[row * stride..][columns.clone()]);
+                    } else {
+                        matrix.fill(row, columns.clone(), now);
+                    }
+                    past.fill(T::ZERO);
                 }
-                past.fill(T::ZERO);
             }
         }
     }
@@ -293,14 +301,14 @@ impl<T: Real> Held<T> for Pair {
         if left.depth_stride == 1 {
             for (row, out) in rows.zip(out.chunks_exact_mut(length.max(1))) {
                 let from = &left.values[at(row, depth.start)..][..depth.len()];
-                pairs_along::<T>(level, from, out);
+                pairs::along::<T>(level, from, out);
             }
             return;
         }
         assert_eq!(left.row_stride, 1, "left operands lie along one direction");
         let mut across = Scratch::new(length * count);
         let from = &left.values[at(rows.start, depth.start)..];
-        pairs_across::<T>(
+        pairs::across::<T>(
             level,
             from,
             left.depth_stride,
@@ -319,45 +327,30 @@ impl<T: Real> Held<T> for Pair {
         columns: Range<usize>,
         mut pieces: Pieces<Self>,
     ) {
-        /// Rows that are expanded at a time.
-        const ROWS: usize = 16;
-        let (rows, count) = (depth.len(), columns.len());
-        let first = |stride| depth.start * stride + columns.start;
         if let Some((values, stride)) = matrix.dense() {
-            across::<T>(
-                level,
-                &values[first(stride)..],
-                stride,
-                rows,
-                count,
-                &mut pieces,
-                0,
-            );
+            across::<T>(level, values, stride, depth, columns, &mut pieces);
             return;
         }
         if let Some((values, stride)) = matrix.dense_bf16() {
-            across::<bf16>(
-                level,
-                &values[first(stride)..],
-                stride,
-                rows,
-                count,
-                &mut pieces,
-                0,
-            );
+            across::<bf16>(level, values, stride, depth, columns, &mut pieces);
             return;
         }
-        let mut expanded = vec![bf16::ZERO; ROWS * count];
-        for first in (0..rows).step_by(ROWS) {
-            let rows = ROWS.min(rows - first);
-            for (row, out) in expanded
-                .chunks_exact_mut(count.max(1))
-                .take(rows)
-                .enumerate()
-            {
-                matrix.fill_bf16(depth.start + first + row, columns.clone(), out);
+        let count = columns.len();
+        let mut expanded = vec![bf16::ZERO; STRIP * count];
+        for rows in strips(depth.clone()) {
+            let first = (rows.start - depth.start) / 2;
+            for (row, out) in rows.clone().zip(expanded.chunks_exact_mut(count.max(1))) {
+                matrix.fill_bf16(row, columns.clone(), out);
             }
-            across::<bf16>(level, &expanded, count, rows, count, &mut pieces, first / 2);
+            strip_across::<bf16>(
+                level,
+                &expanded,
+                count,
+                rows.len(),
+                count,
+                &mut pieces,
+                first,
+            );
         }
     }
 
@@ -445,14 +438,14 @@ pub(crate) fn whole<T: Element, H: Held<T>>(level: Level, right: Right<T>, width
 /// Rows of `width` numbers that follow each other as rows of pairs.
 fn along<T: Real>(level: Level, values: &[T], width: usize, out: &mut [Pair]) {
     if width.is_multiple_of(2) {
-        pairs_along::<T>(level, values, out);
+        pairs::along::<T>(level, values, out);
         return;
     }
     let rows = values
         .chunks_exact(width)
         .zip(out.chunks_exact_mut(width.div_ceil(2)));
     for (row, out) in rows {
-        pairs_along::<T>(level, row, out);
+        pairs::along::<T>(level, row, out);
     }
 }
 
@@ -471,11 +464,18 @@ fn pack<T: Element, H: Held<T>>(
     let width = pieces.width;
     let stored = H::stored(matrix, &depth);
     let held = depth.len().div_ceil(H::DEPTH);
+    let end = columns.end;
     for (rows, out) in pieces.each(columns) {
         if rows.len() < width {
             out.fill(H::default());
         }
         if let Some((values, stride)) = stored {
+            ask_for(
+                values,
+                stride,
+                rows.end..end.min(rows.end + width),
+                &(0..held),
+            );
             let from = &values[rows.start * stride..];
             transpose::<H>(level, from, stride, rows.len(), held, out, width);
         } else {
@@ -513,9 +513,56 @@ fn in_strips<T, H: Held<T>>(
     }
 }
 
-/// Packs `depth` rows of `count` numbers, that lie `stride` apart, in pairs of one row and the next, from
-/// the pair `first` of the pieces on.
+/// Rows of a right operand that are packed at a time, for all panels of a task: an even number.
+const STRIP: usize = 16;
+
+/// Consecutive pieces of a depth, each of [`STRIP`] rows but the last.
+fn strips(depth: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = depth.end;
+    depth
+        .step_by(STRIP)
+        .map(move |start| start..end.min(start + STRIP))
+}
+
+/// The strip after one.
+fn next(strip: &Range<usize>, depth: &Range<usize>) -> Range<usize> {
+    strip.end..depth.end.min(strip.end + STRIP)
+}
+
+/// Asks the cache for the columns `columns` of the rows `rows`.
+fn ask_for<N>(values: &[N], stride: usize, rows: Range<usize>, columns: &Range<usize>) {
+    for row in rows {
+        prefetch(&values[row * stride..][columns.clone()]);
+    }
+}
+
+/// Packs the columns `columns` of the rows `depth`, that lie `stride` apart, in pairs of one row and the next.
 fn across<N: Round>(
+    level: Level,
+    values: &[N],
+    stride: usize,
+    depth: Range<usize>,
+    columns: Range<usize>,
+    pieces: &mut Pieces<Pair>,
+) {
+    for rows in strips(depth.clone()) {
+        ask_for(values, stride, next(&rows, &depth), &columns);
+        let from = &values[rows.start * stride + columns.start..];
+        let first = (rows.start - depth.start) / 2;
+        strip_across::<N>(
+            level,
+            from,
+            stride,
+            rows.len(),
+            columns.len(),
+            pieces,
+            first,
+        );
+    }
+}
+
+/// Packs `depth` rows of `count` numbers, from the pair `first` of the pieces on.
+fn strip_across<N: Round>(
     level: Level,
     values: &[N],
     stride: usize,
@@ -528,88 +575,6 @@ fn across<N: Round>(
     for (columns, out) in pieces.each(0..count) {
         let out = &mut out[first * width..];
         let from = &values[columns.start..];
-        pairs_across::<N>(level, from, stride, depth, columns.len(), width, out);
-    }
-}
-
-/// What can be rounded to bf16.
-trait Round: Copy {
-    /// The bits of the nearest bf16.
-    fn bits(self) -> u16;
-}
-
-impl<T: Real> Round for T {
-    #[inline(always)]
-    fn bits(self) -> u16 {
-        self.to_bf16_bits()
-    }
-}
-
-impl Round for bf16 {
-    #[inline(always)]
-    fn bits(self) -> u16 {
-        self.to_bits()
-    }
-}
-
-levels! {
-    /// `values`, each rounded to bf16.
-    pub(crate) fn round<T: Real>(values: &[T], out: &mut [bf16]) {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = bf16::from_bits(value.to_bf16_bits());
-        }
-    }
-}
-
-levels! {
-    /// Pairs of numbers that follow each other; an odd last one is paired with 0.
-    fn pairs_along<T: Real>(values: &[T], out: &mut [Pair]) {
-        let (pairs, rest) = values.as_chunks::<2>();
-        for (out, [first, second]) in out.iter_mut().zip(pairs) {
-            *out = Pair::of_bits(first.bits(), second.bits());
-        }
-        if let ([last], Some(out)) = (rest, out.get_mut(pairs.len())) {
-            *out = Pair::of_bits(last.bits(), 0);
-        }
-    }
-}
-
-levels! {
-    /// Pairs of the numbers of one row and the next, `out[pair * width + column]`, for `depth` rows of
-    /// `count` numbers that lie `stride` apart; an odd last row is paired with 0, and so are the columns
-    /// from `count` to `width`.
-    fn pairs_across<T: Round>(
-        values: &[T],
-        stride: usize,
-        depth: usize,
-        count: usize,
-        width: usize,
-        out: &mut [Pair],
-    ) {
-        /// Numbers of a vector.
-        const LANES: usize = 16;
-        for (pair, out) in out.chunks_exact_mut(width).take(depth.div_ceil(2)).enumerate() {
-            let (out, past) = out.split_at_mut(count);
-            past.fill(Pair::default());
-            let first = &values[2 * pair * stride..][..count];
-            if 2 * pair + 1 == depth {
-                for (out, first) in out.iter_mut().zip(first) {
-                    *out = Pair::of_bits(first.bits(), 0);
-                }
-                continue;
-            }
-            let second = &values[(2 * pair + 1) * stride..][..count];
-            let (out, out_rest) = out.as_chunks_mut::<LANES>();
-            let (first, first_rest) = first.as_chunks::<LANES>();
-            let (second, second_rest) = second.as_chunks::<LANES>();
-            for ((out, first), second) in out.iter_mut().zip(first).zip(second) {
-                for lane in 0..LANES {
-                    out[lane] = Pair::of_bits(first[lane].bits(), second[lane].bits());
-                }
-            }
-            for ((out, first), second) in out_rest.iter_mut().zip(first_rest).zip(second_rest) {
-                *out = Pair::of_bits(first.bits(), second.bits());
-            }
-        }
+        pairs::across::<N>(level, from, stride, depth, columns.len(), width, out);
     }
 }
