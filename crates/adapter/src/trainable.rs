@@ -25,6 +25,7 @@ use sparsam_kernels::host::{clear, copy_into};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
 use sparsam_kernels::lora::{
     BranchGrads, Kept, LowRank, Projection as Product, lora_linear, lora_linear_backward,
+    takes_bf16,
 };
 
 use crate::error::{Error, Result};
@@ -558,6 +559,18 @@ impl Hook for Trainable {
             outputs,
             keep.then(|| Box::new(kept) as Box<dyn std::any::Any + Send>),
         ))
+    }
+
+    /// What trains a weight or a bias itself reads the input and the gradients too, as dropout does.
+    fn takes_bf16(&self, group: &Group) -> bool {
+        let trained_itself = |name: &str| {
+            ["weight", "bias"]
+                .iter()
+                .any(|part| self.registry.contains_key(&format!("{name}.{part}")))
+        };
+        takes_bf16(&self.products(group))
+            && self.dropout_key(group).is_none()
+            && !group.projections.iter().any(|p| trained_itself(&p.name))
     }
 
     fn backward(

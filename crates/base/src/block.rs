@@ -8,11 +8,11 @@
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
-use sparsam_kernels::activation::{Activation, gated, gated_backward};
+use sparsam_kernels::activation::{Activation, gated, gated_backward, gated_to_bf16};
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
 use sparsam_kernels::host::{fetch, tensor, view};
 use sparsam_kernels::linear::add_in_place;
-use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
+use sparsam_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_to_bf16};
 use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
 use sparsam_kernels::{Documents, Weight};
 
@@ -205,6 +205,23 @@ impl Block {
         }
     }
 
+    /// `x` through the norm before a group, in the type that the group takes.
+    fn norm_before(
+        &self,
+        group: &Group,
+        norm: Option<&Norm>,
+        x: &Tensor,
+        hook: &dyn Hook,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        match norm {
+            Some(norm) if hook.takes_bf16(group) => {
+                let (y, roots) = rms_norm_to_bf16(x, &norm.weight, self.epsilon)?;
+                Ok((y, Some(roots)))
+            }
+            _ => self.norm(norm, x),
+        }
+    }
+
     /// Gradient of a norm's input from that of its output, with what reaches the input past it.
     fn norm_backward(
         norm: Option<&Norm>,
@@ -356,7 +373,8 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<Projected> {
-        let (normed, input_roots) = self.norm(self.input_norm.as_ref(), x)?;
+        let norm = self.input_norm.as_ref();
+        let (normed, input_roots) = self.norm_before(&self.qkv, norm, x, hook)?;
         let (outputs, hook) = hook.forward(&self.qkv, &normed, keep)?;
         drop(normed);
         let width = self.shape.heads * self.shape.head_dim;
@@ -421,15 +439,23 @@ impl Block {
         let (middle, attention_out) = self.outgoing(self.attention_norm.as_ref(), one(outputs)?)?;
         add_in_place(&middle, x)?;
 
-        let (normed, post_roots) = self.norm(self.post_norm.as_ref(), &middle)?;
+        let norm = self.post_norm.as_ref();
+        let (normed, post_roots) = self.norm_before(&self.gate_up, norm, &middle, hook)?;
         let (outputs, gate_up_kept) = hook.forward(&self.gate_up, &normed, keep)?;
         drop(normed);
         let wide = match outputs.as_slice() {
             [both] => both.dim(1)? / 2,
             _ => 0,
         };
-        let [gate, up] = parts(outputs, [wide, wide])?;
-        let product = gated(self.activation, &gate, &up)?;
+        let [mut gate, mut up] = parts(outputs, [wide, wide])?;
+        let product = if hook.takes_bf16(&self.gate_up) && hook.takes_bf16(&self.down) {
+            // The way back needs gate and up for what the products round, and no more of them is kept.
+            let product;
+            [product, gate, up] = gated_to_bf16(self.activation, &gate, &up)?;
+            product
+        } else {
+            gated(self.activation, &gate, &up)?
+        };
         let (outputs, down_kept) = hook.forward(&self.down, &product, keep)?;
         let (y, unit_out) = self.outgoing(self.unit_norm.as_ref(), one(outputs)?)?;
         add_in_place(&y, &middle)?;
@@ -465,7 +491,7 @@ impl Block {
         let (dgate, dup) = gated_backward(self.activation, &dproduct, &kept.gate, &kept.up)?;
         drop(dproduct);
         let norm = self.post_norm.as_ref();
-        let (normed, _) = self.norm(norm, &kept.middle)?;
+        let (normed, _) = self.norm_before(&self.gate_up, norm, &kept.middle, hook)?;
         let dgate_up = together(&self.gate_up, &[dgate, dup])?;
         let dnormed = hook.backward(&self.gate_up, &normed, &dgate_up, gate_up_kept)?;
         drop((normed, dgate_up));
@@ -495,7 +521,7 @@ impl Block {
             dk = Self::head_norm_backward(&dk, &qk.k, &qk.k_roots, k_norm, hook)?;
         }
         let norm = self.input_norm.as_ref();
-        let (normed, _) = self.norm(norm, &kept.x)?;
+        let (normed, _) = self.norm_before(&self.qkv, norm, &kept.x, hook)?;
         let dqkv = together(&self.qkv, &[dq, dk, dv])?;
         let dnormed = hook.backward(&self.qkv, &normed, &dqkv, qkv_kept)?;
         let roots = kept.input_roots.as_ref();

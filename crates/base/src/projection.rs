@@ -69,6 +69,12 @@ pub trait Hook {
         None
     }
 
+    /// Whether the input of a group may be of bf16, and the gradients of its outputs: where its products round
+    /// them so and nothing else reads them.
+    fn takes_bf16(&self, _group: &Group) -> bool {
+        false
+    }
+
     /// What is kept of the blocks below the lowest trained one, if anything is.
     fn prefix(&self) -> Option<SharedPrefix> {
         None

@@ -3,16 +3,20 @@
 //! With SiLU it is SwiGLU, with GELU it is GeGLU (Shazeer, arXiv 2002.05202). All are one pass over
 //! the operands in both directions; nothing is kept but the operands.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
+use crate::gemm::round;
 use crate::host::{Fresh, tensor, view};
-use crate::vector::{Real, levels};
+use crate::vector::{Real, levels, widen};
 
 /// Numbers of one task.
 const CHUNK: usize = 1 << 13;
+/// Numbers that are widened from bf16 or rounded to it at a time, in the first-level cache.
+const PIECE: usize = 1 << 9;
 
 /// The function that the gate passes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +30,33 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// `act(gate) ∘ up` of two tensors of the same shape.
+impl Activation {
+    fn forward<T: Real>(self, level: Level, gate: &[T], up: &[T], y: &mut [T]) {
+        match self {
+            Self::Silu => silu::<T>(level, gate, up, y),
+            Self::Gelu => gelu::<T>(level, gate, up, y),
+            Self::GeluTanh => gelu_tanh::<T>(level, gate, up, y),
+        }
+    }
+
+    fn backward<T: Real>(
+        self,
+        level: Level,
+        dy: &[T],
+        gate: &[T],
+        up: &[T],
+        dgate: &mut [T],
+        dup: &mut [T],
+    ) {
+        match self {
+            Self::Silu => silu_backward::<T>(level, dy, gate, up, dgate, dup),
+            Self::Gelu => gelu_backward::<T>(level, dy, gate, up, dgate, dup),
+            Self::GeluTanh => gelu_tanh_backward::<T>(level, dy, gate, up, dgate, dup),
+        }
+    }
+}
+
+/// `act(gate) ∘ up` of two tensors of the same shape, of their type; those of bf16 are computed in f32.
 ///
 /// # Errors
 /// Shapes that differ, or tensors that are not contiguous on the CPU.
@@ -36,6 +66,9 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
     if gate.device().is_cuda() {
         return crate::cuda::gated(activation, gate, up);
     }
+    if gate.dtype() == DType::BF16 {
+        return gated_bf16(activation, gate, up);
+    }
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up) = (view::<T>(gate)?, view::<T>(up)?);
@@ -43,16 +76,105 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
         y.par_chunks_mut(CHUNK)
             .zip(gate_values.par_chunks(CHUNK))
             .zip(up.par_chunks(CHUNK))
-            .for_each(|((y, gate), up)| match activation {
-                Activation::Silu => silu::<T>(level, gate, up, y),
-                Activation::Gelu => gelu::<T>(level, gate, up, y),
-                Activation::GeluTanh => gelu_tanh::<T>(level, gate, up, y),
-            });
+            .for_each(|((y, gate), up)| activation.forward::<T>(level, gate, up, y));
         tensor(y.done(), gate.shape())
     })
 }
 
-/// The adjoint of [`gated`]: the gradients of `gate` and of `up`.
+/// `act(gate) ∘ up` rounded to bf16, and both operands rounded so, for [`gated`] and [`gated_backward`]: what the
+/// products around it round anyway, kept in half the memory.
+///
+/// # Errors
+/// As [`gated`].
+pub fn gated_to_bf16(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<[Tensor; 3]> {
+    same("gated_to_bf16", gate, up)?;
+    let level = Level::detect();
+    let shape = gate.shape();
+    let (gate, up) = (view::<f32>(gate)?, view::<f32>(up)?);
+    let mut narrow: [Fresh<bf16>; 3] = std::array::from_fn(|_| Fresh::new(gate.len()));
+    let [y, gate_to, up_to] = narrow.each_mut().map(|to| to.par_chunks_mut(CHUNK));
+    y.zip(gate_to.zip(up_to))
+        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
+        .for_each(|((y, (gate_to, up_to)), (gate, up))| {
+            round::<f32>(level, gate, gate_to);
+            round::<f32>(level, up, up_to);
+            let mut product = [0f32; PIECE];
+            for ((y, gate), up) in y
+                .chunks_mut(PIECE)
+                .zip(gate.chunks(PIECE))
+                .zip(up.chunks(PIECE))
+            {
+                let product = &mut product[..y.len()];
+                activation.forward::<f32>(level, gate, up, product);
+                round::<f32>(level, product, y);
+            }
+        });
+    let [y, gate, up] = narrow.map(|numbers| tensor(numbers.done(), shape));
+    Ok([y?, gate?, up?])
+}
+
+/// [`gated`] of operands of bf16, in bf16.
+fn gated_bf16(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let level = Level::detect();
+    let shape = gate.shape();
+    let (gate, up) = (view::<bf16>(gate)?, view::<bf16>(up)?);
+    let mut y = Fresh::<bf16>::new(gate.len());
+    y.par_chunks_mut(CHUNK)
+        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
+        .for_each(|(y, (gate, up))| {
+            let mut wide = [[0f32; PIECE]; 3];
+            for ((y, gate), up) in y
+                .chunks_mut(PIECE)
+                .zip(gate.chunks(PIECE))
+                .zip(up.chunks(PIECE))
+            {
+                let [g, u, product] = wide.each_mut().map(|wide| &mut wide[..y.len()]);
+                widen::<f32>(level, gate, g);
+                widen::<f32>(level, up, u);
+                activation.forward::<f32>(level, g, u, product);
+                round::<f32>(level, product, y);
+            }
+        });
+    tensor(y.done(), shape)
+}
+
+/// [`gated_backward`] of operands of bf16, in bf16; `dy` is f32.
+fn gated_backward_bf16(
+    activation: Activation,
+    dy: &Tensor,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let level = Level::detect();
+    let shape = gate.shape();
+    let (dy, gate, up) = (view::<f32>(dy)?, view::<bf16>(gate)?, view::<bf16>(up)?);
+    let mut dgate = Fresh::<bf16>::new(gate.len());
+    let mut dup = Fresh::<bf16>::new(gate.len());
+    dgate
+        .par_chunks_mut(CHUNK)
+        .zip(dup.par_chunks_mut(CHUNK))
+        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
+        .zip(dy.par_chunks(CHUNK))
+        .for_each(|(((dgate, dup), (gate, up)), dy)| {
+            let mut wide = [[0f32; PIECE]; 4];
+            for ((to, from), dy) in dgate
+                .chunks_mut(PIECE)
+                .zip(dup.chunks_mut(PIECE))
+                .zip(gate.chunks(PIECE).zip(up.chunks(PIECE)))
+                .zip(dy.chunks(PIECE))
+            {
+                let [g, u, dg, du] = wide.each_mut().map(|wide| &mut wide[..dy.len()]);
+                widen::<f32>(level, from.0, g);
+                widen::<f32>(level, from.1, u);
+                activation.backward::<f32>(level, dy, g, u, dg, du);
+                round::<f32>(level, dg, to.0);
+                round::<f32>(level, du, to.1);
+            }
+        });
+    Ok((tensor(dgate.done(), shape)?, tensor(dup.done(), shape)?))
+}
+
+/// The adjoint of [`gated`]: the gradients of `gate` and of `up`, of their type.
 ///
 /// # Errors
 /// As [`gated`].
@@ -68,6 +190,9 @@ pub fn gated_backward(
     if gate.device().is_cuda() {
         return crate::cuda::gated_backward(activation, dy, gate, up);
     }
+    if gate.dtype() == DType::BF16 {
+        return gated_backward_bf16(activation, dy, gate, up);
+    }
     let level = Level::detect();
     by_element!(gate, T => {
         let (gate_values, up, dy) = (view::<T>(gate)?, view::<T>(up)?, view::<T>(dy)?);
@@ -78,10 +203,8 @@ pub fn gated_backward(
             .zip(gate_values.par_chunks(CHUNK))
             .zip(up.par_chunks(CHUNK))
             .zip(dy.par_chunks(CHUNK))
-            .for_each(|((((dgate, dup), gate), up), dy)| match activation {
-                Activation::Silu => silu_backward::<T>(level, dy, gate, up, dgate, dup),
-                Activation::Gelu => gelu_backward::<T>(level, dy, gate, up, dgate, dup),
-                Activation::GeluTanh => gelu_tanh_backward::<T>(level, dy, gate, up, dgate, dup),
+            .for_each(|((((dgate, dup), gate), up), dy)| {
+                activation.backward::<T>(level, dy, gate, up, dgate, dup);
             });
         Ok((tensor(dgate.done(), gate.shape())?, tensor(dup.done(), gate.shape())?))
     })

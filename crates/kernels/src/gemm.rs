@@ -31,7 +31,7 @@ use half::bf16;
 
 pub use kernel::{Kernel, Pair, Product, Target, Tile};
 pub use pack::Dense;
-pub(crate) use pack::{Held, Rounded, whole};
+pub(crate) use pack::{DenseBf16, Held, Pairs, Rounded, whole};
 pub(crate) use pairs::round;
 pub use scratch::Pooled;
 
@@ -136,8 +136,8 @@ pub struct Left<'a, T> {
     depth: usize,
     row_stride: usize,
     depth_stride: usize,
-    /// The same numbers rounded, for a product of such.
-    rounded: Option<&'a Rounded>,
+    /// The same numbers rounded, for a product of such; `values` may be empty then.
+    rounded: Option<Pairs<'a>>,
 }
 
 impl<'a, T> Left<'a, T> {
@@ -178,7 +178,30 @@ impl<'a, T> Left<'a, T> {
     /// The same operand, whose numbers have been rounded already.
     #[must_use]
     pub(crate) fn with(self, rounded: Option<&'a Rounded>) -> Self {
-        Self { rounded, ..self }
+        Self {
+            rounded: rounded.map(Rounded::pairs),
+            ..self
+        }
+    }
+
+    /// `values`, stored in bf16, as a matrix `[rows, depth]`, row by row; only for products of rounded numbers.
+    ///
+    /// # Panics
+    /// If the depth is odd.
+    pub(crate) fn of_bf16(values: &'a [bf16], rows: usize, depth: usize) -> Self {
+        Self {
+            rounded: Some(Pairs::of_rows(values, depth)),
+            values: &[],
+            rows,
+            depth,
+            row_stride: depth,
+            depth_stride: 1,
+        }
+    }
+
+    /// Whether its numbers are there in bf16 only.
+    fn narrow(&self) -> bool {
+        self.values.is_empty() && self.rows * self.depth > 0
     }
 }
 
@@ -279,7 +302,8 @@ unsafe fn into_places<T: Real>(
     let few = rows <= FEW_ROWS
         && terms
             .iter()
-            .all(|term| matches!(term.right, Right::Transposed(_)) && term.left.depth_stride == 1);
+            .all(|term| matches!(term.right, Right::Transposed(_)) && term.left.depth_stride == 1)
+        && !terms.iter().any(|term| term.left.narrow());
     if few {
         // SAFETY: the caller's promise.
         unsafe { few_rows::multiply(level, terms, rows, columns, out, accumulate) };
@@ -287,6 +311,10 @@ unsafe fn into_places<T: Real>(
     }
     let in_pairs =
         T::pairs_are_faster(level) && terms.iter().any(|term| term.right.matrix().rounded());
+    assert!(
+        in_pairs || !terms.iter().any(|term| term.left.narrow()),
+        "a left operand of bf16 meets a product that is not rounded"
+    );
     // SAFETY: the caller's promise.
     unsafe {
         if in_pairs {

@@ -58,6 +58,8 @@ pub mod num {
         fn is_finite(self) -> bool;
         /// The bits of the nearest bf16; halfway between two it is the even one. NaN stays NaN.
         fn to_bf16_bits(self) -> u16;
+        /// The number of these bits of bf16, exact.
+        fn from_bf16_bits(bits: u16) -> Self;
     }
 
     macro_rules! float {
@@ -112,6 +114,10 @@ pub mod num {
                     let quiet = bits | 0x40_0000;
                     let nan = bits & 0x7FFF_FFFF > 0x7F80_0000;
                     ((if nan { quiet } else { rounded }) >> 16) as u16
+                }
+                #[inline(always)]
+                fn from_bf16_bits(bits: u16) -> Self {
+                    f32::from_bits(u32::from(bits) << 16).into()
                 }
             }
         };
@@ -239,7 +245,7 @@ pub(crate) struct Fresh<T> {
     written: AtomicUsize,
 }
 
-impl<T: Element> Fresh<T> {
+impl<T: Copy + Default + Send + Sync> Fresh<T> {
     pub(crate) fn new(length: usize) -> Self {
         Self {
             values: Vec::with_capacity(length),
@@ -262,7 +268,7 @@ impl<T: Element> Fresh<T> {
             .par_chunks_mut(size.max(1))
             .map(|chunk| {
                 for place in chunk.iter_mut() {
-                    place.write(T::ZERO);
+                    place.write(T::default());
                 }
                 written.fetch_add(chunk.len(), Ordering::Relaxed);
                 // SAFETY: every place of the chunk has been written; a place that holds a number is one.

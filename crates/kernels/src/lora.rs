@@ -10,12 +10,15 @@
 //! `y = x Wᵀ + (g − 1) ∘ x̃ Wᵀ + g ∘ s (x̃ Aᵀ) Bᵀ`; this is PEFT's formula, and without dropout it is
 //! `g ∘ (x Wᵀ + s (x Aᵀ) Bᵀ)`.
 
-use candle_core::{Result, Tensor, bail};
+use std::ops::Deref;
+
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
 
 use crate::by_element;
 use crate::cpu::Level;
 use crate::dora::{Dora, magnitude_grad, rescaled};
-use crate::gemm::{Dense, Left, Right, Rounded, Rows, Term, gemm, product};
+use crate::gemm::{Dense, DenseBf16, Kernel as _, Left, Right, Rounded, Rows, Term, gemm, product};
 use crate::host::{Element, matrix, num::Float, tensor, update, view};
 use crate::transpose::transpose;
 use crate::vector::Real;
@@ -65,7 +68,8 @@ pub(crate) struct BranchKept {
 
 /// Outputs of a group of projections of one input, and what their backward pass needs.
 ///
-/// `branch_x` is the branches' input where dropout makes it differ from `x`.
+/// `branch_x` is the branches' input where dropout makes it differ from `x`, which may be of bf16 where
+/// [`takes_bf16`] says so.
 ///
 /// # Errors
 /// Shapes that do not fit, or tensors that are not contiguous on the CPU.
@@ -81,11 +85,12 @@ pub fn lora_linear(
     if x.device().is_cuda() {
         return crate::cuda::lora_linear(x, branch_x, group);
     }
-    by_element!(x, T => {
-        let x = view::<T>(x)?;
+    check_bf16(std::iter::once(x), group)?;
+    by_element!(Computed(x), T => {
+        let x = lent::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
         let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
-        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, round);
+        let inputs = Inputs::new(x.numbers(), branch_x.as_deref(), tokens, input, round);
         let reduced = inputs.reduced(group)?;
         let mut outputs = Vec::with_capacity(group.len());
         let mut branches = Vec::with_capacity(group.len());
@@ -118,7 +123,7 @@ pub struct InputGrads {
 }
 
 /// Adjoint of [`lora_linear`]: adds to the gradients of every `A`, `B` and magnitude and returns the
-/// input's.
+/// input's. The gradients of the outputs, too, may be of bf16 where [`takes_bf16`] says so.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -140,14 +145,16 @@ pub fn lora_linear_backward(
     if x.device().is_cuda() {
         return crate::cuda::lora_linear_backward(dys, x, branch_x, group, kept, grads);
     }
-    by_element!(x, T => {
-        let x = view::<T>(x)?;
+    check_bf16(dys.iter().chain([x]), group)?;
+    by_element!(Computed(x), T => {
+        let x = lent::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
-        let inputs = Inputs::new(&x, branch_x.as_deref(), tokens, input, false);
-        let views = dys.iter().map(view::<T>).collect::<Result<Vec<_>>>()?;
+        let inputs = Inputs::new(x.numbers(), branch_x.as_deref(), tokens, input, false);
+        let views = dys.iter().map(lent::<T>).collect::<Result<Vec<_>>>()?;
         let mut backs = Vec::with_capacity(group.len());
         for ((projection, dy), kept) in group.iter().zip(&views).zip(&kept.branches) {
             let (out, _) = projection.weight.dims()?;
+            let dy = dy.numbers();
             if dy.len() != tokens * out {
                 bail!("`lora_linear_backward`: a gradient of {} numbers, expected [{tokens}, {out}]", dy.len());
             }
@@ -159,19 +166,89 @@ pub fn lora_linear_backward(
     })
 }
 
-/// A left operand of several products, rounded once for all of them where they are of rounded numbers.
+/// Whether this processor multiplies numbers rounded to bf16 faster than others.
+pub fn rounding_is_faster() -> bool {
+    f32::pairs_are_faster(Level::detect())
+}
+
+/// Whether the input of a group may be of bf16, and the gradients of its outputs: where the processor multiplies
+/// numbers rounded so faster, all products round them, and nothing else looks at them.
+///
+/// DoRA does look, and so does dropout, with which the branches have an input of their own.
+pub fn takes_bf16(group: &[Projection]) -> bool {
+    rounding_is_faster()
+        && group.iter().all(|projection| {
+            let even =
+                |(out, input): (usize, usize)| out.is_multiple_of(2) && input.is_multiple_of(2);
+            projection.weight.on_cpu()
+                && projection.weight.multiplies_in_bf16()
+                && projection.weight.dims().is_ok_and(even)
+                && projection.branch.is_none_or(|branch| branch.dora.is_none())
+        })
+}
+
+/// A matrix in memory, of numbers of `T` or of bf16.
+enum Lent<G, H> {
+    Plain(G),
+    Bf16(H),
+}
+
+/// Borrows a matrix of a pass, which [`takes_bf16`] allowed to be of bf16.
+fn lent<T: Element>(
+    tensor: &Tensor,
+) -> Result<Lent<impl Deref<Target = [T]> + '_, impl Deref<Target = [bf16]> + '_>> {
+    Ok(if tensor.dtype() == DType::BF16 {
+        Lent::Bf16(view::<bf16>(tensor)?)
+    } else {
+        Lent::Plain(view::<T>(tensor)?)
+    })
+}
+
+impl<G, H> Lent<G, H> {
+    fn numbers<T>(&self) -> Numbers<'_, T>
+    where
+        G: Deref<Target = [T]>,
+        H: Deref<Target = [bf16]>,
+    {
+        match self {
+            Self::Plain(values) => Numbers::Plain(values),
+            Self::Bf16(values) => Numbers::Bf16(values),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Numbers<'a, T> {
+    Plain(&'a [T]),
+    Bf16(&'a [bf16]),
+}
+
+impl<T> Numbers<'_, T> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Plain(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+}
+
+/// An operand of several products, rounded once for all in which it stands at the left, where they are of rounded
+/// numbers.
 struct Operand<'a, T> {
-    values: &'a [T],
+    numbers: Numbers<'a, T>,
     rounded: Option<Rounded>,
     rows: usize,
     columns: usize,
 }
 
 impl<'a, T: Real> Operand<'a, T> {
-    fn new(values: &'a [T], rows: usize, columns: usize, round: bool) -> Self {
-        let rounded = round.then(|| Rounded::new(values, columns)).flatten();
+    fn new(numbers: Numbers<'a, T>, rows: usize, columns: usize, round: bool) -> Self {
+        let rounded = match numbers {
+            Numbers::Plain(values) if round => Rounded::new(values, columns),
+            _ => None,
+        };
         Self {
-            values,
+            numbers,
             rounded,
             rows,
             columns,
@@ -179,7 +256,29 @@ impl<'a, T: Real> Operand<'a, T> {
     }
 
     fn left(&self) -> Left<'_, T> {
-        Left::plain(self.values, self.rows, self.columns).with(self.rounded.as_ref())
+        match self.numbers {
+            Numbers::Plain(values) => {
+                Left::plain(values, self.rows, self.columns).with(self.rounded.as_ref())
+            }
+            Numbers::Bf16(values) => Left::of_bf16(values, self.rows, self.columns),
+        }
+    }
+
+    fn right(&self, rounded: bool) -> Box<dyn Rows<T> + '_> {
+        match self.numbers {
+            Numbers::Plain(values) => {
+                Box::new(Dense::new(values, self.rows, self.columns).rounded(rounded))
+            }
+            Numbers::Bf16(values) => Box::new(DenseBf16::new(values, self.rows, self.columns)),
+        }
+    }
+
+    /// The numbers themselves, for DoRA.
+    fn values(&self) -> Result<&'a [T]> {
+        match self.numbers {
+            Numbers::Plain(values) => Ok(values),
+            Numbers::Bf16(_) => bail!("`lora_linear`: DoRA needs its input and gradients in f32"),
+        }
     }
 }
 
@@ -221,7 +320,7 @@ impl<'a, T: Real> Back<'a, T> {
             return Ok(back);
         };
         let rescaled = match &low_rank.dora {
-            Some(dora) => Some(rescaled(back.dy.values, &dora.gains()?)),
+            Some(dora) => Some(rescaled(back.dy.values()?, &dora.gains()?)),
             None => None,
         };
         let (rank, out) = (low_rank.rank(), back.dy.columns);
@@ -316,13 +415,14 @@ impl<T: Real> Stack<T> {
 impl<'a, T: Real> Inputs<'a, T> {
     /// Inputs `[tokens, input]`, rounded beforehand if `round`, as is worth it for left operands alone.
     fn new(
-        x: &'a [T],
+        x: Numbers<'a, T>,
         branch_x: Option<&'a [T]>,
         tokens: usize,
         input: usize,
         round: bool,
     ) -> Self {
-        let operand = |values| Operand::new(values, tokens, input, round);
+        let operand = |numbers| Operand::new(numbers, tokens, input, round);
+        let branch_x = branch_x.map(Numbers::Plain);
         Self {
             x: operand(x),
             branch_x: branch_x.map(operand),
@@ -378,7 +478,7 @@ impl<'a, T: Real> Inputs<'a, T> {
             y = rescaled(&z, &dora.gains()?);
             if let Some(branch_x) = &self.branch_x {
                 // x Wᵀ − x̃ Wᵀ, as one product of the difference.
-                let apart = difference(self.x.values, branch_x.values);
+                let apart = difference(self.x.values()?, branch_x.values()?);
                 let apart = transposed(Left::plain(&apart, tokens, input), &*rows);
                 gemm(&[apart], out, &mut y, true);
             }
@@ -404,9 +504,11 @@ impl<'a, T: Real> Inputs<'a, T> {
             let rounded = back.projection.weight.multiplies_in_bf16();
             // dBᵀ += (s x Aᵀ)ᵀ dz; turned round, the wide operand would have to be transposed.
             let forward = view::<T>(&branch.kept.reduced)?;
-            let right = branch.rescaled.as_deref().unwrap_or(back.dy.values);
-            let right = Dense::new(right, tokens, out).rounded(rounded);
-            let turned = product(&[across(&forward, rank, tokens, &right)], out);
+            let right: Box<dyn Rows<T>> = match &branch.rescaled {
+                Some(dz) => Box::new(Dense::new(dz, tokens, out).rounded(rounded)),
+                None => back.dy.right(rounded),
+            };
+            let turned = product(&[across(&forward, rank, tokens, &*right)], out);
             let mut gradient = vec![T::ZERO; out * rank];
             transpose::<T>(
                 Level::detect(),
@@ -422,7 +524,7 @@ impl<'a, T: Real> Inputs<'a, T> {
                 (&branch.low_rank.dora, &branch.kept.sum, grads.magnitude)
             {
                 let (sum, norms) = (view::<T>(sum)?, view::<T>(&dora.norms)?);
-                magnitude_grad(back.dy.values, &sum, &norms, into)?;
+                magnitude_grad(back.dy.values()?, &sum, &norms, into)?;
             }
         }
         // dA += (s dz B)ᵀ x, one product for all, since packing x takes longest.
@@ -435,8 +537,8 @@ impl<'a, T: Real> Inputs<'a, T> {
             .map(|(_, branch, _)| &branch.reduced[..])
             .collect();
         let left = stack.side_by_side(tokens, &parts);
-        let right = Dense::new(self.branch_x().values, tokens, input).rounded(stack.rounded);
-        let gradient = product(&[across(&left, stack.depth(), tokens, &right)], input);
+        let right = self.branch_x().right(stack.rounded);
+        let gradient = product(&[across(&left, stack.depth(), tokens, &*right)], input);
         let mut rest = gradient.as_slice();
         for ((.., grads), rank) in trained.iter().zip(&stack.ranks) {
             let (now, later) = rest.split_at(rank * input);
@@ -466,15 +568,12 @@ impl<'a, T: Real> Inputs<'a, T> {
         let low = plain(Left::plain(&reduced, tokens, stack.depth()), &a);
         // With an input of the branches' own, what DoRA adds to the frozen products reaches that one.
         let separate = self.branch_x.is_some();
-        let beside: Vec<_> = backs
-            .iter()
-            .map(|back| {
-                Some(difference(
-                    back.rescaled().filter(|_| separate)?,
-                    back.dy.values,
-                ))
-            })
-            .collect();
+        let beside = backs.iter().map(|back| {
+            let dz = back.rescaled().filter(|_| separate);
+            dz.map(|dz| Ok(difference(dz, back.dy.values()?)))
+                .transpose()
+        });
+        let beside = beside.collect::<Result<Vec<Option<Vec<T>>>>>()?;
         let (mut terms, mut branch_terms) = (Vec::new(), Vec::new());
         for ((back, rows), beside) in backs.iter().zip(&weights).zip(&beside) {
             let dz = back.rescaled().filter(|_| !separate);
@@ -541,6 +640,29 @@ fn multiply<T: Element>(values: &mut [T], factor: f64) {
 
 fn difference<T: Element>(x: &[T], y: &[T]) -> Vec<T> {
     x.iter().zip(y).map(|(x, y)| *x - *y).collect()
+}
+
+/// A tensor by the type that it is computed with.
+struct Computed<'a>(&'a Tensor);
+
+impl Computed<'_> {
+    fn dtype(&self) -> DType {
+        match self.0.dtype() {
+            DType::BF16 => DType::F32,
+            other => other,
+        }
+    }
+}
+
+/// Tensors of bf16 where [`takes_bf16`] does not allow them are an error.
+fn check_bf16<'a>(
+    mut tensors: impl Iterator<Item = &'a Tensor>,
+    group: &[Projection],
+) -> Result<()> {
+    if tensors.any(|tensor| tensor.dtype() == DType::BF16) && !takes_bf16(group) {
+        bail!("`lora_linear`: products that are not of rounded numbers meet a tensor of bf16");
+    }
+    Ok(())
 }
 
 fn check_branch_input(x: &Tensor, branch_x: Option<&Tensor>) -> Result<()> {

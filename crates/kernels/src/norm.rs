@@ -5,10 +5,12 @@
 //! head_dim]`. Sums run in f64 over short blocks of the element type.
 
 use candle_core::{Result, Tensor, bail};
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::by_element;
 use crate::cpu::Level;
+use crate::gemm::round;
 use crate::host::{Fresh, matrix, tensor, update, view};
 use crate::vector::{Real, dot, levels};
 
@@ -38,6 +40,40 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Te
             .for_each(|((y, roots), x)| forward::<T>(level, x, &weight, epsilon, y, roots));
         Ok((tensor(y.done(), (rows, width))?, tensor(inverse_roots, rows)?))
     })
+}
+
+/// [`rms_norm`] of f32, with `y` rounded to bf16: for products that would round it.
+///
+/// # Errors
+/// As [`rms_norm`].
+pub fn rms_norm_to_bf16(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
+    /// Rows that are computed, then rounded, at a time: in the first-level cache.
+    const FEW: usize = 4;
+    let (rows, width) = matrix(x, "rms_norm_to_bf16", "the input")?;
+    check("rms_norm_to_bf16", weight, width)?;
+    let level = Level::detect();
+    let (x, weight) = (view::<f32>(x)?, view::<f32>(weight)?);
+    let mut y = Fresh::<bf16>::new(rows * width);
+    let mut inverse_roots = vec![0f32; rows];
+    y.par_chunks_mut(ROWS * width)
+        .zip(inverse_roots.par_chunks_mut(ROWS))
+        .zip(x.par_chunks(ROWS * width))
+        .for_each(|((y, roots), x)| {
+            let mut wide = vec![0f32; FEW * width];
+            for ((y, roots), x) in y
+                .chunks_mut(FEW * width)
+                .zip(roots.chunks_mut(FEW))
+                .zip(x.chunks(FEW * width))
+            {
+                let wide = &mut wide[..y.len()];
+                forward::<f32>(level, x, &weight, epsilon, wide, roots);
+                round::<f32>(level, wide, y);
+            }
+        });
+    Ok((
+        tensor(y.done(), (rows, width))?,
+        tensor(inverse_roots, rows)?,
+    ))
 }
 
 /// Adjoint of [`rms_norm`]: the gradient of `x`, `[rows, width]`.

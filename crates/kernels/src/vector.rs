@@ -5,6 +5,8 @@
 //! call names the [`Level`](crate::cpu::Level), so that tests can compare the twins. Loops work on
 //! [`LANES`] independent partial results, which also fixes the order of every sum.
 
+use half::bf16;
+
 use crate::gemm::{Kernel, Pooled};
 use crate::host::Element;
 use crate::nf4::Lookup;
@@ -157,6 +159,15 @@ pub(crate) fn prefetch<T>(values: &[T]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = values;
+}
+
+levels! {
+    /// `out = values`, exact.
+    pub(crate) fn widen<T: Real>(values: &[bf16], out: &mut [T]) {
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = T::from_bf16_bits(value.to_bits());
+        }
+    }
 }
 
 levels! {

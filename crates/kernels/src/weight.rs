@@ -86,6 +86,15 @@ impl Weight {
         }
     }
 
+    /// Whether it lies in the host's memory.
+    pub(crate) fn on_cpu(&self) -> bool {
+        match self {
+            Self::Dense(tensor) => tensor.device().is_cpu(),
+            Self::Nf4(_) | Self::Int8(_) | Self::Ggml(_) => true,
+            Self::OnDevice(_) => false,
+        }
+    }
+
     /// The whole matrix as f32 (f64 stays f64), for tests, merging and export.
     pub fn dequantize(&self) -> Result<Tensor> {
         if let Self::Dense(tensor) = self {

@@ -2,11 +2,11 @@
 
 mod common;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use common::{
     Generator, assert_close, assert_same, autograd, check_gradient, inner, on_threads, single,
 };
-use sparsam_kernels::activation::{Activation, gated, gated_backward};
+use sparsam_kernels::activation::{Activation, gated, gated_backward, gated_to_bf16};
 
 const ALL: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
 
@@ -50,6 +50,35 @@ fn is_the_slope_of_its_forward_pass() -> Result<()> {
         check_gradient("dup", &up, &dup, |u| {
             inner(&gated(activation, &gate, u)?, &dy)
         });
+    }
+    Ok(())
+}
+
+/// What bf16 does is what f32 does with the operands rounded, rounded.
+#[test]
+fn bf16_is_f32_rounded() -> Result<()> {
+    let mut generator = Generator(4);
+    for dims in [[1, 1], [5, 103], [97, 301]] {
+        let gate = single(&(generator.tensor(&dims)? * 6.0)?)?;
+        let (up, dy) = (
+            single(&generator.tensor(&dims)?)?,
+            single(&generator.tensor(&dims)?)?,
+        );
+        let narrow = |x: &Tensor| x.to_dtype(DType::BF16);
+        let rounded = |x: &Tensor| narrow(x)?.to_dtype(DType::F32);
+        for activation in ALL {
+            let [y, gate_16, up_16] = gated_to_bf16(activation, &gate, &up)?;
+            assert_same("y", &y, &narrow(&gated(activation, &gate, &up)?)?);
+            assert_same("gate", &gate_16, &narrow(&gate)?);
+            assert_same("up", &up_16, &narrow(&up)?);
+            let (gate, up) = (rounded(&gate)?, rounded(&up)?);
+            let y = gated(activation, &gate_16, &up_16)?;
+            assert_same("y", &y, &narrow(&gated(activation, &gate, &up)?)?);
+            let (dgate, dup) = gated_backward(activation, &dy, &gate, &up)?;
+            let (dgate_16, dup_16) = gated_backward(activation, &dy, &gate_16, &up_16)?;
+            assert_same("dgate", &dgate_16, &narrow(&dgate)?);
+            assert_same("dup", &dup_16, &narrow(&dup)?);
+        }
     }
     Ok(())
 }

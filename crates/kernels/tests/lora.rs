@@ -2,13 +2,15 @@
 
 mod common;
 
-use candle_core::{Result, Tensor, Var};
-use common::{Generator, assert_close, check_gradient, inner, on_threads, single};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use common::{Generator, assert_close, assert_same, check_gradient, inner, on_threads, single};
 use sparsam_kernels::Weight;
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::host;
 use sparsam_kernels::int8::Int8;
-use sparsam_kernels::lora::{BranchGrads, LowRank, Projection, lora_linear, lora_linear_backward};
+use sparsam_kernels::lora::{
+    BranchGrads, LowRank, Projection, lora_linear, lora_linear_backward, takes_bf16,
+};
 use sparsam_kernels::nf4::Nf4;
 
 const TOKENS: usize = 15;
@@ -185,6 +187,73 @@ fn outputs_equal_the_composed_formula() -> Result<()> {
 }
 
 /// The norms are held fixed, here as in the adjoint: `norms` is data of the problem.
+/// Where the products round their operands, operands that are rounded already change no bit; elsewhere they are
+/// refused.
+#[test]
+fn inputs_and_gradients_of_bf16_change_no_bit() -> Result<()> {
+    let mut generator = Generator(31);
+    let (tokens, input) = (53, 70);
+    let outs = [48, 16, 34];
+    let narrow = |x: &Tensor| x.to_dtype(DType::BF16);
+    let mut random = |dims: &[usize]| single(&generator.tensor(dims)?);
+    let x = random(&[tokens, input])?;
+    let (mut weights, mut branches, mut dys) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, out) in outs.into_iter().enumerate() {
+        weights.push(Weight::Dense(narrow(&random(&[out, input])?)?));
+        branches.push((index != 1).then_some(LowRank {
+            a: random(&[4 + index, input])?,
+            b: random(&[out, 4 + index])?,
+            scale: SCALE,
+            dora: None,
+        }));
+        dys.push(random(&[tokens, out])?);
+    }
+    let group = group(&weights, &branches);
+    let dys_16 = dys.iter().map(narrow).collect::<Result<Vec<_>>>()?;
+    if !takes_bf16(&group) {
+        assert!(lora_linear(&narrow(&x)?, None, &group).is_err());
+        return Ok(());
+    }
+    let pass = |x: &Tensor, dys: &[Tensor]| -> Result<Vec<Tensor>> {
+        let (mut all, kept) = lora_linear(x, None, &group)?;
+        let zeros = |like: &Tensor| Tensor::zeros(like.dims(), DType::F32, &Device::Cpu);
+        let mut grads: Vec<Option<(Tensor, Tensor)>> = Vec::new();
+        for branch in &branches {
+            grads.push(match branch {
+                Some(branch) => Some((zeros(&branch.a)?, zeros(&branch.b)?)),
+                None => None,
+            });
+        }
+        let into: Vec<_> = grads
+            .iter()
+            .map(|grads| {
+                let (a, b) = grads.as_ref()?;
+                Some(BranchGrads {
+                    a,
+                    b,
+                    magnitude: None,
+                })
+            })
+            .collect();
+        let dx = lora_linear_backward(dys, x, None, &group, &kept, &into)?;
+        all.push(dx.x);
+        all.extend(
+            grads
+                .iter()
+                .flatten()
+                .flat_map(|(a, b)| [a.clone(), b.clone()]),
+        );
+        Ok(all)
+    };
+    let expected = pass(&x, &dys)?;
+    for found in [pass(&narrow(&x)?, &dys)?, pass(&narrow(&x)?, &dys_16)?] {
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_same("of bf16", found, expected);
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn adjoints_equal_finite_differences() -> Result<()> {
     for with_dropout in [false, true] {

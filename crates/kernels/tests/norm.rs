@@ -6,13 +6,27 @@ use candle_core::{DType, Device, Result, Tensor};
 use common::{
     Generator, assert_close, assert_same, autograd, check_gradient, inner, on_threads, single,
 };
-use sparsam_kernels::norm::{rms_norm, rms_norm_backward};
+use sparsam_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_to_bf16};
 
 const EPS: f64 = 1e-5;
 
 fn composed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let root = (x.sqr()?.mean_keepdim(1)? + EPS)?.sqrt()?;
     x.broadcast_div(&root)?.broadcast_mul(weight)
+}
+
+#[test]
+fn bf16_is_f32_rounded() -> Result<()> {
+    let mut generator = Generator(8);
+    for (rows, width) in [(1, 1), (3, 32), (65, 37), (33, 257)] {
+        let x = single(&generator.tensor(&[rows, width])?)?;
+        let weight = single(&generator.tensor(&[width])?)?;
+        let (y, roots) = rms_norm(&x, &weight, EPS)?;
+        let (y_16, roots_16) = rms_norm_to_bf16(&x, &weight, EPS)?;
+        assert_same("y", &y_16, &y.to_dtype(DType::BF16)?);
+        assert_same("roots", &roots_16, &roots);
+    }
+    Ok(())
 }
 
 #[test]

@@ -94,6 +94,7 @@ fn elsewhere(
     ways: &[Way],
 ) -> anyhow::Result<Plan> {
     let device = hardware::find(name)?;
+    let shape = &shape.elsewhere();
     let available = Some(args.memory.unwrap_or(device.memory));
     let recipe = &ways[0].2.recipe;
     let (grid, emissions) = grid(args, recipe)?;

@@ -1,7 +1,8 @@
 //! How much memory a recipe needs, from the shape of its model: what is stored, what training adds, and
 //! what a batch leaves between its forward and its backward pass. For this program's own engine: the
 //! counts follow `block.rs`, which says what a block keeps, and `cross_entropy.rs`, which says how many
-//! logits exist at a time. Activations are f32 whatever the weights are.
+//! logits exist at a time. Activations are f32 whatever the weights are, but for gate and up, which a processor
+//! that multiplies in bf16 keeps so.
 
 use serde::{Deserialize, Serialize};
 use sparsam_base::config::ModelConfig;
@@ -62,6 +63,8 @@ pub(crate) struct Shape {
     wide: f64,
     /// Whether the unit has a gate beside the way up.
     gated: bool,
+    /// Whether gate and up are kept in bf16 where the recipe computes in it.
+    narrow_unit: bool,
     vocabulary: f64,
     layers: f64,
     heads: f64,
@@ -81,6 +84,7 @@ impl Shape {
             kv: config.num_key_value_heads as f64 * head,
             wide: config.intermediate_size as f64,
             gated: true,
+            narrow_unit: sparsam_kernels::lora::rounding_is_faster(),
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
             heads: config.num_attention_heads as f64,
@@ -98,6 +102,7 @@ impl Shape {
             kv: hidden,
             wide: config.intermediate_size as f64,
             gated: config.modern.is_some(),
+            narrow_unit: false,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
             heads: config.num_attention_heads as f64,
@@ -112,6 +117,25 @@ impl Shape {
             tables: 1.0,
             multiplied: 0.0,
             ..self
+        }
+    }
+
+    /// The same model on another device, which keeps all in f32.
+    pub(crate) fn elsewhere(self) -> Self {
+        Self {
+            narrow_unit: false,
+            ..self
+        }
+    }
+
+    /// Bytes of a number of gate and up, as `Block` keeps them: `Hook::takes_bf16` says when.
+    fn unit_bytes(&self, recipe: &Recipe) -> f64 {
+        let lora = &recipe.lora;
+        let alone = recipe.method == Method::Lora && lora.dropout == 0.0 && !lora.use_dora;
+        if self.narrow_unit && alone && recipe.dtype == Dtype::Bf16 {
+            2.0
+        } else {
+            F32
         }
     }
 
@@ -140,11 +164,12 @@ impl Shape {
         self.layers * self.block() + self.multiplied * self.vocabulary * self.hidden
     }
 
-    /// What a block keeps for a token: its input, q, k, v, the attended values, the sum before the unit, and of
+    /// Bytes that a block keeps for a token: its input, q, k, v, the attended values, the sum before the unit, and of
     /// the unit two numbers for each of its width (gate and up, or before and after the bend), and a logarithm
     /// for each head.
-    fn kept(&self) -> f64 {
-        2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + 2.0 * self.wide + self.heads
+    fn kept(&self, recipe: &Recipe) -> f64 {
+        (2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + self.heads) * F32
+            + 2.0 * self.wide * self.unit_bytes(recipe)
     }
 }
 
@@ -217,7 +242,7 @@ pub(crate) fn estimate(
     } else {
         w.projections().len() as f64 * recipe.lora.r as f64
     };
-    let kept = tokens * (w.kept() + low_rank) * F32;
+    let kept = tokens * (w.kept(recipe) + low_rank * F32);
     let activations = if recipe.gradient_checkpointing {
         differentiated * tokens * w.hidden * F32 + kept
     } else {
@@ -227,8 +252,10 @@ pub(crate) fn estimate(
     let chunks = (targets / at_a_time).ceil().max(1.0);
     let logits = w.multiplied * (targets / chunks).ceil() * w.vocabulary;
     let head = logits * F32 + 3.0 * tokens * w.hidden * F32;
-    // The gated product, its gradient and those of gate and up; q, k, v; two of the residual's width.
-    let moment = tokens * (4.0 * w.wide + w.q + 2.0 * w.kv + 3.0 * w.hidden) * F32;
+    // The gated product, its gradient and those of gate and up; q, k, v; two of the residual's width. Gate and up
+    // in bf16 come of those in f32, which is the most there is at a time then.
+    let of_unit = if w.unit_bytes(recipe) < F32 { 2.5 } else { 4.0 };
+    let moment = tokens * (of_unit * w.wide + w.q + 2.0 * w.kv + 3.0 * w.hidden) * F32;
     Memory {
         weights,
         adapter,

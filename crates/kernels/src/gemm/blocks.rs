@@ -16,7 +16,7 @@ use super::{Left, Term};
 use crate::cpu::Level;
 use crate::vector::Real;
 
-/// Greatest depth of one block, in numbers.
+/// Greatest depth of one block, in numbers as they are held.
 pub(super) const DEPTH_BLOCK: usize = 576;
 /// Columns packed at a time: with [`DEPTH_BLOCK`] 4.5 MiB in f32, which the threads share in the
 /// last-level cache.
@@ -47,7 +47,7 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
     out: &mut [MaybeUninit<T>],
     accumulate: bool,
 ) {
-    let blocks = depth_blocks(terms);
+    let blocks = depth_blocks(terms, DEPTH_BLOCK * H::DEPTH);
     let tile = T::tile(level, columns);
     for (chunk, out) in out.chunks_mut(HELD_ROWS * columns).enumerate() {
         let first_row = chunk * HELD_ROWS;
@@ -90,14 +90,11 @@ fn held_depth<T, H: Held<T>>(block: &Block) -> usize {
     pieces.sum()
 }
 
-/// Cuts the joint depth of all terms into blocks of about equal depth, not much more than
-/// [`DEPTH_BLOCK`].
-fn depth_blocks<T>(terms: &[Term<T>]) -> Vec<Block> {
+/// Cuts the joint depth of all terms into blocks of about equal depth, not much more than `most`.
+fn depth_blocks<T>(terms: &[Term<T>], most: usize) -> Vec<Block> {
     let total: usize = terms.iter().map(|term| term.left.depth).sum();
     // A short tail, a low-rank branch say, rides along with the last block.
-    let count = (total.saturating_sub(DEPTH_BLOCK / 4))
-        .div_ceil(DEPTH_BLOCK)
-        .max(1);
+    let count = (total.saturating_sub(most / 4)).div_ceil(most).max(1);
     let length = total.div_ceil(count).next_multiple_of(CUT);
     let mut blocks = vec![Block::new()];
     let mut room = length;

@@ -111,6 +111,14 @@ impl Pair {
         (before.is_empty() && after.is_empty()).then_some(pairs)
     }
 
+    /// [`Pair::of_numbers`], to be written.
+    #[expect(unsafe_code, reason = "the same bytes, written two numbers at a time")]
+    pub(super) fn of_numbers_mut(numbers: &mut [bf16]) -> Option<&mut [Self]> {
+        // SAFETY: as above; a pair is any two numbers.
+        let (before, pairs, after) = unsafe { numbers.align_to_mut::<Self>() };
+        (before.is_empty() && after.is_empty()).then_some(pairs)
+    }
+
     /// The numbers of pairs, to be written.
     #[expect(unsafe_code, reason = "the same bytes, written one number at a time")]
     pub(super) fn numbers_mut(pairs: &mut [Self]) -> &mut [bf16] {

@@ -16,7 +16,7 @@ use super::{Left, Right, Rows, Term};
 use crate::cpu::Level;
 use crate::host::Element;
 use crate::transpose::{Plain, transpose};
-use crate::vector::{Real, prefetch};
+use crate::vector::{Real, prefetch, widen};
 
 /// A plain row-major matrix.
 #[derive(Clone, Copy)]
@@ -111,6 +111,86 @@ impl Rounded {
             .zip(values.par_chunks(ROWS * columns))
             .for_each(|(out, values)| along::<T>(level, values, columns, out));
         Some(Self { pairs, columns })
+    }
+
+    pub(super) fn pairs(&self) -> Pairs<'_> {
+        Pairs {
+            pairs: &self.pairs,
+            length: self.columns.div_ceil(2),
+        }
+    }
+}
+
+/// Rows of pairs.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs<'a> {
+    pairs: &'a [Pair],
+    /// Pairs of a row.
+    length: usize,
+}
+
+impl<'a> Pairs<'a> {
+    /// Rows of `columns` numbers, as they are stored.
+    ///
+    /// # Panics
+    /// If they are odd in number, or do not begin where a pair may.
+    pub(crate) fn of_rows(values: &'a [bf16], columns: usize) -> Self {
+        assert!(columns.is_multiple_of(2), "no pair is of two rows");
+        Self {
+            pairs: Pair::of_numbers(values).expect("vectors begin where a pair may"),
+            length: columns / 2,
+        }
+    }
+}
+
+/// A plain row-major matrix of bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct DenseBf16<'a> {
+    values: &'a [bf16],
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> DenseBf16<'a> {
+    /// `values` as a matrix `[rows, columns]`.
+    pub(crate) fn new(values: &'a [bf16], rows: usize, columns: usize) -> Self {
+        assert_eq!(
+            values.len(),
+            rows * columns,
+            "matrix: length does not fit its shape"
+        );
+        Self {
+            values,
+            rows,
+            columns,
+        }
+    }
+}
+
+impl<T: Real> Rows<T> for DenseBf16<'_> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        let values = &self.values[row * self.columns..][columns];
+        widen::<T>(Level::detect(), values, out);
+    }
+
+    fn rounded(&self) -> bool {
+        true
+    }
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        out.copy_from_slice(&self.values[row * self.columns..][columns]);
+    }
+
+    fn dense_bf16(&self) -> Option<(&[bf16], usize)> {
+        Some((self.values, self.columns))
     }
 }
 
@@ -284,8 +364,11 @@ impl<T: Real> Held<T> for Pair {
 
     fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)> {
         let rounded = left.rounded?;
-        debug_assert_eq!((rounded.columns, left.depth_stride), (left.depth, 1));
-        Some((&rounded.pairs, rounded.columns.div_ceil(2)))
+        debug_assert_eq!(
+            (rounded.length, left.depth_stride),
+            (left.depth.div_ceil(2), 1)
+        );
+        Some((rounded.pairs, rounded.length))
     }
 
     fn copy_left(

@@ -93,9 +93,21 @@ pub(super) fn across<T: Round>(
     across_loop::<T>(level, values, stride, depth, count, width, out);
 }
 
+/// `values`, each rounded to bf16.
+pub(crate) fn round<T: Real>(level: Level, values: &[T], out: &mut [bf16]) {
+    assert!(out.len() >= values.len());
+    let even = values.len() / 2 * 2;
+    let (pairs, last) = out.split_at_mut(even);
+    if let Some(pairs) = Pair::of_numbers_mut(pairs) {
+        along::<T>(level, &values[..even], pairs);
+        round_loop::<T>(level, &values[even..], last);
+    } else {
+        round_loop::<T>(level, values, out);
+    }
+}
+
 levels! {
-    /// `values`, each rounded to bf16.
-    pub(crate) fn round<T: Real>(values: &[T], out: &mut [bf16]) {
+    fn round_loop<T: Real>(values: &[T], out: &mut [bf16]) {
         for (out, value) in out.iter_mut().zip(values) {
             *out = bf16::from_bits(value.to_bf16_bits());
         }
