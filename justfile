@@ -49,7 +49,7 @@ peers python="python3" *arguments="":
 peers-rows data tokenizer python="python3" *arguments="":
     cargo build --release
     {{python}} tests/peers/peft_peer.py --data target/peers --write-rows {{data}} --tokenizer {{tokenizer}} --rows target/peers/rows.safetensors
-    {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --rows target/peers/rows.safetensors --arms f32 --output target/peers/rows {{arguments}}
+    {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --rows target/peers/rows.safetensors --arms f32-rows --output target/peers/rows {{arguments}}
 
 # Generation beside candle's own Llama, in turn: tokens a second of prompt and answer (FOLDER: a Llama in f32)
 peers-generate folder="target/peers/135m" tokens="256" new="64":
@@ -94,6 +94,11 @@ plan-check python="python3" *arguments="":
 # A comparison's arms as a job array of a Slurm cluster, on a cluster of one machine (needs slurm-wlm, munge, root)
 slurm-check program="target/release/sparsam":
     tests/slurm/check.sh {{program}}
+
+# What measuring costs a program at full load, and codecarbon beside it: `just overhead VENV/bin/python` has codecarbon
+overhead python="" *arguments="":
+    cargo build --release
+    python3 tests/tracker/overhead.py --sparsam target/release/sparsam {{ if python == "" { "" } else { "--python " + python } }} --output target/overhead {{arguments}}
 
 # Fuzz targets, so many seconds each (needs cargo-fuzz and a nightly compiler)
 fuzz seconds="600" targets="front_matter powercap journal gguf safetensors adapter_config":

@@ -9,7 +9,8 @@ that grows slower or hotter does so for both. Reported are medians over the
 rounds, with the lowest and the highest. Peak memory is what the system counted
 for the whole process (the interpreter and its libraries are part of what a user
 must have; the column `net` takes the imports off). With --compile PEFT runs
-also under torch.compile, and the faster of the two counts.
+also under torch.compile, and the faster of the two counts for speed, the leaner for memory; not in the arms that
+torch.compile cannot do (checkpointing) or would compile anew for every length (rows).
 
 Writes <output>.md, for readers, and <output>.json, with every single run.
 """
@@ -31,8 +32,12 @@ ARMS = {  # name: the arguments both programs understand
     "nf4-dq": ["--method", "lora", "--dtype", "bf16", "--quantize", "nf4-dq"],
     "nf4-f32": ["--method", "lora", "--dtype", "f32", "--quantize", "nf4"],
     "full": ["--method", "full", "--dtype", "f32", "--quantize", "none"],
+    "f32-checkpointing": ["--method", "lora", "--dtype", "f32", "--quantize", "none", "--gradient-checkpointing"],
+    "f32-rows": ["--method", "lora", "--dtype", "f32", "--quantize", "none"],
 }
-EXACT = {"f32", "nf4-f32", "full"}  # both sides compute in f32: the losses must agree
+ROWS = "f32-rows"  # the arm of rows of uneven length, where there are others beside it
+EAGER_ONLY = {"f32-checkpointing", ROWS}
+EXACT = {"f32", "nf4-f32", "full", "f32-checkpointing", ROWS}  # both sides compute in f32: the losses must agree
 LOSS_TOLERANCE = 1e-5  # relative
 CPU_FLAGS = ["avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
              "asimd", "bf16", "i8mm", "sve"]
@@ -45,18 +50,23 @@ def arguments():
     p.add_argument("--data", default="peer-data", help="prepared on the first call")
     p.add_argument("--output", default="peers", help="path without extension")
     p.add_argument("--shape", default="135m")
-    p.add_argument("--arms", default="f32,bf16,nf4,full", help=f"some of {','.join(ARMS)}")
+    p.add_argument("--arms", help=f"some of {','.join(ARMS)}; without it f32, bf16, nf4, f32-checkpointing, full, and "
+                                  f"{ROWS} if there is --rows")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--seq", type=int, default=256)
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--threads", type=int, default=os.cpu_count())
-    p.add_argument("--gradient-checkpointing", action="store_true")
-    p.add_argument("--rows", help="rows of uneven length, as `peft_peer.py --write-rows` leaves them")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="in every arm")
+    p.add_argument("--rows", help=f"rows of uneven length, as `peft_peer.py --write-rows` leaves them: for the arm {ROWS} "
+                                  "where it is named, else for every arm")
     p.add_argument("--compile", action="store_true", help="let PEFT also try torch.compile")
     p.add_argument("--only", choices=["peft", "sparsam"], help="measure one side")
     a = p.parse_args()
-    a.arms = a.arms.split(",")
+    usual = ["f32", "bf16", "nf4", "f32-checkpointing", "full"] + ([ROWS] if a.rows else [])
+    a.arms = a.arms.split(",") if a.arms else usual
+    if ROWS in a.arms and not a.rows:
+        p.error(f"the arm {ROWS} needs --rows")
     if unknown := [arm for arm in a.arms if arm not in ARMS]:
         p.error(f"no arm named {', '.join(unknown)}; there are {', '.join(ARMS)}")
     if a.rounds < 1:
@@ -68,8 +78,10 @@ def arguments():
 
 def common(a, arm):
     words = [*ARMS[arm], "--batch", str(a.batch), "--seq", str(a.seq), "--steps", str(a.steps)]
-    words += ["--gradient-checkpointing"] if a.gradient_checkpointing else []
-    return words + (["--rows", str(Path(a.rows).resolve())] if a.rows else [])
+    if a.gradient_checkpointing and "--gradient-checkpointing" not in words:
+        words.append("--gradient-checkpointing")
+    uneven = a.rows and (arm == ROWS or ROWS not in a.arms)
+    return words + (["--rows", str(Path(a.rows).resolve())] if uneven else [])
 
 
 def peft_command(a, arm, compiled=False):
@@ -86,7 +98,7 @@ def sparsam_command(a, arm):
 def programs(a, arm):
     """Name and command of each program of an arm, in the order of their turns."""
     known = {"peft": peft_command(a, arm)}
-    if a.compile:
+    if a.compile and arm not in EAGER_ONLY:
         known["peft compiled"] = peft_command(a, arm, compiled=True)
     known["sparsam"] = sparsam_command(a, arm)
     return {name: words for name, words in known.items() if a.only is None or name.split()[0] == a.only}
@@ -151,10 +163,13 @@ def summarise(arm, runs):
     result = dict(arm=arm, programs=summary)
     if peers and "sparsam" in runs:
         best = max(peers, key=lambda name: summary[name]["tokens_per_second"]["median"])
-        ratio = lambda value: value(summary["sparsam"]) / value(summary[best])
+        def lean(value):  # against the leaner, whichever that is
+            return value(summary["sparsam"]) / min(value(summary[name]) for name in peers)
+
+        speed = lambda name: summary[name]["tokens_per_second"]["median"]
         result |= dict(
-            against=best, speed_ratio=ratio(lambda s: s["tokens_per_second"]["median"]),
-            memory_ratio=ratio(lambda s: s["peak_rss_mib"]["median"]), net_memory_ratio=ratio(lambda s: s["net_mib"]),
+            against=best, speed_ratio=speed("sparsam") / speed(best),
+            memory_ratio=lean(lambda s: s["peak_rss_mib"]["median"]), net_memory_ratio=lean(lambda s: s["net_mib"]),
             loss_difference=loss_difference(runs["sparsam"][0], runs[best][0]))
     return result
 

@@ -24,8 +24,8 @@ use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::host::{clear, copy_into};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
 use sparsam_kernels::lora::{
-    BranchGrads, Kept, LowRank, Projection as Product, lora_linear, lora_linear_backward,
-    takes_bf16,
+    BranchGrads, Kept, LowRank, Projection as Product, lora_kept, lora_linear,
+    lora_linear_backward, takes_bf16,
 };
 
 use crate::error::{Error, Result};
@@ -559,6 +559,15 @@ impl Hook for Trainable {
             outputs,
             keep.then(|| Box::new(kept) as Box<dyn std::any::Any + Send>),
         ))
+    }
+
+    fn again(&mut self, group: &Group, x: &Tensor) -> candle_core::Result<HookKept> {
+        let dropped = match self.dropout_key(group) {
+            Some(key) => Some(dropout(x, self.dropout, key)?),
+            None => None,
+        };
+        let kept = lora_kept(x, dropped.as_ref(), &self.products(group))?;
+        Ok(Some(Box::new(kept)))
     }
 
     /// What trains a weight or a bias itself reads the input and the gradients too, as dropout does.

@@ -288,10 +288,35 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
+        let (y, kept) = self.pass(x, pass, hook, keep, true)?;
+        match y {
+            Some(y) => Ok((y, kept)),
+            None => candle_core::bail!("a block gave no output"),
+        }
+    }
+
+    /// What [`Block::forward`] keeps, of an input whose output is known already: the last product is left out where
+    /// nothing that is kept comes after it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn again(&self, x: &Tensor, pass: &Pass, hook: &mut dyn Hook) -> Result<Option<Kept>> {
+        let output = self.unit_norm.is_some();
+        Ok(self.pass(x, pass, hook, true, output)?.1)
+    }
+
+    fn pass(
+        &self,
+        x: &Tensor,
+        pass: &Pass,
+        hook: &mut dyn Hook,
+        keep: bool,
+        output: bool,
+    ) -> Result<(Option<Tensor>, Option<Kept>)> {
         let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
         let (attended, log_sums) =
             attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?;
-        let (y, f) = self.finish(x, &attended, hook, keep)?;
+        let (y, f) = self.finish(x, &attended, hook, keep, output)?;
         let kept = keep.then(|| {
             let [o_kept, gate_up_kept, down_kept] = f.hooks;
             Kept {
@@ -362,7 +387,10 @@ impl Block {
             let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
             tensor(rows.concat(), p.q.dims())?.to_device(x.device())?
         };
-        Ok(self.finish(x, &attended, hook, false)?.0)
+        match self.finish(x, &attended, hook, false, true)?.0 {
+            Some(y) => Ok(y),
+            None => candle_core::bail!("a block gave no output"),
+        }
     }
 
     /// Queries, keys and values, normalised and turned: the way from the input to attention.
@@ -427,14 +455,16 @@ impl Block {
         Ok(projected)
     }
 
-    /// The way from attention's output to the block's, through the gated unit.
+    /// The way from attention's output to the block's, through the gated unit; to the unit's last product only, if
+    /// the `output` is not asked for.
     fn finish(
         &self,
         x: &Tensor,
         attended: &Tensor,
         hook: &mut dyn Hook,
         keep: bool,
-    ) -> Result<(Tensor, Finished)> {
+        output: bool,
+    ) -> Result<(Option<Tensor>, Finished)> {
         let (outputs, o_kept) = hook.forward(&self.o, attended, keep)?;
         let (middle, attention_out) = self.outgoing(self.attention_norm.as_ref(), one(outputs)?)?;
         add_in_place(&middle, x)?;
@@ -456,9 +486,14 @@ impl Block {
         } else {
             gated(self.activation, &gate, &up)?
         };
-        let (outputs, down_kept) = hook.forward(&self.down, &product, keep)?;
-        let (y, unit_out) = self.outgoing(self.unit_norm.as_ref(), one(outputs)?)?;
-        add_in_place(&y, &middle)?;
+        let (y, unit_out, down_kept) = if output {
+            let (outputs, kept) = hook.forward(&self.down, &product, keep)?;
+            let (y, unit_out) = self.outgoing(self.unit_norm.as_ref(), one(outputs)?)?;
+            add_in_place(&y, &middle)?;
+            (Some(y), unit_out, kept)
+        } else {
+            (None, None, hook.again(&self.down, &product)?)
+        };
         let finished = Finished {
             attention_out,
             middle,

@@ -45,6 +45,14 @@ pub trait Hook {
     fn forward(&mut self, group: &Group, x: &Tensor, keep: bool)
     -> Result<(Vec<Tensor>, HookKept)>;
 
+    /// What [`Hook::forward`] keeps, in a pass that is computed again and whose outputs nobody needs.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    fn again(&mut self, group: &Group, x: &Tensor) -> Result<HookKept> {
+        Ok(self.forward(group, x, true)?.1)
+    }
+
     /// Gradient of `x`, from those of the outputs; collects the gradients of what is trained here.
     ///
     /// # Errors

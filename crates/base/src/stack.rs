@@ -35,6 +35,14 @@ pub(crate) trait Step {
         keep: bool,
     ) -> Result<(Tensor, Option<Self::Kept>)>;
 
+    /// What [`Step::forward`] keeps, of an input whose output is known already.
+    fn again(
+        &self,
+        x: &Tensor,
+        pass: &Self::Pass<'_>,
+        hook: &mut dyn Hook,
+    ) -> Result<Option<Self::Kept>>;
+
     /// Gradient of its input, from that of its output.
     fn backward(
         &self,
@@ -59,6 +67,15 @@ macro_rules! step {
                 keep: bool,
             ) -> Result<(Tensor, Option<$kept>)> {
                 <$block>::forward(self, x, pass, hook, keep)
+            }
+
+            fn again(
+                &self,
+                x: &Tensor,
+                pass: &$pass,
+                hook: &mut dyn Hook,
+            ) -> Result<Option<$kept>> {
+                <$block>::again(self, x, pass, hook)
             }
 
             fn backward(
@@ -125,7 +142,7 @@ pub(crate) fn backward<S: Step>(
 ) -> Result<Tensor> {
     for block in blocks[all.lowest..].iter().rev() {
         let kept = match all.inputs.pop() {
-            Some(input) => block.forward(&input, pass, hook, true)?.1,
+            Some(input) => block.again(&input, pass, hook)?,
             None => all.blocks.pop(),
         };
         let Some(kept) = kept else {

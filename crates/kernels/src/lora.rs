@@ -103,6 +103,36 @@ pub fn lora_linear(
     })
 }
 
+/// What [`lora_linear`] keeps, without the outputs where it does not take them: for a pass that is computed again.
+///
+/// # Errors
+/// As [`lora_linear`].
+pub fn lora_kept(x: &Tensor, branch_x: Option<&Tensor>, group: &[Projection]) -> Result<Kept> {
+    let dora = |projection: &Projection| projection.branch.is_some_and(|b| b.dora.is_some());
+    if !x.device().is_cpu() || group.iter().any(dora) {
+        return Ok(lora_linear(x, branch_x, group)?.1);
+    }
+    let (tokens, input) = matrix(x, "lora_kept", "the input")?;
+    check_branch_input(x, branch_x)?;
+    check(group, input)?;
+    check_bf16(std::iter::once(x), group)?;
+    by_element!(Computed(x), T => {
+        let x = lent::<T>(x)?;
+        let branch_x = branch_x.map(view::<T>).transpose()?;
+        let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
+        let inputs = Inputs::new(x.numbers(), branch_x.as_deref(), tokens, input, round);
+        let kept = |(projection, reduced): (&Projection, Option<Vec<T>>)| {
+            let (Some(branch), Some(reduced)) = (projection.branch, reduced) else {
+                return Ok(None);
+            };
+            let reduced = tensor(reduced, (tokens, branch.rank()))?;
+            Ok(Some(BranchKept { reduced, sum: None }))
+        };
+        let branches = group.iter().zip(inputs.reduced(group)?).map(kept);
+        Ok(Kept { branches: branches.collect::<Result<_>>()? })
+    })
+}
+
 /// Gradients of the trained part of one projection, added to in place.
 pub struct BranchGrads<'a> {
     /// `[r, in]`

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::format;
+use crate::meter::apple::AppleSilicon;
 use crate::meter::{Component, Domain, Method, Roots, hwmon, nvml, perf, powercap, system};
 use crate::tracker::{Options, StartError, preview};
 
@@ -141,6 +142,7 @@ pub fn examine(options: &Options) -> Result<Report, StartError> {
     let system = examine_system(roots);
     let (gpus, mut sensors) = nvidia(roots, &system);
     sensors.extend(amd(roots));
+    sensors.extend(apple());
     sensors.extend(perf_events(roots, &system));
     sensors.extend(powercap_zones(roots, &system));
     sensors.extend(models(roots));
@@ -334,6 +336,33 @@ fn amd(roots: &Roots) -> Vec<Sensor> {
             fix: None,
         })
         .collect()
+}
+
+/// On a Mac, the chip's own counters.
+fn apple() -> Option<Sensor> {
+    if !cfg!(target_os = "macos") {
+        return None;
+    }
+    let sensor = |state, detail| Sensor {
+        sensor: "IOReport (macmon)".to_owned(),
+        component: Component::Cpu.name(),
+        state,
+        detail,
+        fix: None,
+    };
+    Some(match AppleSilicon::open(true, Duration::ZERO) {
+        Some(meter) => sensor(
+            State::Readable,
+            format!(
+                "power of CPU, GPU with neural engine, and memory of {}, which is integrated",
+                meter.chip()
+            ),
+        ),
+        None => sensor(
+            State::Absent,
+            "no counters: a virtual machine, or a Mac without Apple silicon".to_owned(),
+        ),
+    })
 }
 
 /// Whether the kernel knows the capability CAP_PERFMON, which came with Linux 5.8.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::accounting::{self, Pue};
 use crate::intensity::{self, CarbonIntensity, UnknownCountry};
 use crate::journal::{self, Host, JournalError, Start, Writer};
+use crate::meter::apple::AppleSilicon;
 use crate::meter::hwmon;
 use crate::meter::model::{Constant, CpuModel};
 use crate::meter::perf::PerfRapl;
@@ -302,20 +303,24 @@ fn find_meters(options: &Options, now: Duration) -> Found {
             .push("GPUs, which this run did not use".to_owned()),
     }
 
+    let apple = AppleSilicon::open(matches!(options.gpus, Gpus::Visible), now);
     let perf = PerfRapl::open(roots, now).ok();
     let powercap = if perf.is_none() {
         Powercap::open(roots, now)
     } else {
         None
     };
-    let memory_is_measured = perf.as_ref().is_some_and(PerfRapl::measures_memory)
+    let memory_is_measured = apple.is_some()
+        || perf.as_ref().is_some_and(PerfRapl::measures_memory)
         || powercap.as_ref().is_some_and(Powercap::measures_memory);
-    if (perf.is_some() || powercap.is_some()) && options.cpu_watts.is_some() {
+    if (apple.is_some() || perf.is_some() || powercap.is_some()) && options.cpu_watts.is_some() {
         found
             .notes
             .push("`cpu_watts` was not used: the processor is measured".to_owned());
     }
-    if let Some(meter) = perf {
+    if let Some(meter) = apple {
+        found.meters.push(Box::new(meter));
+    } else if let Some(meter) = perf {
         found.meters.push(Box::new(meter));
     } else if let Some(meter) = powercap {
         let unreadable: Vec<String> = powercap::zones(roots)

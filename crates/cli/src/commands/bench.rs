@@ -34,10 +34,14 @@ const LEARNING_RATE: f64 = 2e-4;
 const WARM_UP: usize = 2;
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let batches = match &args.rows {
+        Some(rows) => Prepared::rows(rows)?,
+        None => Prepared::read(&args.batches)?,
+    };
     let options = LoadOptions {
         quantize: args.quantize,
         dtype: args.dtype,
-        max_length: args.seq,
+        max_length: batches.longest(args.seq),
     };
     let place = device::open(args.device)?;
     let mut model = Model::from_folder(&args.model, options)?;
@@ -53,10 +57,6 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     };
     let mut optimizer = Optimizer::new(&trainable, settings, None)?;
     let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
-    let batches = match &args.rows {
-        Some(rows) => Prepared::rows(rows)?,
-        None => Prepared::read(&args.batches)?,
-    };
     for step in 0..args.steps {
         let (ids, targets, lengths) = batches.step(step, args.batch, args.seq);
         let documents = Documents::from_lengths(&lengths);
@@ -151,6 +151,14 @@ impl Prepared {
             rest = others;
         }
         Ok(Self::Uneven(rows))
+    }
+
+    /// Tokens of the longest row; of even ones no more than `seq` are taken.
+    fn longest(&self, seq: usize) -> usize {
+        match self {
+            Self::Even { .. } => seq,
+            Self::Uneven(rows) => rows.iter().map(|(row, _)| row.len()).max().unwrap_or(1),
+        }
     }
 
     /// Ids, targets and lengths of a step's rows; of even ones the first, and their first tokens.

@@ -3,6 +3,7 @@
 //!
 //! - [`nvml`]: NVIDIA GPUs, by their energy counter with power integrated beside it
 //! - [`hwmon`]: AMD GPUs, by the kernel's own sensors
+//! - [`apple`]: Apple silicon, by what macOS counts of its parts
 //! - [`perf`]: CPU packages and memory, by RAPL counters through perf events
 //! - [`powercap`]: the same counters in sysfs
 //! - [`model`]: CPU and memory where nothing can be read, labelled as a model
@@ -10,6 +11,7 @@
 //! The places a meter reads from are arguments ([`Roots`]), so that a container can point them at the
 //! host's and a test at a folder of its own; the time is an argument of every reading.
 
+pub mod apple;
 pub mod hwmon;
 pub mod model;
 pub mod nvml;
