@@ -5,7 +5,7 @@
 
 The program should have been built with `--profile profiling`, which keeps the names of inlined functions apart. A
 sample belongs to the first kind below whose expression its function's name matches; what matches none is listed by
-itself, so that the kinds can be kept true. Loading is part of the samples, which is why the steps are many.
+itself, so that the kinds can be kept true. The first six seconds, loading mostly, are left out.
 
 Writes <output>.md.
 """
@@ -25,13 +25,13 @@ ARMS = {
 KINDS = [  # name, expression over the function's name
     ("attention", r"attention"),
     ("multiplying", r"gemm::kernel|few_rows"),
-    ("rounding and packing operands", r"gemm::pack|gemm::blocks|nf4|int8|Lookup|expand|ggml"),
+    ("rounding and packing operands", r"gemm::pack|gemm::pairs|gemm::blocks|transpose|widen|nf4|int8|Lookup|expand|ggml"),
     ("norms, rotation, activation, dropout", r"norm|rope|activation|gated|dropout"),
     ("loss", r"cross_entropy"),
     ("low rank and sums", r"lora|linear|add_in_place|bias"),
     ("optimiser", r"adamw|optimizer|grad_norm"),
     ("copying and clearing", r"mem(cpy|set|move)|clear_page|copy_page|candle_core"),
-    ("waiting for the other threads", r"rayon|crossbeam|sched_yield|futex|schedule"),
+    ("waiting for the other threads", r"rayon|crossbeam|sched_yield|futex|schedule|finish_task_switch|spin_unlock|do_syscall"),
     ("allocating", r"alloc|mi_|madvise|mmap|page_fault|arena"),
 ]
 
@@ -65,7 +65,8 @@ def functions(a, arm, folder):
     data = Path(folder) / f"{arm}.data"
     bench = [a.sparsam, "bench", "--model", a.data / a.shape, "--lora-init", a.data / f"{a.shape}-lora.safetensors",
              "--batches", a.data / f"{a.shape}-batches.safetensors", *ARMS[arm], "--steps", a.steps, "--json"]
-    checked(["perf", "record", "-q", "-F", "499", "-o", str(data), "--", *map(str, bench)])
+    # Loading and the first step, which touches all memory for the first time, are left out.
+    checked(["perf", "record", "-q", "--delay", "6000", "-F", "499", "-o", str(data), "--", *map(str, bench)])
     text = checked(["perf", "report", "-i", str(data), "--stdio", "--no-children", "-F", "overhead,sym", "-q"])
     lines = (re.match(r"\s*([\d.]+)%\s+\[.\]\s+(.+)", line) for line in text.splitlines())
     return [(float(m[1]), m[2].strip()) for m in lines if m]

@@ -5,7 +5,8 @@
 //! The processor: `share × rated × (idle + (full - idle) × (2u - u^1.4))`. The curve over the load `u`
 //! is that of Fan, Weber and Barroso 2007, "Power provisioning for a warehouse-sized computer" (ISCA,
 //! section 3), exponent 1.4 by their calibration. `rated` is the thermal design power. Idle and full
-//! power as parts of it are [`IDLE`] and [`FULL`]; the low bound takes a straight line for the curve.
+//! power as parts of it are [`IDLE`] and [`FULL`]; the low bound takes a straight line for the curve, the high
+//! one a line of twice the slope, as all cores are busy when one thread of each is.
 //! `share` is the part of the machine this run may use.
 //!
 //! Memory: watts per gigabyte this run may use, [`RAM_WATTS_PER_GB`].
@@ -125,11 +126,12 @@ pub fn cpu_watts(
     let watts = |rated: f64, idle: f64, full: f64, curve: f64| {
         rated * (of_idle * idle + of_busy * (full - idle) * curve)
     };
-    // The straight line, as Green Algorithms takes it, is the lowest of the published curves.
+    // The straight line, as Green Algorithms takes it, is the lowest of the published curves. High: a core of two
+    // threads works as soon as one of them does, so that half the threads may keep all cores busy.
     Range::new(
         watts(rated.low, IDLE.low, FULL.low, u),
         watts(rated.central, IDLE.central, FULL.central, curve),
-        watts(rated.high, IDLE.high, FULL.high, curve),
+        watts(rated.high, IDLE.high, FULL.high, (2.0 * u).min(1.0)),
     )
 }
 
