@@ -70,7 +70,7 @@ def work(blocks):
 
 def run(a, way, program, folder):
     """Seconds, processor seconds of all that ran, and the energy in Wh that was found."""
-    found = Path(folder) / "found"
+    found = Path(folder) / f"found-{way}"
     words = {
         "alone": program,
         "sparsam": [a.sparsam, "track", "--country", "DEU", "-o", str(found), "--", *program],

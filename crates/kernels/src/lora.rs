@@ -10,19 +10,19 @@
 //! `y = x Wᵀ + (g − 1) ∘ x̃ Wᵀ + g ∘ s (x̃ Aᵀ) Bᵀ`; this is PEFT's formula, and without dropout it is
 //! `g ∘ (x Wᵀ + s (x Aᵀ) Bᵀ)`.
 
-use std::ops::Deref;
+mod operands;
 
 use candle_core::{DType, Result, Tensor, bail};
-use half::bf16;
 
 use crate::by_element;
 use crate::cpu::Level;
 use crate::dora::{Dora, magnitude_grad, rescaled};
-use crate::gemm::{Dense, DenseBf16, Kernel as _, Left, Right, Rounded, Rows, Term, gemm, product};
+use crate::gemm::{Dense, Kernel as _, Left, Right, Rows, Term, gemm, product};
 use crate::host::{Element, matrix, num::Float, tensor, update, view};
 use crate::transpose::transpose;
 use crate::vector::Real;
 use crate::weight::Weight;
+use operands::{Computed, Numbers, Operand, Stack, lent};
 
 /// The trained part of one projection.
 #[derive(Clone, Debug)]
@@ -217,101 +217,6 @@ pub fn takes_bf16(group: &[Projection]) -> bool {
         })
 }
 
-/// A matrix in memory, of numbers of `T` or of bf16.
-enum Lent<G, H> {
-    Plain(G),
-    Bf16(H),
-}
-
-/// Borrows a matrix of a pass, which [`takes_bf16`] allowed to be of bf16.
-fn lent<T: Element>(
-    tensor: &Tensor,
-) -> Result<Lent<impl Deref<Target = [T]> + '_, impl Deref<Target = [bf16]> + '_>> {
-    Ok(if tensor.dtype() == DType::BF16 {
-        Lent::Bf16(view::<bf16>(tensor)?)
-    } else {
-        Lent::Plain(view::<T>(tensor)?)
-    })
-}
-
-impl<G, H> Lent<G, H> {
-    fn numbers<T>(&self) -> Numbers<'_, T>
-    where
-        G: Deref<Target = [T]>,
-        H: Deref<Target = [bf16]>,
-    {
-        match self {
-            Self::Plain(values) => Numbers::Plain(values),
-            Self::Bf16(values) => Numbers::Bf16(values),
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Numbers<'a, T> {
-    Plain(&'a [T]),
-    Bf16(&'a [bf16]),
-}
-
-impl<T> Numbers<'_, T> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Plain(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
-}
-
-/// An operand of several products, rounded once for all in which it stands at the left, where they are of rounded
-/// numbers.
-struct Operand<'a, T> {
-    numbers: Numbers<'a, T>,
-    rounded: Option<Rounded>,
-    rows: usize,
-    columns: usize,
-}
-
-impl<'a, T: Real> Operand<'a, T> {
-    fn new(numbers: Numbers<'a, T>, rows: usize, columns: usize, round: bool) -> Self {
-        let rounded = match numbers {
-            Numbers::Plain(values) if round => Rounded::new(values, columns),
-            _ => None,
-        };
-        Self {
-            numbers,
-            rounded,
-            rows,
-            columns,
-        }
-    }
-
-    fn left(&self) -> Left<'_, T> {
-        match self.numbers {
-            Numbers::Plain(values) => {
-                Left::plain(values, self.rows, self.columns).with(self.rounded.as_ref())
-            }
-            Numbers::Bf16(values) => Left::of_bf16(values, self.rows, self.columns),
-        }
-    }
-
-    fn right(&self, rounded: bool) -> Box<dyn Rows<T> + '_> {
-        match self.numbers {
-            Numbers::Plain(values) => {
-                Box::new(Dense::new(values, self.rows, self.columns).rounded(rounded))
-            }
-            Numbers::Bf16(values) => Box::new(DenseBf16::new(values, self.rows, self.columns)),
-        }
-    }
-
-    /// The numbers themselves, for DoRA.
-    fn values(&self) -> Result<&'a [T]> {
-        match self.numbers {
-            Numbers::Plain(values) => Ok(values),
-            Numbers::Bf16(_) => bail!("`lora_linear`: DoRA needs its input and gradients in f32"),
-        }
-    }
-}
-
 /// The input of a group, and that of its branches where it differs.
 struct Inputs<'a, T> {
     x: Operand<'a, T>,
@@ -378,67 +283,6 @@ impl<'a, T: Real> Back<'a, T> {
             Some(dz) => Left::plain(dz, self.dy.rows, self.dy.columns),
             None => self.dy.left(),
         }
-    }
-}
-
-/// The matrices `A` of several branches one below the other, `[Σ r, in]`, and the ranks.
-struct Stack<T> {
-    values: Vec<T>,
-    ranks: Vec<usize>,
-    input: usize,
-    rounded: bool,
-}
-
-impl<T: Real> Stack<T> {
-    fn new<'a>(
-        branches: impl Iterator<Item = (&'a Weight, &'a LowRank)>,
-        input: usize,
-    ) -> Result<Self> {
-        let (mut values, mut ranks, mut rounded) = (Vec::new(), Vec::new(), false);
-        for (weight, branch) in branches {
-            values.extend_from_slice(&view::<T>(&branch.a)?);
-            ranks.push(branch.rank());
-            rounded |= weight.multiplies_in_bf16();
-        }
-        Ok(Self {
-            values,
-            ranks,
-            input,
-            rounded,
-        })
-    }
-
-    /// `Σ r`
-    fn depth(&self) -> usize {
-        self.ranks.iter().sum()
-    }
-
-    fn matrix(&self) -> Dense<'_, T> {
-        Dense::new(&self.values, self.depth(), self.input).rounded(self.rounded)
-    }
-
-    /// Matrices `[tokens, r]`, one for each branch, side by side: `[tokens, Σ r]`.
-    fn side_by_side(&self, tokens: usize, parts: &[&[T]]) -> Vec<T> {
-        let mut values = Vec::with_capacity(tokens * self.depth());
-        for token in 0..tokens {
-            for (part, rank) in parts.iter().zip(&self.ranks) {
-                values.extend_from_slice(&part[token * rank..][..*rank]);
-            }
-        }
-        values
-    }
-
-    /// What [`Stack::side_by_side`] put together.
-    fn apart(&self, values: &[T]) -> Vec<Vec<T>> {
-        let mut parts: Vec<Vec<T>> = self.ranks.iter().map(|_| Vec::new()).collect();
-        for row in values.chunks_exact(self.depth().max(1)) {
-            let mut start = 0;
-            for (part, rank) in parts.iter_mut().zip(&self.ranks) {
-                part.extend_from_slice(&row[start..start + rank]);
-                start += rank;
-            }
-        }
-        parts
     }
 }
 
@@ -670,18 +514,6 @@ fn multiply<T: Element>(values: &mut [T], factor: f64) {
 
 fn difference<T: Element>(x: &[T], y: &[T]) -> Vec<T> {
     x.iter().zip(y).map(|(x, y)| *x - *y).collect()
-}
-
-/// A tensor by the type that it is computed with.
-struct Computed<'a>(&'a Tensor);
-
-impl Computed<'_> {
-    fn dtype(&self) -> DType {
-        match self.0.dtype() {
-            DType::BF16 => DType::F32,
-            other => other,
-        }
-    }
 }
 
 /// Tensors of bf16 where [`takes_bf16`] does not allow them are an error.
