@@ -479,7 +479,7 @@ impl Block {
         };
         let [mut gate, mut up] = parts(outputs, [wide, wide])?;
         let product = if hook.takes_bf16(&self.gate_up) && hook.takes_bf16(&self.down) {
-            // The way back needs gate and up for what the products round, and no more of them is kept.
+            // Gate and up are kept as they would be if the whole base computed in bf16.
             let product;
             [product, gate, up] = gated_to_bf16(self.activation, &gate, &up)?;
             product

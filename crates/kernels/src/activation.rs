@@ -81,8 +81,9 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
     })
 }
 
-/// `act(gate) ∘ up` rounded to bf16, and both operands rounded so, for [`gated`] and [`gated_backward`]: what the
-/// products around it round anyway, kept in half the memory.
+/// `act(gate) ∘ up` rounded to bf16, for a product that would round it; and both operands rounded so, for the way back
+/// through [`gated`] and [`gated_backward`], in half the memory. The adjoint then differentiates at operands with the
+/// eight significant bits that a model computed in bf16 altogether has.
 ///
 /// # Errors
 /// As [`gated`].
