@@ -2,11 +2,11 @@
 //!
 //!     cargo run --release -p sparsam-adapter --example growth -- target/growth
 //!
-//! A small Llama with drawn weights is trained in f32, one setting at a time away from its usual value. Each time is
-//! the least of three rounds, a round's the median of five steps after one that is not counted: a machine that others
-//! use as well is slow for seconds at a time, which a round cannot see and the next one need not meet. A line (for the length a parabola, as attention looks at
-//! pairs) is fitted to each series by least squares, and the table says how far the points lie from it. Writes
-//! `<output>.md` and `<output>.svg`.
+//! A small Llama with drawn weights is trained in f32, one setting at a time away from its usual value. Each time
+//! is the least of three rounds, a round's the median of five steps after one that is not counted: a machine that
+//! others use as well is slow for seconds at a time, which a round cannot see and the next one need not meet. A
+//! line (for the length a parabola, as attention looks at pairs) is fitted to each series by least squares, and the
+//! table says how far the points lie from it. Writes `<output>.md` and `<output>.svg`.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -509,6 +509,12 @@ impl Trainable {
             .collect()
     }
 
+    /// The input of the group's branches, if anything of it is dropped now.
+    fn dropped(&self, group: &Group, x: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let key = self.dropout_key(group);
+        key.map(|key| dropout(x, self.dropout, key)).transpose()
+    }
+
     /// The key of the group's dropout, if it drops anything now. The branches of a group, which read
     /// the same input, share a mask.
     fn dropout_key(&self, group: &Group) -> Option<DropoutKey> {
@@ -549,10 +555,7 @@ impl Hook for Trainable {
                 branch.measure(&projection.weight)?;
             }
         }
-        let dropped = match self.dropout_key(group) {
-            Some(key) => Some(dropout(x, self.dropout, key)?),
-            None => None,
-        };
+        let dropped = self.dropped(group, x)?;
         let (outputs, kept) = lora_linear(x, dropped.as_ref(), &self.products(group))?;
         group.add_biases(&outputs)?;
         Ok((
@@ -562,10 +565,7 @@ impl Hook for Trainable {
     }
 
     fn again(&mut self, group: &Group, x: &Tensor) -> candle_core::Result<HookKept> {
-        let dropped = match self.dropout_key(group) {
-            Some(key) => Some(dropout(x, self.dropout, key)?),
-            None => None,
-        };
+        let dropped = self.dropped(group, x)?;
         let kept = lora_kept(x, dropped.as_ref(), &self.products(group))?;
         Ok(Some(Box::new(kept)))
     }
@@ -592,11 +592,7 @@ impl Hook for Trainable {
         let Some(kept) = kept.and_then(|kept| kept.downcast::<Kept>().ok()) else {
             candle_core::bail!("the backward pass of a group was run without its forward pass")
         };
-        let key = self.dropout_key(group);
-        let dropped = match key {
-            Some(key) => Some(dropout(x, self.dropout, key)?),
-            None => None,
-        };
+        let dropped = self.dropped(group, x)?;
         let grads: Vec<_> = group
             .projections
             .iter()
@@ -610,7 +606,7 @@ impl Hook for Trainable {
             .collect();
         let products = self.products(group);
         let dx = lora_linear_backward(dys, x, dropped.as_ref(), &products, &kept, &grads)?;
-        if let (Some(key), Some(branch_dx)) = (key, &dx.branch_x) {
+        if let (Some(key), Some(branch_dx)) = (self.dropout_key(group), &dx.branch_x) {
             add_in_place(&dx.x, &dropout(branch_dx, self.dropout, key)?)?;
         }
         for (projection, dy) in group.projections.iter().zip(dys) {

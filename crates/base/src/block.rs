@@ -117,15 +117,14 @@ struct Projected {
     hook: HookKept,
 }
 
-/// What stands between a block's attention and its output.
+/// What stands between a block's attention and its gated product.
 struct Finished {
     attention_out: Option<Normed>,
     middle: Tensor,
     post_roots: Option<Tensor>,
     gate: Tensor,
     up: Tensor,
-    unit_out: Option<Normed>,
-    hooks: [HookKept; 3],
+    hooks: [HookKept; 2],
 }
 
 /// Keys and values of one sequence in one block, for generation; in the host's memory, also where the model is
@@ -288,11 +287,13 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
-        let (y, kept) = self.pass(x, pass, hook, keep, true)?;
-        match y {
-            Some(y) => Ok((y, kept)),
-            None => candle_core::bail!("a block gave no output"),
+        let (product, middle, mut kept) = self.to_product(x, pass, hook, keep)?;
+        let (y, unit_out, down_kept) = self.leave(&product, &middle, hook, keep)?;
+        if let Some(kept) = &mut kept {
+            kept.unit_out = unit_out;
+            kept.hooks[3] = down_kept;
         }
+        Ok((y, kept))
     }
 
     /// What [`Block::forward`] keeps, of an input whose output is known already: the last product is left out where
@@ -301,24 +302,32 @@ impl Block {
     /// # Errors
     /// As there.
     pub fn again(&self, x: &Tensor, pass: &Pass, hook: &mut dyn Hook) -> Result<Option<Kept>> {
-        let output = self.unit_norm.is_some();
-        Ok(self.pass(x, pass, hook, true, output)?.1)
+        if self.unit_norm.is_some() {
+            return Ok(self.forward(x, pass, hook, true)?.1);
+        }
+        let (product, _, mut kept) = self.to_product(x, pass, hook, true)?;
+        let down_kept = hook.again(&self.down, &product)?;
+        if let Some(kept) = &mut kept {
+            kept.hooks[3] = down_kept;
+        }
+        Ok(kept)
     }
 
-    fn pass(
+    /// The gated product, the residual stream beside it, and what is kept of the way there.
+    fn to_product(
         &self,
         x: &Tensor,
         pass: &Pass,
         hook: &mut dyn Hook,
         keep: bool,
-        output: bool,
-    ) -> Result<(Option<Tensor>, Option<Kept>)> {
+    ) -> Result<(Tensor, Tensor, Option<Kept>)> {
         let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
         let (attended, log_sums) =
             attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?;
-        let (y, f) = self.finish(x, &attended, hook, keep, output)?;
+        let (product, f) = self.unit(x, &attended, hook, keep)?;
+        let middle = f.middle.clone();
         let kept = keep.then(|| {
-            let [o_kept, gate_up_kept, down_kept] = f.hooks;
+            let [o_kept, gate_up_kept] = f.hooks;
             Kept {
                 x: x.clone(),
                 input_roots: p.input_roots,
@@ -333,11 +342,11 @@ impl Block {
                 post_roots: f.post_roots,
                 gate: f.gate,
                 up: f.up,
-                unit_out: f.unit_out,
-                hooks: [p.hook, o_kept, gate_up_kept, down_kept],
+                unit_out: None,
+                hooks: [p.hook, o_kept, gate_up_kept, None],
             }
         });
-        Ok((y, kept))
+        Ok((product, middle, kept))
     }
 
     /// The block's output for the next tokens of several sequences, `x` `[tokens, hidden]`, of which
@@ -387,10 +396,8 @@ impl Block {
             let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
             tensor(rows.concat(), p.q.dims())?.to_device(x.device())?
         };
-        match self.finish(x, &attended, hook, false, true)?.0 {
-            Some(y) => Ok(y),
-            None => candle_core::bail!("a block gave no output"),
-        }
+        let (product, f) = self.unit(x, &attended, hook, false)?;
+        Ok(self.leave(&product, &f.middle, hook, false)?.0)
     }
 
     /// Queries, keys and values, normalised and turned: the way from the input to attention.
@@ -455,16 +462,14 @@ impl Block {
         Ok(projected)
     }
 
-    /// The way from attention's output to the block's, through the gated unit; to the unit's last product only, if
-    /// the `output` is not asked for.
-    fn finish(
+    /// The way from attention's output to the gated product.
+    fn unit(
         &self,
         x: &Tensor,
         attended: &Tensor,
         hook: &mut dyn Hook,
         keep: bool,
-        output: bool,
-    ) -> Result<(Option<Tensor>, Finished)> {
+    ) -> Result<(Tensor, Finished)> {
         let (outputs, o_kept) = hook.forward(&self.o, attended, keep)?;
         let (middle, attention_out) = self.outgoing(self.attention_norm.as_ref(), one(outputs)?)?;
         add_in_place(&middle, x)?;
@@ -486,24 +491,29 @@ impl Block {
         } else {
             gated(self.activation, &gate, &up)?
         };
-        let (y, unit_out, down_kept) = if output {
-            let (outputs, kept) = hook.forward(&self.down, &product, keep)?;
-            let (y, unit_out) = self.outgoing(self.unit_norm.as_ref(), one(outputs)?)?;
-            add_in_place(&y, &middle)?;
-            (Some(y), unit_out, kept)
-        } else {
-            (None, None, hook.again(&self.down, &product)?)
-        };
         let finished = Finished {
             attention_out,
             middle,
             post_roots,
             gate,
             up,
-            unit_out,
-            hooks: [o_kept, gate_up_kept, down_kept],
+            hooks: [o_kept, gate_up_kept],
         };
-        Ok((y, finished))
+        Ok((product, finished))
+    }
+
+    /// The way from the gated product to the block's output, with what went into the norm on it, if there is one.
+    fn leave(
+        &self,
+        product: &Tensor,
+        middle: &Tensor,
+        hook: &mut dyn Hook,
+        keep: bool,
+    ) -> Result<(Tensor, Option<Normed>, HookKept)> {
+        let (outputs, kept) = hook.forward(&self.down, product, keep)?;
+        let (y, unit_out) = self.outgoing(self.unit_norm.as_ref(), one(outputs)?)?;
+        add_in_place(&y, middle)?;
+        Ok((y, unit_out, kept))
     }
 
     /// Gradient of the block's input, from that of its output.

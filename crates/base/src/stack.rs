@@ -41,7 +41,9 @@ pub(crate) trait Step {
         x: &Tensor,
         pass: &Self::Pass<'_>,
         hook: &mut dyn Hook,
-    ) -> Result<Option<Self::Kept>>;
+    ) -> Result<Option<Self::Kept>> {
+        Ok(self.forward(x, pass, hook, true)?.1)
+    }
 
     /// Gradient of its input, from that of its output.
     fn backward(
@@ -54,7 +56,7 @@ pub(crate) trait Step {
 }
 
 macro_rules! step {
-    ($block:ty, $kept:ty, $pass:ident) => {
+    ($block:ty, $kept:ty, $pass:ident $(, $again:ident)?) => {
         impl Step for $block {
             type Kept = $kept;
             type Pass<'a> = $pass<'a>;
@@ -69,14 +71,14 @@ macro_rules! step {
                 <$block>::forward(self, x, pass, hook, keep)
             }
 
-            fn again(
+            $(fn $again(
                 &self,
                 x: &Tensor,
                 pass: &$pass,
                 hook: &mut dyn Hook,
             ) -> Result<Option<$kept>> {
-                <$block>::again(self, x, pass, hook)
-            }
+                <$block>::$again(self, x, pass, hook)
+            })?
 
             fn backward(
                 &self,
@@ -91,7 +93,7 @@ macro_rules! step {
     };
 }
 
-step!(Block, block::Kept, Pass);
+step!(Block, block::Kept, Pass, again);
 step!(EncoderBlock, encoder::block::Kept, EncoderPass);
 
 /// What the way back through blocks needs of the way forward.

@@ -78,6 +78,26 @@ pub fn lora_linear(
     branch_x: Option<&Tensor>,
     group: &[Projection],
 ) -> Result<(Vec<Tensor>, Kept)> {
+    forward(x, branch_x, group, true)
+}
+
+/// What [`lora_linear`] keeps, without the outputs where it does not take them: for a pass that is computed again.
+///
+/// # Errors
+/// As [`lora_linear`].
+pub fn lora_kept(x: &Tensor, branch_x: Option<&Tensor>, group: &[Projection]) -> Result<Kept> {
+    // DoRA keeps a sum, which is the output before it is rescaled.
+    let dora = |projection: &Projection| projection.branch.is_some_and(|b| b.dora.is_some());
+    Ok(forward(x, branch_x, group, group.iter().any(dora))?.1)
+}
+
+/// [`lora_linear`], on a processor without the outputs if they are not `wanted`.
+fn forward(
+    x: &Tensor,
+    branch_x: Option<&Tensor>,
+    group: &[Projection],
+    wanted: bool,
+) -> Result<(Vec<Tensor>, Kept)> {
     let (tokens, input) = matrix(x, "lora_linear", "the input")?;
     check_branch_input(x, branch_x)?;
     check(group, input)?;
@@ -91,45 +111,23 @@ pub fn lora_linear(
         let branch_x = branch_x.map(view::<T>).transpose()?;
         let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
         let inputs = Inputs::new(x.numbers(), branch_x.as_deref(), tokens, input, round);
-        let reduced = inputs.reduced(group)?;
         let mut outputs = Vec::with_capacity(group.len());
         let mut branches = Vec::with_capacity(group.len());
-        for (projection, reduced) in group.iter().zip(reduced) {
-            let (y, kept) = inputs.forward(projection, reduced)?;
-            outputs.push(y);
+        for (projection, reduced) in group.iter().zip(inputs.reduced(group)?) {
+            let kept = if wanted {
+                let (y, kept) = inputs.forward(projection, reduced)?;
+                outputs.push(y);
+                kept
+            } else {
+                let kept = |(reduced, branch): (Vec<T>, &LowRank)| -> Result<_> {
+                    let reduced = tensor(reduced, (tokens, branch.rank()))?;
+                    Ok(BranchKept { reduced, sum: None })
+                };
+                reduced.zip(projection.branch).map(kept).transpose()?
+            };
             branches.push(kept);
         }
         Ok((outputs, Kept { branches }))
-    })
-}
-
-/// What [`lora_linear`] keeps, without the outputs where it does not take them: for a pass that is computed again.
-///
-/// # Errors
-/// As [`lora_linear`].
-pub fn lora_kept(x: &Tensor, branch_x: Option<&Tensor>, group: &[Projection]) -> Result<Kept> {
-    let dora = |projection: &Projection| projection.branch.is_some_and(|b| b.dora.is_some());
-    if !x.device().is_cpu() || group.iter().any(dora) {
-        return Ok(lora_linear(x, branch_x, group)?.1);
-    }
-    let (tokens, input) = matrix(x, "lora_kept", "the input")?;
-    check_branch_input(x, branch_x)?;
-    check(group, input)?;
-    check_bf16(std::iter::once(x), group)?;
-    by_element!(Computed(x), T => {
-        let x = lent::<T>(x)?;
-        let branch_x = branch_x.map(view::<T>).transpose()?;
-        let round = group.iter().any(|p| p.weight.multiplies_in_bf16());
-        let inputs = Inputs::new(x.numbers(), branch_x.as_deref(), tokens, input, round);
-        let kept = |(projection, reduced): (&Projection, Option<Vec<T>>)| {
-            let (Some(branch), Some(reduced)) = (projection.branch, reduced) else {
-                return Ok(None);
-            };
-            let reduced = tensor(reduced, (tokens, branch.rank()))?;
-            Ok(Some(BranchKept { reduced, sum: None }))
-        };
-        let branches = group.iter().zip(inputs.reduced(group)?).map(kept);
-        Ok(Kept { branches: branches.collect::<Result<_>>()? })
     })
 }
 

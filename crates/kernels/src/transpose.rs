@@ -58,6 +58,58 @@ pub(crate) fn transpose<T: Plain>(
     }
 }
 
+/// [`transpose`] of numbers of four bytes, of one instruction set: the names of what sets a tile to zero, loads and
+/// stores a whole row of it, and loads and stores the first numbers of one by a mask.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_tiles {
+    ($feature:literal, $zero:expr, $load:expr, $store:expr, $load_first:expr, $store_first:expr) => {
+        /// # Safety
+        /// The processor has the feature; `from` holds `rows` rows of `columns` numbers and `to` the reverse, as far
+        /// apart as is said.
+        #[expect(unsafe_code, reason = "vector instructions")]
+        #[target_feature(enable = $feature)]
+        pub(super) unsafe fn transpose(
+            from: *const i32,
+            from_stride: usize,
+            rows: usize,
+            columns: usize,
+            to: *mut i32,
+            to_stride: usize,
+        ) {
+            for row in (0..rows).step_by(SIDE) {
+                let height = SIDE.min(rows - row);
+                for column in (0..columns).step_by(SIDE) {
+                    let width = SIDE.min(columns - column);
+                    let mut tile = [$zero; SIDE];
+                    // SAFETY: both lie within the matrices. There are `height` rows of `width` more numbers from `from`
+                    // on, and as many places from `to` on; no others are read or written. Loops of a known length
+                    // keep the tile in registers.
+                    unsafe {
+                        let from = from.add(row * from_stride + column);
+                        let to = to.add(column * to_stride + row);
+                        if (height, width) == (SIDE, SIDE) {
+                            for (r, tile) in tile.iter_mut().enumerate() {
+                                *tile = $load(from.add(r * from_stride));
+                            }
+                            for (c, turned) in turned(&tile).iter().enumerate() {
+                                $store(to.add(c * to_stride), *turned);
+                            }
+                        } else {
+                            let (in_row, in_column) = (first(width), first(height));
+                            for (r, tile) in tile.iter_mut().enumerate().take(height) {
+                                *tile = $load_first(from.add(r * from_stride), in_row);
+                            }
+                            for (c, turned) in turned(&tile).iter().enumerate().take(width) {
+                                $store_first(to.add(c * to_stride), in_column, *turned);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::*;
@@ -65,56 +117,14 @@ mod avx512 {
     /// Rows and columns of a tile.
     const SIDE: usize = 16;
 
-    /// [`super::transpose`] of numbers of four bytes.
-    ///
-    /// # Safety
-    /// The processor has AVX-512 F; `from` holds `rows` rows of `columns` numbers and `to` the reverse, as far apart
-    /// as is said.
-    #[expect(unsafe_code, reason = "vector instructions")]
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn transpose(
-        from: *const i32,
-        from_stride: usize,
-        rows: usize,
-        columns: usize,
-        to: *mut i32,
-        to_stride: usize,
-    ) {
-        for row in (0..rows).step_by(SIDE) {
-            let height = SIDE.min(rows - row);
-            for column in (0..columns).step_by(SIDE) {
-                let width = SIDE.min(columns - column);
-                let mut tile = [_mm512_setzero_si512(); SIDE];
-                // SAFETY: both lie within the matrices.
-                let (from, to) = unsafe {
-                    (
-                        from.add(row * from_stride + column),
-                        to.add(column * to_stride + row),
-                    )
-                };
-                // SAFETY: there are `height` rows of `width` more numbers from `from` on, and as many places from `to`
-                // on; no others are read or written. Loops of a known length keep the tile in registers.
-                unsafe {
-                    if (height, width) == (SIDE, SIDE) {
-                        for (r, tile) in tile.iter_mut().enumerate() {
-                            *tile = _mm512_loadu_epi32(from.add(r * from_stride));
-                        }
-                        for (c, turned) in turned(&tile).iter().enumerate() {
-                            _mm512_storeu_epi32(to.add(c * to_stride), *turned);
-                        }
-                    } else {
-                        let (in_row, in_column) = (first(width), first(height));
-                        for (r, tile) in tile.iter_mut().enumerate().take(height) {
-                            *tile = _mm512_maskz_loadu_epi32(in_row, from.add(r * from_stride));
-                        }
-                        for (c, turned) in turned(&tile).iter().enumerate().take(width) {
-                            _mm512_mask_storeu_epi32(to.add(c * to_stride), in_column, *turned);
-                        }
-                    }
-                }
-            }
-        }
-    }
+    by_tiles!(
+        "avx512f",
+        _mm512_setzero_si512(),
+        _mm512_loadu_epi32,
+        _mm512_storeu_epi32,
+        |at, mask| _mm512_maskz_loadu_epi32(mask, at),
+        _mm512_mask_storeu_epi32
+    );
 
     /// A mask of the first `count` of 16.
     fn first(count: usize) -> __mmask16 {
@@ -165,56 +175,14 @@ mod avx2 {
     /// Rows and columns of a tile.
     const SIDE: usize = 8;
 
-    /// [`super::transpose`] of numbers of four bytes.
-    ///
-    /// # Safety
-    /// The processor has AVX2; `from` holds `rows` rows of `columns` numbers and `to` the reverse, as far apart as is
-    /// said.
-    #[expect(unsafe_code, reason = "vector instructions")]
-    #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn transpose(
-        from: *const i32,
-        from_stride: usize,
-        rows: usize,
-        columns: usize,
-        to: *mut i32,
-        to_stride: usize,
-    ) {
-        for row in (0..rows).step_by(SIDE) {
-            let height = SIDE.min(rows - row);
-            for column in (0..columns).step_by(SIDE) {
-                let width = SIDE.min(columns - column);
-                let mut tile = [_mm256_setzero_si256(); SIDE];
-                // SAFETY: both lie within the matrices.
-                let (from, to) = unsafe {
-                    (
-                        from.add(row * from_stride + column),
-                        to.add(column * to_stride + row),
-                    )
-                };
-                // SAFETY: there are `height` rows of `width` more numbers from `from` on, and as many places from `to`
-                // on; no others are read or written. Loops of a known length keep the tile in registers.
-                unsafe {
-                    if (height, width) == (SIDE, SIDE) {
-                        for (r, tile) in tile.iter_mut().enumerate() {
-                            *tile = _mm256_loadu_si256(from.add(r * from_stride).cast());
-                        }
-                        for (c, turned) in turned(&tile).iter().enumerate() {
-                            _mm256_storeu_si256(to.add(c * to_stride).cast(), *turned);
-                        }
-                    } else {
-                        let (in_row, in_column) = (first(width), first(height));
-                        for (r, tile) in tile.iter_mut().enumerate().take(height) {
-                            *tile = _mm256_maskload_epi32(from.add(r * from_stride), in_row);
-                        }
-                        for (c, turned) in turned(&tile).iter().enumerate().take(width) {
-                            _mm256_maskstore_epi32(to.add(c * to_stride), in_column, *turned);
-                        }
-                    }
-                }
-            }
-        }
-    }
+    by_tiles!(
+        "avx2",
+        _mm256_setzero_si256(),
+        |at: *const i32| _mm256_loadu_si256(at.cast()),
+        |at: *mut i32, turned| _mm256_storeu_si256(at.cast(), turned),
+        _mm256_maskload_epi32,
+        _mm256_maskstore_epi32
+    );
 
     /// A mask of the first `count` of 8.
     #[inline]

@@ -196,19 +196,6 @@ impl EncoderBlock {
         }
     }
 
-    /// What [`EncoderBlock::forward`] keeps, of an input whose output is known already.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn again(
-        &self,
-        x: &Tensor,
-        pass: &EncoderPass,
-        hook: &mut dyn Hook,
-    ) -> Result<Option<Kept>> {
-        Ok(self.forward(x, pass, hook, true)?.1)
-    }
-
     /// The block's output for `x` `[tokens, hidden]`; and, if `keep`, what its backward pass needs.
     ///
     /// # Errors
