@@ -1,34 +1,61 @@
 //! Which vector instructions this processor has, found once at run time.
 //!
 //! Kernels are compiled for the baseline of the target and, beside it, for wider instruction sets;
-//! [`Level::detect`] chooses among them, so that one binary serves every machine. The environment
-//! variable `SPARSAM_CPU_LEVEL` (`portable`, `avx2`, `avx512`, `avx512bf16`) lowers the level for tests and
-//! measurements; it can never raise it above what the processor has.
+//! [`Level::detect`] chooses among them, so that one binary serves every machine of an architecture. The environment
+//! variable `SPARSAM_CPU_LEVEL`, a [`Level::name`], lowers the level for tests and measurements; it can never raise it
+//! above what the processor has.
 
 use std::sync::OnceLock;
 
-/// A set of vector instructions, from the least to the most capable.
+/// A set of vector instructions of this architecture, from the least to the most capable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// What the compilation target guarantees.
     Portable,
     /// x86-64 with AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and DQ, besides AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// x86-64 with AVX-512 BF16 too: products of bf16 numbers, summed in f32, at twice the rate of f32.
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// AArch64 with Advanced SIMD, which nearly every such processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// AArch64 with its BF16 extension too: products of bf16 numbers, summed in f32, at twice the rate of f32.
+    #[cfg(target_arch = "aarch64")]
+    NeonBf16,
 }
 
 impl Level {
-    /// All levels, from the least to the most capable.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    /// All levels of this architecture, from the least to the most capable.
+    pub const ALL: &[Self] = &[
+        Self::Portable,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Bf16,
+        #[cfg(target_arch = "aarch64")]
+        Self::Neon,
+        #[cfg(target_arch = "aarch64")]
+        Self::NeonBf16,
+    ];
 
     /// The levels of this processor.
     pub fn available() -> impl Iterator<Item = Self> {
         Self::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|level| *level <= Self::detect())
+    }
+
+    /// What `SPARSAM_CPU_LEVEL` calls it: `avx512bf16`, say.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_ascii_lowercase()
     }
 
     /// The highest level of this processor, cached.
@@ -36,12 +63,9 @@ impl Level {
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| {
             let found = Self::of_processor();
-            match std::env::var("SPARSAM_CPU_LEVEL").as_deref() {
-                Ok("portable") => Self::Portable,
-                Ok("avx2") => found.min(Self::Avx2),
-                Ok("avx512") => found.min(Self::Avx512),
-                _ => found,
-            }
+            let asked = std::env::var("SPARSAM_CPU_LEVEL").ok();
+            let asked = asked.and_then(|name| Self::ALL.iter().find(|level| level.name() == name));
+            asked.map_or(found, |asked| found.min(*asked))
         })
     }
 
@@ -62,7 +86,18 @@ impl Level {
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn of_processor() -> Self {
+        let neon = std::arch::is_aarch64_feature_detected!("neon");
+        let bf16 = std::arch::is_aarch64_feature_detected!("bf16");
+        match (neon, bf16) {
+            (true, true) => Self::NeonBf16,
+            (true, false) => Self::Neon,
+            _ => Self::Portable,
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn of_processor() -> Self {
         Self::Portable
     }
@@ -75,5 +110,20 @@ mod tests {
     #[test]
     fn the_level_is_never_above_the_processor() {
         assert!(Level::detect() <= Level::of_processor());
+    }
+
+    #[test]
+    fn every_level_has_a_name_of_its_own() {
+        let names: Vec<String> = Level::ALL.iter().map(|level| level.name()).collect();
+        assert_eq!(names[0], "portable");
+        assert!(names.is_sorted_by(|a, b| a != b), "{names:?}");
+    }
+
+    /// A run on an emulated processor says which level that has.
+    #[test]
+    fn the_level_is_the_one_expected_of_this_processor() {
+        if let Ok(expected) = std::env::var("SPARSAM_TEST_LEVEL") {
+            assert_eq!(Level::of_processor().name(), expected);
+        }
     }
 }

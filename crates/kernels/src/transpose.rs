@@ -1,7 +1,7 @@
 //! Transposes of pieces of matrices, square tile by square tile.
 //!
 //! The portable version is the meaning. Numbers of four bytes are turned in registers where the processor has
-//! AVX2 or AVX-512: a compiler leaves the loop over a tile as one move for each number, which takes five times as
+//! AVX2, AVX-512 or Advanced SIMD: a compiler leaves the loop over a tile as one move for each number, which takes five times as
 //! long.
 
 use crate::cpu::Level;
@@ -30,19 +30,24 @@ pub(crate) fn transpose<T: Plain>(
     }
     assert!(from.len() >= (rows - 1) * from_stride + columns);
     assert!(to.len() >= (columns - 1) * to_stride + rows);
-    #[cfg(target_arch = "x86_64")]
-    if size_of::<T>() == size_of::<u32>() && level >= Level::Avx2 {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if size_of::<T>() == size_of::<u32>() && level > Level::Portable {
         assert!(level <= Level::detect(), "the processor lacks {level:?}");
+        let turn = match level {
+            Level::Portable => unreachable!("it is turned below"),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::transpose,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Avx512Bf16 => avx512::transpose,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon | Level::NeonBf16 => neon::transpose,
+        };
         let (from, to) = (from.as_ptr().cast(), to.as_mut_ptr().cast());
         // SAFETY: the processor has the instructions of `level`; numbers of four bytes are moved whole, and the
         // assertions above bound every place that is read or written.
         #[expect(unsafe_code, reason = "the vector transposes")]
         unsafe {
-            if level >= Level::Avx512 {
-                avx512::transpose(from, from_stride, rows, columns, to, to_stride);
-            } else {
-                avx2::transpose(from, from_stride, rows, columns, to, to_stride);
-            }
+            turn(from, from_stride, rows, columns, to, to_stride);
         }
         return;
     }
@@ -60,7 +65,7 @@ pub(crate) fn transpose<T: Plain>(
 
 /// [`transpose`] of numbers of four bytes, of one instruction set: the names of what sets a tile to zero, loads and
 /// stores a whole row of it, and loads and stores the first numbers of one by a mask.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! by_tiles {
     ($feature:literal, $zero:expr, $load:expr, $store:expr, $load_first:expr, $store_first:expr) => {
         /// # Safety
@@ -215,6 +220,51 @@ mod avx2 {
             columns[4 + c] = _mm256_permute2x128_si256::<0x31>(fours[c], fours[4 + c]);
         }
         columns
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    /// Rows and columns of a tile.
+    const SIDE: usize = 4;
+
+    by_tiles!(
+        "neon",
+        vdupq_n_s32(0),
+        |at: *const i32| vld1q_s32(at),
+        |at: *mut i32, turned| vst1q_s32(at, turned),
+        |at: *const i32, count: usize| {
+            let mut numbers = [0; SIDE];
+            std::ptr::copy_nonoverlapping(at, numbers.as_mut_ptr(), count);
+            vld1q_s32(numbers.as_ptr())
+        },
+        |at: *mut i32, count: usize, turned| {
+            let mut numbers = [0; SIDE];
+            vst1q_s32(numbers.as_mut_ptr(), turned);
+            std::ptr::copy_nonoverlapping(numbers.as_ptr(), at, count);
+        }
+    );
+
+    /// The first `count` of 4: there are no masks.
+    fn first(count: usize) -> usize {
+        count
+    }
+
+    /// The columns of a tile of rows.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn turned(rows: &[int32x4_t; SIDE]) -> [int32x4_t; SIDE] {
+        let [a, b, c, d] = *rows;
+        let (even_ac, odd_ac) = (vzip1q_s32(a, c), vzip2q_s32(a, c));
+        let (even_bd, odd_bd) = (vzip1q_s32(b, d), vzip2q_s32(b, d));
+        [
+            vzip1q_s32(even_ac, even_bd),
+            vzip2q_s32(even_ac, even_bd),
+            vzip1q_s32(odd_ac, odd_bd),
+            vzip2q_s32(odd_ac, odd_bd),
+        ]
     }
 }
 

@@ -1,8 +1,8 @@
 //! Loops compiled once for each instruction level, and the exponential they share.
 //!
 //! A loop over slices is written once, plainly, in [`levels!`]; the macro compiles it for the
-//! baseline of the target, for AVX2 with FMA and for AVX-512, and the compiler vectorises each. A
-//! call names the [`Level`](crate::cpu::Level), so that tests can compare the twins. Loops work on
+//! baseline of the target and, on x86-64, for AVX2 with FMA and for AVX-512, on AArch64 with fused
+//! multiplication and addition, and the compiler vectorises each. A call names the [`Level`](crate::cpu::Level), so that tests can compare the twins. Loops work on
 //! [`LANES`] independent partial results, which also fixes the order of every sum.
 
 use half::bf16;
@@ -111,7 +111,7 @@ macro_rules! levels {
         $vis:vis fn $name:ident<$t:ident: $bound:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
     ) => {
         $(#[$meta])*
-        #[expect(unsafe_code, reason = "enters code compiled for wider instruction sets")]
+        #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "enters code compiled for wider instruction sets"))]
         $vis fn $name<$t: $bound>(level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
             #[allow(clippy::inline_always, clippy::extra_unused_type_parameters, reason = "must be compiled within each of its callers")]
             #[inline(always)]
@@ -131,13 +131,16 @@ macro_rules! levels {
 
             assert!(level <= $crate::cpu::Level::detect(), "the processor lacks {level:?}");
             match level {
+                $crate::cpu::Level::Portable => body::<$t, false>($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: the processor has the instructions of `level`, by the assertion.
                 $crate::cpu::Level::Avx2 => unsafe { avx2::<$t>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 => unsafe { avx512::<$t>($($arg),*) },
-                _ => body::<$t, false>($($arg),*),
+                // Vectors of Advanced SIMD are what the target guarantees.
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::Level::Neon | $crate::cpu::Level::NeonBf16 => body::<$t, true>($($arg),*),
             }
         }
     };
@@ -147,18 +150,26 @@ pub(crate) use levels;
 /// Asks the second-level cache for numbers that will be read soon. Rows that lie apart, as those of a panel do, the
 /// processor does not foresee by itself.
 #[inline]
+#[cfg_attr(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    expect(unsafe_code, reason = "an instruction without a name in the language")
+)]
 pub(crate) fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
     for line in values.chunks((64 / size_of::<T>()).max(1)) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let line = line.as_ptr();
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, of an address that may be read.
-        #[expect(unsafe_code, reason = "an instruction without a name in the language")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(line.cast());
         }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
+        unsafe {
+            std::arch::asm!("prfm pldl2keep, [{line}]", line = in(reg) line, options(nostack, readonly, preserves_flags));
+        }
+        let _ = line;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
 }
 
 levels! {

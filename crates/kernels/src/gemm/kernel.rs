@@ -175,7 +175,7 @@ impl Kernel for f64 {
 }
 
 /// Asserts that a product and its target hold what a vector microkernel reads and writes.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn check<H>(product: &Product<H>, target: &Target<f32>) {
     let Product {
         tile, rows, depth, ..
@@ -188,27 +188,36 @@ fn check<H>(product: &Product<H>, target: &Target<f32>) {
 
 impl Kernel for f32 {
     fn tile(level: Level, columns: usize) -> Tile {
+        let _ = columns;
         match level {
             Level::Portable => PORTABLE,
+            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => Tile {
                 rows: 6,
                 columns: 16,
             },
             // A low-rank branch fills one vector, or three; of two or four, one would be empty.
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 if matches!(columns, 0..=16 | 33..=48) => Tile {
                 rows: 16,
                 columns: 16,
             },
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 => Tile {
                 rows: 12,
                 columns: 32,
+            },
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon | Level::NeonBf16 => Tile {
+                rows: 6,
+                columns: 16,
             },
         }
     }
 
     #[expect(unsafe_code, reason = "the vector microkernels")]
     fn multiply(level: Level, product: &Product<Self>, target: Target<Self>) {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         {
             if level != Level::Portable {
                 check(product, &target);
@@ -219,13 +228,18 @@ impl Kernel for f32 {
             unsafe {
                 match (level, product.tile.columns) {
                     (Level::Portable, _) => {}
+                    #[cfg(target_arch = "x86_64")]
                     (Level::Avx2, 16) => return avx2::multiply(product, target),
+                    #[cfg(target_arch = "x86_64")]
                     (Level::Avx512 | Level::Avx512Bf16, 16) => {
                         return avx512_narrow::multiply(product, target);
                     }
+                    #[cfg(target_arch = "x86_64")]
                     (Level::Avx512 | Level::Avx512Bf16, 32) => {
                         return avx512::multiply(product, target);
                     }
+                    #[cfg(target_arch = "aarch64")]
+                    (Level::Neon | Level::NeonBf16, 16) => return neon::multiply(product, target),
                     (_, columns) => unreachable!("there is no tile of {columns} columns"),
                 }
             }
@@ -248,6 +262,13 @@ impl Kernel for f32 {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if level == Level::NeonBf16 {
+            check(product, &target);
+            assert_eq!(product.tile.columns, 16);
+            // SAFETY: as above.
+            return unsafe { neon_bf16::multiply(product, target) };
+        }
         let _ = level;
         assert_eq!(
             product.tile, PORTABLE,
@@ -257,7 +278,13 @@ impl Kernel for f32 {
     }
 
     fn pairs_are_faster(level: Level) -> bool {
-        level >= Level::Avx512Bf16
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => true,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonBf16 => true,
+            _ => false,
+        }
     }
 
     #[expect(unsafe_code, reason = "the vector inner product")]
@@ -267,6 +294,11 @@ impl Kernel for f32 {
         if level >= Level::Avx2 {
             // SAFETY: the processor has AVX2 and FMA, and the lengths are equal.
             return unsafe { avx2::dot(x, y) };
+        }
+        #[cfg(target_arch = "aarch64")]
+        if level >= Level::Neon {
+            // SAFETY: the processor has Advanced SIMD, and the lengths are equal.
+            return unsafe { neon::dot(x, y) };
         }
         let _ = level;
         portable_dot(x, y)
@@ -336,7 +368,7 @@ fn portable_dot<T: Element>(x: &[T], y: &[T]) -> T {
 /// Every sum has a name of its own, so that the compiler keeps it in a register: each row is its
 /// number and a name with the number of its vector for each vector of columns. `$load` and `$set1`
 /// read numbers as they are held, `$fma` multiplies and adds them to sums of f32.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! microkernels {
     ($held:ty, $features:literal, $lanes:literal, [$($vector:literal),*], $load:tt, $sums:tt, $rows:tt) => {
         /// # Safety
@@ -360,7 +392,7 @@ macro_rules! microkernels {
 }
 
 /// A [`tile`] of the first row, one of the first two, and so on.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! tiles {
     ($with:tt, [$($done:tt)*], []) => {};
     ($with:tt, [$($done:tt)*], [$count:literal $row:literal $sums:tt, $($rest:tt)*]) => {
@@ -370,7 +402,7 @@ macro_rules! tiles {
 }
 
 /// Returns with the tile of `$count` rows done, if `$rows` is that.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! tile {
     (
         (
@@ -535,6 +567,114 @@ microkernels_512!(avx512, avx512_bf16, [0, 1], [
 microkernels_512!(avx512_narrow, avx512_bf16_narrow, [0], [
     1 0 [a0 0], 2 1 [a1 0], 3 2 [a2 0], 4 3 [a3 0], 5 4 [a4 0], 6 5 [a5 0], 7 6 [a6 0], 8 7 [a7 0],
     9 8 [a8 0], 10 9 [a9 0], 11 10 [a10 0], 12 11 [a11 0], 13 12 [a12 0], 14 13 [a13 0], 15 14 [a14 0], 16 15 [a15 0],
+]);
+
+/// The microkernels of Advanced SIMD, of plain numbers and of pairs: six rows of four vectors leave eight of the 32
+/// registers for the panel and the left operand.
+#[cfg(target_arch = "aarch64")]
+macro_rules! microkernels_neon {
+    ($rows:tt) => {
+        mod neon {
+            use std::arch::aarch64::*;
+
+            use super::{Product, Target};
+
+            microkernels!(
+                f32,
+                "neon",
+                4,
+                [0, 1, 2, 3],
+                [
+                    |at: *const f32| vld1q_f32(at),
+                    |at: *const f32| vld1q_dup_f32(at),
+                    |sum, left, right| vfmaq_f32(sum, left, right)
+                ],
+                [vld1q_f32, vst1q_f32, zero, vaddq_f32],
+                $rows
+            );
+
+            #[inline]
+            #[target_feature(enable = "neon")]
+            pub(super) fn zero() -> float32x4_t {
+                vdupq_n_f32(0.0)
+            }
+
+            /// # Safety
+            /// The processor has Advanced SIMD; `x` and `y` are equally long.
+            #[expect(unsafe_code, reason = "vector instructions")]
+            #[target_feature(enable = "neon")]
+            pub(super) unsafe fn dot(x: &[f32], y: &[f32]) -> f32 {
+                let mut sums = [zero(); 4];
+                let (x16, x_rest) = x.as_chunks::<16>();
+                let (y16, y_rest) = y.as_chunks::<16>();
+                let mut rest = 0.0;
+                for (x, y) in x_rest.iter().zip(y_rest) {
+                    rest = f32::mul_add(*x, *y, rest);
+                }
+                for (x, y) in x16.iter().zip(y16) {
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        // SAFETY: the chunks hold 16 numbers, `i` is below 4.
+                        unsafe {
+                            let x = vld1q_f32(x.as_ptr().add(4 * i));
+                            let y = vld1q_f32(y.as_ptr().add(4 * i));
+                            *sum = vfmaq_f32(*sum, x, y);
+                        }
+                    }
+                }
+                let [a, b, c, d] = sums;
+                rest + vaddvq_f32(vaddq_f32(vaddq_f32(a, b), vaddq_f32(c, d)))
+            }
+        }
+
+        mod neon_bf16 {
+            use std::arch::aarch64::*;
+            use std::arch::asm;
+
+            use super::neon::zero;
+            use super::{Pair, Product, Target};
+
+            microkernels!(
+                Pair,
+                "neon,bf16",
+                4,
+                [0, 1, 2, 3],
+                [
+                    |at: *const Pair| vld1q_u32(at.cast()),
+                    |at: *const Pair| vld1q_dup_u32(at.cast()),
+                    |sum, left, right| multiply_add(sum, left, right)
+                ],
+                [vld1q_f32, vst1q_f32, zero, vaddq_f32],
+                $rows
+            );
+
+            /// `sum + left · right` of the pairs of four places.
+            #[inline]
+            #[target_feature(enable = "neon,bf16")]
+            fn multiply_add(
+                mut sum: float32x4_t,
+                left: uint32x4_t,
+                right: uint32x4_t,
+            ) -> float32x4_t {
+                // SAFETY: an instruction of registers alone, which the processor has.
+                #[expect(unsafe_code, reason = "an instruction without a name in the language")]
+                unsafe {
+                    asm!(
+                        "bfdot {sum:v}.4s, {left:v}.8h, {right:v}.8h",
+                        sum = inout(vreg) sum,
+                        left = in(vreg) left,
+                        right = in(vreg) right,
+                        options(pure, nomem, nostack, preserves_flags),
+                    );
+                }
+                sum
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+microkernels_neon!([
+    1 0 [a0 0, b0 1, c0 2, d0 3], 2 1 [a1 0, b1 1, c1 2, d1 3], 3 2 [a2 0, b2 1, c2 2, d2 3], 4 3 [a3 0, b3 1, c3 2, d3 3], 5 4 [a4 0, b4 1, c4 2, d4 3], 6 5 [a5 0, b5 1, c5 2, d5 3],
 ]);
 
 #[cfg(test)]

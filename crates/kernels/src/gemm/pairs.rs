@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::kernel::Pair;
+use super::kernel::{Kernel, Pair};
 use crate::cpu::Level;
 use crate::vector::{Real, levels};
 
@@ -40,15 +40,15 @@ impl Round for bf16 {
 /// Pairs of numbers that follow each other; an odd last one is paired with 0.
 pub(super) fn along<T: Real>(level: Level, values: &[T], out: &mut [Pair]) {
     assert!(out.len() >= values.len().div_ceil(2));
-    #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx512Bf16
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if f32::pairs_are_faster(level)
         && let Some(values) = Real::as_f32(values)
     {
         assert!(level <= Level::detect(), "the processor lacks {level:?}");
         // SAFETY: the processor has the instructions, and `out` is long enough.
         #[expect(unsafe_code, reason = "the vector version")]
         unsafe {
-            avx512_bf16::along(values.as_ptr(), values.len(), out.as_mut_ptr());
+            vectors::along(values.as_ptr(), values.len(), out.as_mut_ptr());
         }
         return;
     }
@@ -71,8 +71,8 @@ pub(super) fn across<T: Round>(
     }
     assert!(count <= width && values.len() >= (depth - 1) * stride + count);
     assert!(out.len() >= depth.div_ceil(2) * width);
-    #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx512Bf16
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if f32::pairs_are_faster(level)
         && let Some(values) = Round::as_f32(values)
     {
         assert!(level <= Level::detect(), "the processor lacks {level:?}");
@@ -84,7 +84,7 @@ pub(super) fn across<T: Round>(
             // SAFETY: the processor has the instructions; each row holds `count` numbers, and `out` `width`.
             #[expect(unsafe_code, reason = "the vector version")]
             unsafe {
-                avx512_bf16::across(first, second, count, out.as_mut_ptr());
+                vectors::across(first, second, count, out.as_mut_ptr());
             }
             out[count..].fill(Pair::default());
         }
@@ -164,7 +164,7 @@ levels! {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512_bf16 {
+mod vectors {
     use std::arch::x86_64::*;
 
     use super::Pair;
@@ -253,6 +253,125 @@ mod avx512_bf16 {
                 } else {
                     _mm512_mask_storeu_epi32(out.add(at).cast(), there, pairs);
                 }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod vectors {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+
+    use super::Pair;
+
+    /// Numbers of a vector.
+    const LANES: usize = 4;
+
+    /// The numbers of `low`, then those of `high`, each rounded to bf16.
+    #[inline]
+    #[target_feature(enable = "neon,bf16")]
+    fn rounded(low: float32x4_t, high: float32x4_t) -> uint16x8_t {
+        let numbers: uint16x8_t;
+        // SAFETY: instructions of registers alone, which the processor has: of eight numbers, the first four are
+        // written first.
+        #[expect(unsafe_code, reason = "instructions without a name in the language")]
+        unsafe {
+            asm!(
+                "bfcvtn {numbers:v}.4h, {low:v}.4s",
+                "bfcvtn2 {numbers:v}.8h, {high:v}.4s",
+                numbers = out(vreg) numbers,
+                low = in(vreg) low,
+                high = in(vreg) high,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        numbers
+    }
+
+    /// The first `count` numbers from `at` on, at most a vector of them, then zeros.
+    ///
+    /// # Safety
+    /// They are there.
+    #[inline]
+    #[expect(unsafe_code, reason = "reads by an address")]
+    #[target_feature(enable = "neon")]
+    unsafe fn first(at: *const f32, count: usize) -> float32x4_t {
+        let mut numbers = [0.0; LANES];
+        // SAFETY: the caller's promise; `numbers` holds a vector.
+        unsafe {
+            std::ptr::copy_nonoverlapping(at, numbers.as_mut_ptr(), count.min(LANES));
+            vld1q_f32(numbers.as_ptr())
+        }
+    }
+
+    /// # Safety
+    /// The processor has BF16; `values` are `count` numbers, and `out` has half as many places, rounded up.
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "neon,bf16")]
+    pub(super) unsafe fn along(values: *const f32, count: usize, out: *mut Pair) {
+        let whole = count / (2 * LANES) * 2 * LANES;
+        for at in (0..whole).step_by(2 * LANES) {
+            // SAFETY: eight more numbers are there, and four places.
+            unsafe {
+                let (low, high) = (vld1q_f32(values.add(at)), vld1q_f32(values.add(at + LANES)));
+                vst1q_u16(out.add(at / 2).cast(), rounded(low, high));
+            }
+        }
+        let rest = count - whole;
+        if rest > 0 {
+            let mut pairs = [Pair::default(); LANES];
+            // SAFETY: what is there of eight numbers is read, and half as many places, rounded up, are written; where
+            // there is none of the upper half, nothing is read past the end.
+            unsafe {
+                let low = first(values.add(whole), rest);
+                let high = first(
+                    values.add(whole + rest.min(LANES)),
+                    rest.saturating_sub(LANES),
+                );
+                vst1q_u16(pairs.as_mut_ptr().cast(), rounded(low, high));
+                let to = out.add(whole / 2);
+                std::ptr::copy_nonoverlapping(pairs.as_ptr(), to, rest.div_ceil(2));
+            }
+        }
+    }
+
+    /// The pairs of two rows, or of one row with 0.
+    ///
+    /// # Safety
+    /// The processor has BF16; each row is `count` numbers, and `out` has as many places.
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "neon,bf16")]
+    pub(super) unsafe fn across(
+        one: *const f32,
+        next: Option<*const f32>,
+        count: usize,
+        out: *mut Pair,
+    ) {
+        /// The pairs of four numbers and those below them.
+        #[inline]
+        #[target_feature(enable = "neon,bf16")]
+        fn pairs(one: float32x4_t, next: float32x4_t) -> uint16x8_t {
+            let numbers = rounded(one, next);
+            vzip1q_u16(numbers, vextq_u16::<4>(numbers, numbers))
+        }
+        let whole = count / LANES * LANES;
+        for at in (0..whole).step_by(LANES) {
+            // SAFETY: four more numbers and places are there.
+            unsafe {
+                let below = next.map_or(vdupq_n_f32(0.0), |next| vld1q_f32(next.add(at)));
+                vst1q_u16(out.add(at).cast(), pairs(vld1q_f32(one.add(at)), below));
+            }
+        }
+        let rest = count - whole;
+        if rest > 0 {
+            let mut last = [Pair::default(); LANES];
+            // SAFETY: as many numbers are read, and as many places written, as there are.
+            unsafe {
+                let below = next.map_or(vdupq_n_f32(0.0), |next| first(next.add(whole), rest));
+                let last_pairs = pairs(first(one.add(whole), rest), below);
+                vst1q_u16(last.as_mut_ptr().cast(), last_pairs);
+                std::ptr::copy_nonoverlapping(last.as_ptr(), out.add(whole), rest);
             }
         }
     }

@@ -32,6 +32,13 @@ macro_rules! by_vectors {
                     let done = unsafe { avx512::$whole(packed, table, out) };
                     return portable(&packed[done / 2..], table, &mut out[done..]);
                 }
+                #[cfg(target_arch = "aarch64")]
+                if level >= Level::Neon {
+                    assert!(packed.len() >= out.len().div_ceil(2));
+                    // SAFETY: the processor has Advanced SIMD, and there is a byte for every two numbers.
+                    let done = unsafe { neon::$whole(packed, table, out) };
+                    return portable(&packed[done / 2..], table, &mut out[done..]);
+                }
                 let _ = level;
                 portable(packed, table, out);
             }
@@ -137,6 +144,76 @@ mod avx512 {
             }
         }
         out.len() / NUMBERS * NUMBERS
+    }
+}
+
+/// A table has a register for each byte of its numbers; numbers are looked up byte by byte and stored interleaved.
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    #[allow(clippy::wildcard_imports, reason = "the vector instructions")]
+    use std::arch::aarch64::*;
+
+    use super::bf16;
+
+    /// Bytes of codes that are read at a time.
+    const BYTES: usize = 16;
+
+    /// The codes of sixteen bytes, in their order.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn codes(packed: &[u8; BYTES]) -> [uint8x16_t; 2] {
+        // SAFETY: sixteen bytes.
+        #[expect(unsafe_code, reason = "reads a vector")]
+        let bytes = unsafe { vld1q_u8(packed.as_ptr()) };
+        let (first, second) = (vshrq_n_u8::<4>(bytes), vandq_u8(bytes, vdupq_n_u8(15)));
+        [vzip1q_u8(first, second), vzip2q_u8(first, second)]
+    }
+
+    /// Writes whole vectors of numbers; returns how many numbers that is.
+    ///
+    /// # Safety
+    /// The processor has Advanced SIMD; `packed` has a byte for every two numbers of `out`.
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn plain(packed: &[u8], table: &[f32; 16], out: &mut [f32]) -> usize {
+        // SAFETY: the table holds sixteen numbers of four bytes, which are parted.
+        let table = unsafe { vld4q_u8(table.as_ptr().cast()) };
+        let (out, _) = out.as_chunks_mut::<{ 2 * BYTES }>();
+        for (out, packed) in out.iter_mut().zip(packed.as_chunks().0) {
+            let (halves, _) = out.as_chunks_mut::<BYTES>();
+            for (out, codes) in halves.iter_mut().zip(codes(packed)) {
+                let numbers = uint8x16x4_t(
+                    vqtbl1q_u8(table.0, codes),
+                    vqtbl1q_u8(table.1, codes),
+                    vqtbl1q_u8(table.2, codes),
+                    vqtbl1q_u8(table.3, codes),
+                );
+                // SAFETY: sixteen numbers of four bytes are written.
+                unsafe { vst4q_u8(out.as_mut_ptr().cast(), numbers) };
+            }
+        }
+        out.len() * 2 * BYTES
+    }
+
+    /// As [`plain`], of bf16.
+    ///
+    /// # Safety
+    /// As of [`plain`].
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn rounded(packed: &[u8], table: &[bf16; 16], out: &mut [bf16]) -> usize {
+        // SAFETY: the table holds sixteen numbers of two bytes, which are parted.
+        let table = unsafe { vld2q_u8(table.as_ptr().cast()) };
+        let (out, _) = out.as_chunks_mut::<{ 2 * BYTES }>();
+        for (out, packed) in out.iter_mut().zip(packed.as_chunks().0) {
+            let (halves, _) = out.as_chunks_mut::<BYTES>();
+            for (out, codes) in halves.iter_mut().zip(codes(packed)) {
+                let numbers = uint8x16x2_t(vqtbl1q_u8(table.0, codes), vqtbl1q_u8(table.1, codes));
+                // SAFETY: sixteen numbers of two bytes are written.
+                unsafe { vst2q_u8(out.as_mut_ptr().cast(), numbers) };
+            }
+        }
+        out.len() * 2 * BYTES
     }
 }
 
