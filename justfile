@@ -108,6 +108,10 @@ fuzz seconds="600" targets="front_matter powercap journal gguf safetensors adapt
 fixtures:
     python3 tests/fixtures/make.py
 
+# The kernels' tests and the parity of models on an emulated AArch64 (needs qemu-user and a cross linker, see the script)
+test-aarch64:
+    tests/aarch64/check.sh
+
 # nvcc from NVIDIA's packages, where no CUDA toolkit is installed; prints its folder
 cuda-toolkit:
     tests/cuda/toolkit.sh

@@ -33,11 +33,13 @@ ARMS = {  # name: the arguments both programs understand
     "nf4-f32": ["--method", "lora", "--dtype", "f32", "--quantize", "nf4"],
     "full": ["--method", "full", "--dtype", "f32", "--quantize", "none"],
     "f32-checkpointing": ["--method", "lora", "--dtype", "f32", "--quantize", "none", "--gradient-checkpointing"],
+    "f32-selective": ["--method", "lora", "--dtype", "f32", "--quantize", "none", "--gradient-checkpointing"],
     "f32-rows": ["--method", "lora", "--dtype", "f32", "--quantize", "none"],
 }
 ROWS = "f32-rows"  # the arm of rows of uneven length, where there are others beside it
-EAGER_ONLY = {"f32-checkpointing", ROWS}
-EXACT = {"f32", "nf4-f32", "full", "f32-checkpointing", ROWS}  # both sides compute in f32: the losses must agree
+SELECTIVE = "f32-selective"  # sparsam computes only units again, PEFT whole blocks, as it knows no less
+EAGER_ONLY = {"f32-checkpointing", SELECTIVE, ROWS}
+EXACT = {"f32", "nf4-f32", "full", "f32-checkpointing", SELECTIVE, ROWS}  # both sides compute in f32: the losses must agree
 LOSS_TOLERANCE = 1e-5  # relative
 CPU_FLAGS = ["avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
              "asimd", "bf16", "i8mm", "sve"]
@@ -50,8 +52,8 @@ def arguments():
     p.add_argument("--data", default="peer-data", help="prepared on the first call")
     p.add_argument("--output", default="peers", help="path without extension")
     p.add_argument("--shape", default="135m")
-    p.add_argument("--arms", help=f"some of {','.join(ARMS)}; without it f32, bf16, nf4, f32-checkpointing, full, and "
-                                  f"{ROWS} if there is --rows")
+    p.add_argument("--arms", help=f"some of {','.join(ARMS)}; without it f32, bf16, nf4, f32-checkpointing, "
+                                  f"f32-selective, full, and {ROWS} if there is --rows")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--seq", type=int, default=256)
@@ -63,7 +65,7 @@ def arguments():
     p.add_argument("--compile", action="store_true", help="let PEFT also try torch.compile")
     p.add_argument("--only", choices=["peft", "sparsam"], help="measure one side")
     a = p.parse_args()
-    usual = ["f32", "bf16", "nf4", "f32-checkpointing", "full"] + ([ROWS] if a.rows else [])
+    usual = ["f32", "bf16", "nf4", "f32-checkpointing", SELECTIVE, "full"] + ([ROWS] if a.rows else [])
     a.arms = a.arms.split(",") if a.arms else usual
     if ROWS in a.arms and not a.rows:
         p.error(f"the arm {ROWS} needs --rows")
@@ -91,8 +93,11 @@ def peft_command(a, arm, compiled=False):
 
 def sparsam_command(a, arm):
     data = Path(a.data)
+    words = common(a, arm)
+    if arm == SELECTIVE:
+        words[words.index("--gradient-checkpointing")] += "=selective"
     return [a.sparsam, "bench", "--model", str(data / a.shape), "--lora-init", str(data / f"{a.shape}-lora.safetensors"),
-            "--batches", str(data / f"{a.shape}-batches.safetensors"), *common(a, arm), "--json"]
+            "--batches", str(data / f"{a.shape}-batches.safetensors"), *words, "--json"]
 
 
 def programs(a, arm):

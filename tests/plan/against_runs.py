@@ -41,6 +41,7 @@ SHAPES = {  # what is changed; the number of steps is for the built-in model
     "LoRA on int8, dropout": ["quantize=int8", "lora.dropout=0.1", "batch_size=2", "max_steps=200"],
     "full": ["method=full", "learning_rate=2e-4", "max_steps=50"],
     "full, checkpointed": ["method=full", "learning_rate=2e-4", "gradient_checkpointing=true", "batch_size=16", "max_steps=20"],
+    "full, selectively": ["method=full", "learning_rate=2e-4", "gradient_checkpointing=selective", "batch_size=16", "max_steps=20"],
     "accumulated, evaluated": ["gradient_accumulation_steps=4", "batch_size=2", "eval_steps=15", "max_steps=45"],
     "answers before and after": ["max_steps=40", "eval_steps=20", "eval_generation.samples=30", "save_steps=10"],
 }

@@ -20,6 +20,7 @@ use sparsam_adapter::trainable::Trainable;
 use sparsam_base::config::ModelConfig;
 use sparsam_base::error::Result as BaseResult;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
+use sparsam_base::stack::Checkpointing;
 use sparsam_base::weights::Weights;
 use sparsam_kernels::Documents;
 use sparsam_kernels::adamw::AdamW;
@@ -138,7 +139,7 @@ fn seconds(setting: Setting) -> anyhow::Result<f64> {
         pool.install(|| -> anyhow::Result<()> {
             trainable.set_training(Some(step as u64));
             let scale = 1.0 / setting.tokens as f64;
-            differentiate(&model, &mut trainable, input, scale, false)?;
+            differentiate(&model, &mut trainable, input, scale, Checkpointing::Off)?;
             optimizer.step(&trainable, 1e-4)?;
             Ok(())
         })?;

@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use sparsam_base::model::{EMBEDDING, HEAD, Model};
 use sparsam_base::projection::Hook as _;
+use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::Weight;
 use sparsam_kernels::cross_entropy::IGNORE;
 use sparsam_kernels::host::{fetch, view};
@@ -79,7 +80,13 @@ pub fn audit(model: &Model, trainable: &mut Trainable, input: Input) -> Result<A
     trainable.clear_gradients()?;
     let targets = input.targets.iter().filter(|target| **target != IGNORE);
     let targets = targets.count().max(1) as f64;
-    let loss = differentiate(model, trainable, input, 1.0 / targets, true)?;
+    let loss = differentiate(
+        model,
+        trainable,
+        input,
+        1.0 / targets,
+        Checkpointing::Blocks,
+    )?;
     let mut gradients = BTreeMap::new();
     for (name, trained) in trainable.registry() {
         gradients.insert(name.clone(), norm(&trained.grad)?);

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
 use sparsam_base::classifier::{Classifier, Start};
-use sparsam_base::stack::Keep;
+use sparsam_base::stack::{Checkpointing, Keep};
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::{IGNORE, Loss};
@@ -102,7 +102,7 @@ impl Learner for Classifier {
         trainable: &mut Trainable,
         input: Input,
         grad_scale: f64,
-        checkpointing: bool,
+        checkpointing: Checkpointing,
     ) -> Result<Loss> {
         let keep = Keep {
             lowest: trainable.lowest_block(),

@@ -1,12 +1,12 @@
 //! One pass of a batch through the model, forward and backward.
 //!
 //! Embedding, blocks, last norm, head and loss; then back through the same in opposite order, as far
-//! down as anything is trained. With checkpointing a block keeps only its input and is computed again
-//! when its turn comes; the results are the same bits.
+//! down as anything is trained. With checkpointing a block keeps less and is computed again when its turn
+//! comes; the results are the same bits.
 
 use sparsam_base::model::{HEAD, Model};
 use sparsam_base::projection::Hook;
-use sparsam_base::stack::Keep;
+use sparsam_base::stack::{Checkpointing, Keep};
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::{Loss, Want, linear_cross_entropy};
 use sparsam_kernels::norm::rms_norm_backward;
@@ -49,7 +49,7 @@ pub fn differentiate(
     trainable: &mut Trainable,
     input: Input,
     grad_scale: f64,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
 ) -> Result<Loss> {
     let keep = Keep {
         lowest: trainable.lowest_block(),

@@ -13,6 +13,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use sparsam_base::model::Model;
+use sparsam_base::stack::Checkpointing;
+use sparsam_kernels::awake::awake;
 use sparsam_kernels::cross_entropy::Loss;
 
 use crate::checkpoint::{self, Best, Progress};
@@ -83,7 +85,7 @@ pub trait Learner {
         trainable: &mut Trainable,
         input: Input,
         grad_scale: f64,
-        checkpointing: bool,
+        checkpointing: Checkpointing,
     ) -> Result<Loss>;
 
     /// Measures one pass over data; nothing is differentiated and nothing dropped.
@@ -110,7 +112,7 @@ impl Learner for Model {
         trainable: &mut Trainable,
         input: Input,
         grad_scale: f64,
-        checkpointing: bool,
+        checkpointing: Checkpointing,
     ) -> Result<Loss> {
         differentiate(self, trainable, input, grad_scale, checkpointing)
     }
@@ -140,8 +142,8 @@ pub struct Settings {
     pub schedule: Schedule,
     /// Batches of one optimiser step.
     pub accumulation: usize,
-    /// Whether blocks keep only their input.
-    pub checkpointing: bool,
+    /// What is computed again on the way back.
+    pub checkpointing: Checkpointing,
     /// When the evaluation data is measured, besides before the first and after the last step.
     pub evaluate: Cadence,
     /// When a checkpoint is written.
@@ -344,24 +346,26 @@ impl Run<'_> {
                 "this is a defect of the program: rows without targets are left out when they are read",
             ));
         }
-        let mut sum = 0.0;
-        for batch in &group {
-            self.trainable.set_training(Some(progress.micro_batches));
-            let input = Input {
-                ids: &batch.ids,
-                targets: &batch.targets,
-                documents: &batch.documents,
-            };
-            let scale = 1.0 / targets as f64;
-            let checkpointing = self.settings.checkpointing;
-            let (model, trainable) = (self.model, &mut *self.trainable);
-            sum += model
-                .differentiate(trainable, input, scale, checkpointing)?
-                .sum;
-            progress.micro_batches += 1;
-        }
         let learning_rate = self.settings.schedule.within(progress.step, used);
-        let grad_norm = self.optimizer.step(self.trainable, learning_rate)?;
+        let (sum, grad_norm) = awake(|| -> Result<_> {
+            let mut sum = 0.0;
+            for batch in &group {
+                self.trainable.set_training(Some(progress.micro_batches));
+                let input = Input {
+                    ids: &batch.ids,
+                    targets: &batch.targets,
+                    documents: &batch.documents,
+                };
+                let scale = 1.0 / targets as f64;
+                let checkpointing = self.settings.checkpointing;
+                let (model, trainable) = (self.model, &mut *self.trainable);
+                sum += model
+                    .differentiate(trainable, input, scale, checkpointing)?
+                    .sum;
+                progress.micro_batches += 1;
+            }
+            Ok((sum, self.optimizer.step(self.trainable, learning_rate)?))
+        })?;
         let (loss, seconds) = (sum / targets as f64, started.elapsed().as_secs_f64());
         progress.position = self.train.position();
         progress.stepped(loss, tokens, targets, seconds);
@@ -382,7 +386,7 @@ impl Run<'_> {
             return Ok(());
         };
         observer.enter(Phase::Evaluate);
-        let measured = self.model.measure(self.trainable, eval);
+        let measured = awake(|| self.model.measure(self.trainable, eval));
         observer.leave(Phase::Evaluate);
         let measured = measured?;
         let loss = mean(&measured.losses)?;

@@ -19,13 +19,14 @@ use sparsam_base::network::Network;
 use sparsam_base::prefix::{Prefix, SharedPrefix, Store};
 use sparsam_base::projection::{Group, Hook, HookKept, Projection};
 use sparsam_kernels::Weight;
+use sparsam_kernels::activation::{Activation, gated_backward};
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::host::{clear, copy_into};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
 use sparsam_kernels::lora::{
-    BranchGrads, Kept, LowRank, Projection as Product, lora_kept, lora_linear,
-    lora_linear_backward, takes_bf16,
+    BranchGrads, Kept, LowRank, Projection as Product, lora_gated, lora_gated_backward, lora_kept,
+    lora_linear, lora_linear_backward, takes_bf16,
 };
 
 use crate::error::{Error, Result};
@@ -509,6 +510,18 @@ impl Trainable {
             .collect()
     }
 
+    /// Where the gradients of the group's branches are added up.
+    fn branch_grads(&self, group: &Group) -> Vec<Option<BranchGrads<'_>>> {
+        let of = |p: &Projection| {
+            self.branches.get(&p.name).map(|b| BranchGrads {
+                a: &b.a_grad,
+                b: &b.b_grad,
+                magnitude: b.magnitude_grad.as_ref(),
+            })
+        };
+        group.projections.iter().map(of).collect()
+    }
+
     /// The input of the group's branches, if anything of it is dropped now.
     fn dropped(&self, group: &Group, x: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let key = self.dropout_key(group);
@@ -538,6 +551,16 @@ fn listed(names: &[&str]) -> String {
     names.join(" and ")
 }
 
+/// What [`Hook::forward`] kept of a group.
+fn lora_kept_of(kept: HookKept) -> candle_core::Result<Box<Kept>> {
+    match kept.and_then(|kept| kept.downcast::<Kept>().ok()) {
+        Some(kept) => Ok(kept),
+        None => {
+            candle_core::bail!("the backward pass of a group was run without its forward pass")
+        }
+    }
+}
+
 fn fill(shape: (usize, usize), mut value: impl FnMut() -> f64) -> candle_core::Result<Tensor> {
     let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| value() as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu)
@@ -562,6 +585,45 @@ impl Hook for Trainable {
             outputs,
             keep.then(|| Box::new(kept) as Box<dyn std::any::Any + Send>),
         ))
+    }
+
+    fn gated(
+        &mut self,
+        group: &Group,
+        activation: Activation,
+        x: &Tensor,
+        narrow: bool,
+        keep: bool,
+    ) -> candle_core::Result<([Tensor; 3], HookKept)> {
+        let plain = group.projections.iter().all(|p| p.bias.is_none());
+        if let [gate, up] = &*self.products(group)
+            && narrow
+            && plain
+        {
+            let (outputs, kept) = lora_gated(activation, x, [gate, up])?;
+            let kept = keep.then(|| Box::new(kept) as Box<dyn std::any::Any + Send>);
+            return Ok((outputs, kept));
+        }
+        let (outputs, kept) = self.forward(group, x, keep)?;
+        Ok((group.gated(activation, outputs, narrow)?, kept))
+    }
+
+    fn gated_backward(
+        &mut self,
+        group: &Group,
+        activation: Activation,
+        x: &Tensor,
+        dy: Tensor,
+        [gate, up]: [&Tensor; 2],
+        kept: HookKept,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        if gate.dtype() != DType::BF16 || !self.takes_bf16(group) {
+            let dx = self.backward(group, x, &[dy], kept)?;
+            return gated_backward(activation, &dx, gate, up);
+        }
+        let products = self.products(group);
+        let (kept, grads) = (lora_kept_of(kept)?, self.branch_grads(group));
+        lora_gated_backward(activation, &[dy], x, &products, &kept, &grads, [gate, up])
     }
 
     fn again(&mut self, group: &Group, x: &Tensor) -> candle_core::Result<HookKept> {
@@ -589,21 +651,9 @@ impl Hook for Trainable {
         dys: &[Tensor],
         kept: HookKept,
     ) -> candle_core::Result<Tensor> {
-        let Some(kept) = kept.and_then(|kept| kept.downcast::<Kept>().ok()) else {
-            candle_core::bail!("the backward pass of a group was run without its forward pass")
-        };
+        let kept = lora_kept_of(kept)?;
         let dropped = self.dropped(group, x)?;
-        let grads: Vec<_> = group
-            .projections
-            .iter()
-            .map(|p| {
-                self.branches.get(&p.name).map(|b| BranchGrads {
-                    a: &b.a_grad,
-                    b: &b.b_grad,
-                    magnitude: b.magnitude_grad.as_ref(),
-                })
-            })
-            .collect();
+        let grads = self.branch_grads(group);
         let products = self.products(group);
         let dx = lora_linear_backward(dys, x, dropped.as_ref(), &products, &kept, &grads)?;
         if let (Some(key), Some(branch_dx)) = (self.dropout_key(group), &dx.branch_x) {

@@ -12,6 +12,7 @@ use sparsam_adapter::trainable::Trainable;
 use sparsam_base::config::ModelConfig;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{EMBEDDING, LoadOptions, Model};
+use sparsam_base::stack::Checkpointing;
 use sparsam_base::weights::Weights;
 use sparsam_kernels::Weight;
 use sparsam_kernels::adamw::AdamW;
@@ -60,7 +61,8 @@ fn rounded() -> Model {
 fn differentiated(model: &Model, trainable: &mut Trainable) -> (f64, Vec<(String, Vec<f32>)>) {
     let batch = Texts::new(&texts(&[21, 9, 30]));
     let scale = 1.0 / batch.count();
-    let loss = differentiate(model, trainable, batch.input(), scale, false).expect("a pass");
+    let loss =
+        differentiate(model, trainable, batch.input(), scale, Checkpointing::Off).expect("a pass");
     (loss.sum, gradients(trainable))
 }
 
@@ -234,7 +236,14 @@ fn full_training_keeps_f32_masters_and_refreshes_the_bf16_copy() {
         .sum;
     for _ in 0..60 {
         let scale = 1.0 / batch.count();
-        differentiate(&narrow, &mut on_narrow, batch.input(), scale, false).expect("a pass");
+        differentiate(
+            &narrow,
+            &mut on_narrow,
+            batch.input(),
+            scale,
+            Checkpointing::Off,
+        )
+        .expect("a pass");
         optimizer.step(&on_narrow, step).expect("an update");
     }
     let after = evaluate(&narrow, &mut on_narrow, batch.input())

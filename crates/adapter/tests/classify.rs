@@ -4,7 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{F32, fixtures, numbers};
+use common::{F32, WAYS, fixtures, numbers};
 use sparsam_adapter::classify::init;
 use sparsam_adapter::data::{Batch, Batches, Example, Order, pack::unpacked};
 use sparsam_adapter::lora::LoraConfig;
@@ -22,6 +22,7 @@ use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::network::Network as _;
 use sparsam_base::prefix::Store;
 use sparsam_base::projection::Hook as _;
+use sparsam_base::stack::Checkpointing;
 use sparsam_base::weights::Weights;
 use sparsam_kernels::adamw::AdamW;
 
@@ -114,7 +115,7 @@ fn check(
     model: &Classifier,
     trainable: &mut Trainable,
     prefix: &str,
-    recompute: bool,
+    checkpointing: Checkpointing,
 ) {
     let reference = reference(family);
     let what = format!("{family} {prefix}");
@@ -132,7 +133,7 @@ fn check(
         );
     }
     let loss = model
-        .differentiate(trainable, reference.input(), 1.0 / 3.0, recompute)
+        .differentiate(trainable, reference.input(), 1.0 / 3.0, checkpointing)
         .expect("gradients");
     let expected = reference.numbers(&format!("{prefix}loss"))[0];
     assert!(
@@ -176,9 +177,10 @@ fn logits_losses_and_gradients_equal_those_of_transformers() {
     for family in FAMILIES {
         let mut model = load(family);
         let mut trainable = Trainable::full(&mut model).expect("trainable");
-        check(family, &model, &mut trainable, "", false);
-        trainable.clear_gradients().expect("cleared");
-        check(family, &model, &mut trainable, "", true);
+        for way in WAYS {
+            check(family, &model, &mut trainable, "", way);
+            trainable.clear_gradients().expect("cleared");
+        }
     }
 }
 
@@ -189,13 +191,19 @@ fn adapters_of_peft_give_its_logits_and_gradients_and_read_back() {
         let (mut trainable, config) =
             peft::load(&folder(family).join("adapter"), &mut model, 0).expect("an adapter");
         assert_eq!(config.task, Task::SequenceClassification);
-        check(family, &model, &mut trainable, "adapted.", false);
+        check(
+            family,
+            &model,
+            &mut trainable,
+            "adapted.",
+            Checkpointing::Off,
+        );
         let written = tempfile::tempdir().expect("a folder");
         peft::save(written.path(), &trainable, &config).expect("written");
         let mut again = load(family);
         let (mut read, same) = peft::load(written.path(), &mut again, 1).expect("read back");
         assert_eq!(same, config, "{family}");
-        check(family, &again, &mut read, "adapted.", true);
+        check(family, &again, &mut read, "adapted.", Checkpointing::Units);
         let ours =
             SafetensorsFiles::open(&[written.path().join(peft::WEIGHTS_FILE)]).expect("ours");
         let theirs = folder(family).join("adapter").join(peft::WEIGHTS_FILE);
@@ -225,7 +233,7 @@ fn other_names_for_the_same_are_understood() {
         let mut model = load_as(place.path(), 3, F32);
         assert!(model.fresh.is_empty(), "{:?}", model.fresh);
         let mut trainable = Trainable::full(&mut model).expect("trainable");
-        check(family, &model, &mut trainable, "", false);
+        check(family, &model, &mut trainable, "", Checkpointing::Off);
     };
     copy(
         "roberta",
@@ -287,7 +295,12 @@ fn training_repeats_bit_for_bit_and_learns() {
         for step in 0..30 {
             trainable.set_training(Some(step));
             model
-                .differentiate(&mut trainable, reference.input(), 1.0 / 3.0, step % 2 == 0)
+                .differentiate(
+                    &mut trainable,
+                    reference.input(),
+                    1.0 / 3.0,
+                    WAYS[step as usize % WAYS.len()],
+                )
                 .expect("a step");
             optimizer.step(&trainable, 1e-2).expect("an update");
         }
@@ -360,7 +373,8 @@ fn what_is_below_the_trained_blocks_is_computed_once() {
             let mut losses = Vec::new();
             for step in 0..2 {
                 trainable.set_training(Some(step));
-                let loss = model.differentiate(&mut trainable, reference.input(), 0.5, false);
+                let loss =
+                    model.differentiate(&mut trainable, reference.input(), 0.5, Checkpointing::Off);
                 losses.push(loss.expect("a pass").sum);
                 trainable.set_training(None);
                 let logits = model.forward(&batch.ids, &batch.documents, &mut trainable, None);

@@ -17,6 +17,7 @@ use sparsam_adapter::peft::{self, AdapterConfig};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::files::gguf::GgufFile;
 use sparsam_base::model::Model;
+use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::Weight;
 use sparsam_kernels::adamw::AdamW;
 
@@ -42,7 +43,13 @@ fn gradients_are_those_on_the_expanded_model() {
         let on = |model: &mut Model| {
             let mut trainable = Trainable::lora(model, &config, 3).expect("trainable");
             let scale = 1.0 / batch.count();
-            let loss = differentiate(model, &mut trainable, batch.input(), scale, false);
+            let loss = differentiate(
+                model,
+                &mut trainable,
+                batch.input(),
+                scale,
+                Checkpointing::Off,
+            );
             (loss.expect("a loss").sum, gradients(&trainable))
         };
         let (found, expected) = (on(&mut blocks), on(&mut plain));
@@ -65,7 +72,13 @@ fn an_adapter_learns_on_blocks_that_stay_and_is_applied_to_them_again() {
     let mut losses = Vec::new();
     for _ in 0..40 {
         let scale = 1.0 / batch.count();
-        let loss = differentiate(&model, &mut trainable, batch.input(), scale, true);
+        let loss = differentiate(
+            &model,
+            &mut trainable,
+            batch.input(),
+            scale,
+            Checkpointing::Blocks,
+        );
         losses.push(loss.expect("a loss").sum);
         optimizer.step(&trainable, 1e-2).expect("an update");
     }
@@ -101,7 +114,14 @@ fn a_head_that_is_saved_whole_becomes_the_model_s_own() {
     let on = |model: &mut Model| {
         let mut trainable = Trainable::lora(model, &config, 3).expect("trainable");
         let scale = 1.0 / batch.count();
-        differentiate(model, &mut trainable, batch.input(), scale, false).expect("a loss");
+        differentiate(
+            model,
+            &mut trainable,
+            batch.input(),
+            scale,
+            Checkpointing::Off,
+        )
+        .expect("a loss");
         gradients(&trainable)
     };
     assert_near("gradients", &on(&mut model), &on(&mut plain), 1e-6);

@@ -8,6 +8,7 @@ use sparsam_adapter::optimizer::Optimizer;
 use sparsam_adapter::pass::differentiate;
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
+use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::adamw::AdamW;
 
 /// Uneven, one shorter and one longer than the sliding window of `mistral`.
@@ -39,7 +40,7 @@ fn pass(
     model: &Model,
     trainable: &mut Trainable,
     parts: &[&[Vec<u32>]],
-    checkpointing: bool,
+    checkpointing: Checkpointing,
 ) -> (f64, Gradients) {
     trainable.clear_gradients().expect("cleared");
     let mut sum = 0.0;
@@ -59,8 +60,8 @@ fn packed_equals_unpacked() {
         for way in [Way::Lora, Way::Dora, Way::Full] {
             let mut model = family(name, F32);
             let mut trainable = way.on(&mut model);
-            let (packed, together) = pass(&model, &mut trainable, &[&texts], false);
-            let (unpacked, apart) = pass(&model, &mut trainable, &alone, false);
+            let (packed, together) = pass(&model, &mut trainable, &[&texts], Checkpointing::Off);
+            let (unpacked, apart) = pass(&model, &mut trainable, &alone, Checkpointing::Off);
             let what = format!("{name}, {way:?}");
             assert!(
                 (packed - unpacked).abs() < 1e-6 * unpacked,
@@ -82,9 +83,11 @@ fn checkpointing_changes_no_bit() {
             }
             let mut model = family("llama-tied-bias", options);
             let mut trainable = way.on(&mut model);
-            let kept = pass(&model, &mut trainable, &[&texts], false);
-            let recomputed = pass(&model, &mut trainable, &[&texts], true);
-            assert!(kept == recomputed, "{way:?} on {quantize:?}");
+            let kept = pass(&model, &mut trainable, &[&texts], Checkpointing::Off);
+            for again in [Checkpointing::Units, Checkpointing::Blocks] {
+                let recomputed = pass(&model, &mut trainable, &[&texts], again);
+                assert!(kept == recomputed, "{way:?} on {quantize:?}, {again:?}");
+            }
         }
     }
 }
@@ -100,14 +103,20 @@ fn checkpointing_changes_no_bit_with_dropout() {
         };
         let mut model = family("qwen3", F32);
         let mut trainable = Trainable::lora(&mut model, &config, 7).expect("trainable");
-        let without = pass(&model, &mut trainable, &[&texts], false);
+        let without = pass(&model, &mut trainable, &[&texts], Checkpointing::Off);
         trainable.set_training(Some(3));
-        let kept = pass(&model, &mut trainable, &[&texts], false);
-        let recomputed = pass(&model, &mut trainable, &[&texts], true);
-        assert!(kept == recomputed, "use_dora {}", config.use_dora);
+        let kept = pass(&model, &mut trainable, &[&texts], Checkpointing::Off);
+        for again in [Checkpointing::Units, Checkpointing::Blocks] {
+            let recomputed = pass(&model, &mut trainable, &[&texts], again);
+            assert!(
+                kept == recomputed,
+                "use_dora {}, {again:?}",
+                config.use_dora
+            );
+        }
         assert!(kept.0 != without.0, "dropout does nothing");
         trainable.set_training(Some(4));
-        let next = pass(&model, &mut trainable, &[&texts], true);
+        let next = pass(&model, &mut trainable, &[&texts], Checkpointing::Blocks);
         assert!(kept.0 != next.0, "every step drops the same");
     }
 }
@@ -125,7 +134,13 @@ fn losses(way: Way, size: usize) -> Vec<f64> {
         let mut sum = 0.0;
         for part in texts.chunks(size) {
             let part = Texts::new(part);
-            let loss = differentiate(&model, &mut trainable, part.input(), 1.0 / total, false);
+            let loss = differentiate(
+                &model,
+                &mut trainable,
+                part.input(),
+                1.0 / total,
+                Checkpointing::Off,
+            );
             sum += loss.expect("a pass").sum;
         }
         losses.push(sum / total);

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{F32, Texts, fixtures, model, numbers};
+use common::{F32, Texts, WAYS, fixtures, model, numbers};
 use serde_json::Value;
 use sparsam_adapter::optimizer::Optimizer;
 use sparsam_adapter::pass::{differentiate, evaluate};
@@ -12,10 +12,11 @@ use sparsam_adapter::peft;
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model};
+use sparsam_base::stack::Checkpointing;
 use sparsam_base::weights::Weights;
 use sparsam_kernels::adamw::AdamW;
 
-fn check_gradients(family: &str, checkpointing: bool) {
+fn check_gradients(family: &str, checkpointing: Checkpointing) {
     let folder = fixtures().join("families").join(family);
     let expected =
         SafetensorsFiles::open(&[folder.join("expected.safetensors")]).expect("expectations");
@@ -78,14 +79,15 @@ fn gradients_equal_those_of_pytorch() {
         "qwen3",
         "smollm3",
     ] {
-        check_gradients(family, false);
+        check_gradients(family, Checkpointing::Off);
     }
 }
 
 #[test]
 fn checkpointing_gives_the_same_bits() {
     for family in ["llama-tied-bias", "qwen3", "gemma2", "olmo2", "phi3"] {
-        check_gradients(family, true);
+        check_gradients(family, Checkpointing::Units);
+        check_gradients(family, Checkpointing::Blocks);
     }
 }
 
@@ -119,7 +121,7 @@ fn check_training(base: &Path, case: &Path, texts: &Texts, expected: &Value, tol
             &mut trainable,
             texts.input(),
             1.0 / texts.count(),
-            step % 2 == 1,
+            WAYS[step % WAYS.len()],
         )
         .expect("a step");
         let mean = loss.sum / texts.count();

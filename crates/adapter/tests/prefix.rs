@@ -13,6 +13,7 @@ use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::{LoadOptions, Quantize};
 use sparsam_base::prefix::{Counts, Store};
 use sparsam_base::projection::Hook as _;
+use sparsam_base::stack::Checkpointing;
 
 /// Uneven, with heights of products that the kernels take in different ways.
 const LENGTHS: [usize; 9] = [19, 5, 33, 12, 2, 27, 8, 16, 3];
@@ -32,7 +33,7 @@ fn passes(
     options: LoadOptions,
     batches: &[&[usize]],
     store: Option<(Store, u64)>,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
 ) -> (Vec<(f64, f64, Vec<(String, Vec<f32>)>)>, Option<Counts>) {
     let mut model = family(name, options);
     let layer = model.blocks.len() - 1;
@@ -84,14 +85,17 @@ fn losses_and_gradients_are_the_same_bits() {
                 ..F32
             };
             let what = format!("{name}, {quantize:?}, {dtype:?}");
-            let (expected, none) = passes(name, options, &BATCHES, None, false);
+            let (expected, none) = passes(name, options, &BATCHES, None, Checkpointing::Off);
             assert!(none.is_none());
             let file = Store::File(tempfile::tempfile().expect("a file"));
-            for (store, checkpointing) in [(Store::Memory, false), (file, true)] {
+            for (store, checkpointing) in [
+                (Store::Memory, Checkpointing::Off),
+                (file, Checkpointing::Blocks),
+            ] {
                 let most = u64::MAX;
                 let kept = Some((store, most));
                 let (found, counts) = passes(name, options, &BATCHES, kept, checkpointing);
-                assert!(found == expected, "{what}, checkpointing {checkpointing}");
+                assert!(found == expected, "{what}, {checkpointing:?}");
                 let counts = counts.expect("counts");
                 assert_eq!(counts.documents, LENGTHS.len() as u64, "{what}");
                 // The text that comes twice was known by then; each batch is seen by two passes. The last text
@@ -110,11 +114,17 @@ fn losses_and_gradients_are_the_same_bits() {
 
 #[test]
 fn what_finds_no_room_is_computed_again() {
-    let (expected, _) = passes("llama", F32, &BATCHES, None, false);
+    let (expected, _) = passes("llama", F32, &BATCHES, None, Checkpointing::Off);
     let width = family("llama", F32).config.hidden_size as u64;
     // Room for the first two texts and a part of the third.
     let most = (LENGTHS[0] + LENGTHS[1] + 1) as u64 * width * 4;
-    let (found, counts) = passes("llama", F32, &BATCHES, Some((Store::Memory, most)), false);
+    let (found, counts) = passes(
+        "llama",
+        F32,
+        &BATCHES,
+        Some((Store::Memory, most)),
+        Checkpointing::Off,
+    );
     assert!(found == expected);
     let counts = counts.expect("counts");
     assert_eq!(counts.documents, 2);
@@ -128,9 +138,9 @@ fn a_file_that_cannot_be_written_ends_the_keeping() {
     let path = folder.path().join("closed");
     std::fs::write(&path, "").expect("a file");
     let file = File::open(&path).expect("read only");
-    let (expected, _) = passes("llama", F32, &BATCHES, None, false);
+    let (expected, _) = passes("llama", F32, &BATCHES, None, Checkpointing::Off);
     let kept = Some((Store::File(file), u64::MAX));
-    let (found, counts) = passes("llama", F32, &BATCHES, kept, false);
+    let (found, counts) = passes("llama", F32, &BATCHES, kept, Checkpointing::Off);
     assert!(found == expected);
     assert_eq!(counts.expect("counts").documents, 0);
 }

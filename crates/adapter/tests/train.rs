@@ -19,6 +19,7 @@ use sparsam_adapter::train::{
 };
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::Model;
+use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::adamw::AdamW;
 
 const MODEL: &str = "llama-tied-bias";
@@ -52,7 +53,7 @@ fn settings(total_steps: usize) -> Settings {
             min_ratio: 0.0,
         },
         accumulation: 3,
-        checkpointing: false,
+        checkpointing: Checkpointing::Off,
         evaluate: Cadence::Epoch,
         save: Cadence::Steps(1),
         early_stopping: None,

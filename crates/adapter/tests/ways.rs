@@ -14,6 +14,7 @@ use sparsam_adapter::peft::{self, AdapterConfig};
 use sparsam_adapter::targets::{ALL_LINEAR, Targets};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::{Model, Quantize};
+use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::adamw::AdamW;
 
 fn reference() -> Value {
@@ -49,7 +50,8 @@ fn check(name: &str, base: &mut Model, trainable: &mut Trainable) {
         .into_iter()
         .zip(list("grad_norm_before_each_update"));
     for (step, (loss, norm)) in expected.enumerate() {
-        let found = differentiate(base, trainable, texts.input(), scale, false).expect("a step");
+        let found = differentiate(base, trainable, texts.input(), scale, Checkpointing::Off)
+            .expect("a step");
         let (found, loss) = (found.sum * scale, number(&loss));
         assert!(
             (found - loss).abs() < 1e-4 * loss,

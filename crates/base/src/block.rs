@@ -8,7 +8,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
-use sparsam_kernels::activation::{Activation, gated, gated_backward, gated_to_bf16};
+use sparsam_kernels::activation::{Activation, gated};
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
 use sparsam_kernels::host::{fetch, tensor, view};
 use sparsam_kernels::linear::add_in_place;
@@ -17,6 +17,7 @@ use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
 use sparsam_kernels::{Documents, Weight};
 
 use crate::projection::{Group, Hook, HookKept};
+use crate::stack::Extent;
 
 /// A named norm weight, `[width]` in f32.
 #[derive(Clone, Debug)]
@@ -86,11 +87,18 @@ pub struct Kept {
     log_sums: Tensor,
     attention_out: Option<Normed>,
     middle: Tensor,
-    post_roots: Option<Tensor>,
+    hooks: [HookKept; 2],
+    /// Of the unit, where it is not to be computed again from `middle`.
+    unit: Option<UnitKept>,
+}
+
+/// What the backward pass of a unit needs of its forward pass, besides its input.
+struct UnitKept {
+    roots: Option<Tensor>,
     gate: Tensor,
     up: Tensor,
-    unit_out: Option<Normed>,
-    hooks: [HookKept; 4],
+    out: Option<Normed>,
+    hooks: [HookKept; 2],
 }
 
 /// What went into a norm, with the inverse roots.
@@ -115,16 +123,6 @@ struct Projected {
     v: Tensor,
     qk: Option<QkKept>,
     hook: HookKept,
-}
-
-/// What stands between a block's attention and its gated product.
-struct Finished {
-    attention_out: Option<Normed>,
-    middle: Tensor,
-    post_roots: Option<Tensor>,
-    gate: Tensor,
-    up: Tensor,
-    hooks: [HookKept; 2],
 }
 
 /// Keys and values of one sequence in one block, for generation; in the host's memory, also where the model is
@@ -276,7 +274,7 @@ impl Block {
         }
     }
 
-    /// The block's output for `x` `[tokens, hidden]`; and, if `keep`, what its backward pass needs.
+    /// The block's output for `x` `[tokens, hidden]`, and what its backward pass needs, as far as it is to be kept.
     ///
     /// # Errors
     /// An operation on tensors failed.
@@ -285,68 +283,69 @@ impl Block {
         x: &Tensor,
         pass: &Pass,
         hook: &mut dyn Hook,
-        keep: bool,
+        extent: Extent,
     ) -> Result<(Tensor, Option<Kept>)> {
-        let (product, middle, mut kept) = self.to_product(x, pass, hook, keep)?;
-        let (y, unit_out, down_kept) = self.leave(&product, &middle, hook, keep)?;
-        if let Some(kept) = &mut kept {
-            kept.unit_out = unit_out;
-            kept.hooks[3] = down_kept;
+        let (middle, mut kept) = self.to_unit(x, pass, hook, extent != Extent::Nothing)?;
+        let keep = extent == Extent::All;
+        let (product, mut unit) = self.unit(&middle, hook, keep)?;
+        let (y, out, down_kept) = self.leave(&product, &middle, hook, keep)?;
+        if let Some(kept) = kept.as_mut().filter(|_| keep) {
+            unit.out = out;
+            unit.hooks[1] = down_kept;
+            kept.unit = Some(unit);
         }
         Ok((y, kept))
     }
 
-    /// What [`Block::forward`] keeps, of an input whose output is known already: the last product is left out where
-    /// nothing that is kept comes after it.
+    /// What [`Block::forward`] keeps up to the unit, of an input whose output is known already.
     ///
     /// # Errors
     /// As there.
     pub fn again(&self, x: &Tensor, pass: &Pass, hook: &mut dyn Hook) -> Result<Option<Kept>> {
-        if self.unit_norm.is_some() {
-            return Ok(self.forward(x, pass, hook, true)?.1);
-        }
-        let (product, _, mut kept) = self.to_product(x, pass, hook, true)?;
-        let down_kept = hook.again(&self.down, &product)?;
-        if let Some(kept) = &mut kept {
-            kept.hooks[3] = down_kept;
-        }
-        Ok(kept)
+        Ok(self.to_unit(x, pass, hook, true)?.1)
     }
 
-    /// The gated product, the residual stream beside it, and what is kept of the way there.
-    fn to_product(
+    /// What the unit keeps, of an input whose output is known already: its last product is left out where nothing
+    /// that is kept comes after it.
+    fn unit_again(&self, middle: &Tensor, hook: &mut dyn Hook) -> Result<UnitKept> {
+        let (product, mut unit) = self.unit(middle, hook, true)?;
+        if self.unit_norm.is_some() {
+            let (_, out, down_kept) = self.leave(&product, middle, hook, true)?;
+            unit.out = out;
+            unit.hooks[1] = down_kept;
+        } else {
+            unit.hooks[1] = hook.again(&self.down, &product)?;
+        }
+        Ok(unit)
+    }
+
+    /// The residual stream behind attention, and what is kept of the way there.
+    fn to_unit(
         &self,
         x: &Tensor,
         pass: &Pass,
         hook: &mut dyn Hook,
         keep: bool,
-    ) -> Result<(Tensor, Tensor, Option<Kept>)> {
+    ) -> Result<(Tensor, Option<Kept>)> {
         let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
         let (attended, log_sums) =
             attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?;
-        let (product, f) = self.unit(x, &attended, hook, keep)?;
-        let middle = f.middle.clone();
-        let kept = keep.then(|| {
-            let [o_kept, gate_up_kept] = f.hooks;
-            Kept {
-                x: x.clone(),
-                input_roots: p.input_roots,
-                q: p.q,
-                k: p.k,
-                v: p.v,
-                qk: p.qk,
-                attended,
-                log_sums,
-                attention_out: f.attention_out,
-                middle: f.middle,
-                post_roots: f.post_roots,
-                gate: f.gate,
-                up: f.up,
-                unit_out: None,
-                hooks: [p.hook, o_kept, gate_up_kept, None],
-            }
+        let (middle, attention_out, o_kept) = self.join(x, &attended, hook, keep)?;
+        let kept = keep.then(|| Kept {
+            x: x.clone(),
+            input_roots: p.input_roots,
+            q: p.q,
+            k: p.k,
+            v: p.v,
+            qk: p.qk,
+            attended,
+            log_sums,
+            attention_out,
+            middle: middle.clone(),
+            hooks: [p.hook, o_kept],
+            unit: None,
         });
-        Ok((product, middle, kept))
+        Ok((middle, kept))
     }
 
     /// The block's output for the next tokens of several sequences, `x` `[tokens, hidden]`, of which
@@ -396,8 +395,9 @@ impl Block {
             let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
             tensor(rows.concat(), p.q.dims())?.to_device(x.device())?
         };
-        let (product, f) = self.unit(x, &attended, hook, false)?;
-        Ok(self.leave(&product, &f.middle, hook, false)?.0)
+        let (middle, ..) = self.join(x, &attended, hook, false)?;
+        let (product, _) = self.unit(&middle, hook, false)?;
+        Ok(self.leave(&product, &middle, hook, false)?.0)
     }
 
     /// Queries, keys and values, normalised and turned: the way from the input to attention.
@@ -462,44 +462,36 @@ impl Block {
         Ok(projected)
     }
 
-    /// The way from attention's output to the gated product.
-    fn unit(
+    /// The residual stream with attention's output, and what went into the norm on it, if there is one.
+    fn join(
         &self,
         x: &Tensor,
         attended: &Tensor,
         hook: &mut dyn Hook,
         keep: bool,
-    ) -> Result<(Tensor, Finished)> {
-        let (outputs, o_kept) = hook.forward(&self.o, attended, keep)?;
+    ) -> Result<(Tensor, Option<Normed>, HookKept)> {
+        let (outputs, kept) = hook.forward(&self.o, attended, keep)?;
         let (middle, attention_out) = self.outgoing(self.attention_norm.as_ref(), one(outputs)?)?;
         add_in_place(&middle, x)?;
+        Ok((middle, attention_out, kept))
+    }
 
+    /// The gated product, and what is kept of the way there.
+    fn unit(&self, middle: &Tensor, hook: &mut dyn Hook, keep: bool) -> Result<(Tensor, UnitKept)> {
         let norm = self.post_norm.as_ref();
-        let (normed, post_roots) = self.norm_before(&self.gate_up, norm, &middle, hook)?;
-        let (outputs, gate_up_kept) = hook.forward(&self.gate_up, &normed, keep)?;
-        drop(normed);
-        let wide = match outputs.as_slice() {
-            [both] => both.dim(1)? / 2,
-            _ => 0,
-        };
-        let [mut gate, mut up] = parts(outputs, [wide, wide])?;
-        let product = if hook.takes_bf16(&self.gate_up) && hook.takes_bf16(&self.down) {
-            // Gate and up are kept as they would be if the whole base computed in bf16.
-            let product;
-            [product, gate, up] = gated_to_bf16(self.activation, &gate, &up)?;
-            product
-        } else {
-            gated(self.activation, &gate, &up)?
-        };
-        let finished = Finished {
-            attention_out,
-            middle,
-            post_roots,
+        let (normed, roots) = self.norm_before(&self.gate_up, norm, middle, hook)?;
+        // Gate and up are kept as they would be if the whole base computed in bf16.
+        let narrow = hook.takes_bf16(&self.gate_up) && hook.takes_bf16(&self.down);
+        let ([product, gate, up], gate_up_kept) =
+            hook.gated(&self.gate_up, self.activation, &normed, narrow, keep)?;
+        let kept = UnitKept {
+            roots,
             gate,
             up,
-            hooks: [o_kept, gate_up_kept],
+            out: None,
+            hooks: [gate_up_kept, None],
         };
-        Ok((product, finished))
+        Ok((product, kept))
     }
 
     /// The way from the gated product to the block's output, with what went into the norm on it, if there is one.
@@ -527,20 +519,31 @@ impl Block {
         pass: &Pass,
         hook: &mut dyn Hook,
     ) -> Result<Tensor> {
-        let [qkv_kept, o_kept, gate_up_kept, down_kept] = kept.hooks;
-        let product = gated(self.activation, &kept.gate, &kept.up)?;
+        let [qkv_kept, o_kept] = kept.hooks;
+        let unit = match kept.unit {
+            Some(unit) => unit,
+            None => self.unit_again(&kept.middle, hook)?,
+        };
+        let [gate_up_kept, down_kept] = unit.hooks;
+        let product = gated(self.activation, &unit.gate, &unit.up)?;
         let norm = self.unit_norm.as_ref();
-        let dunit = self.outgoing_backward(norm, dy, kept.unit_out.as_ref(), hook)?;
-        let dproduct = hook.backward(&self.down, &product, &[dunit], down_kept)?;
-        drop(product);
-        let (dgate, dup) = gated_backward(self.activation, &dproduct, &kept.gate, &kept.up)?;
-        drop(dproduct);
+        let dunit = self.outgoing_backward(norm, dy, unit.out.as_ref(), hook)?;
+        let of_unit = [&unit.gate, &unit.up];
+        let (dgate, dup) = hook.gated_backward(
+            &self.down,
+            self.activation,
+            &product,
+            dunit,
+            of_unit,
+            down_kept,
+        )?;
+        drop((product, unit.gate, unit.up));
         let norm = self.post_norm.as_ref();
         let (normed, _) = self.norm_before(&self.gate_up, norm, &kept.middle, hook)?;
         let dgate_up = together(&self.gate_up, &[dgate, dup])?;
         let dnormed = hook.backward(&self.gate_up, &normed, &dgate_up, gate_up_kept)?;
         drop((normed, dgate_up));
-        let roots = kept.post_roots.as_ref();
+        let roots = unit.roots.as_ref();
         let dmiddle = Self::norm_backward(norm, dnormed, &kept.middle, roots, Some(dy), hook)?;
 
         let norm = self.attention_norm.as_ref();

@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use candle_transformers::generation::LogitsProcessor;
 use sparsam_kernels::Documents;
+use sparsam_kernels::awake::awake;
 use sparsam_kernels::host::fetch;
 use sparsam_kernels::rope::Positions;
 
@@ -155,22 +156,24 @@ fn step(
     }
     let positions = Positions::new(positions);
     let pass = model.pass(&documents, &positions);
-    let mut x = model.embed(&ids)?;
-    for (index, block) in model.blocks.iter().enumerate() {
-        let mut caches: Vec<&mut Cache> = sequences
-            .iter_mut()
-            .map(|sequence| &mut sequence.caches[index])
+    awake(|| {
+        let mut x = model.embed(&ids)?;
+        for (index, block) in model.blocks.iter().enumerate() {
+            let mut caches: Vec<&mut Cache> = sequences
+                .iter_mut()
+                .map(|sequence| &mut sequence.caches[index])
+                .collect();
+            x = block.forward_cached(&x, &pass, hook, &mut caches)?;
+        }
+        let last: Vec<u32> = documents
+            .ranges()
+            .map(|range| range.end as u32 - 1)
             .collect();
-        x = block.forward_cached(&x, &pass, hook, &mut caches)?;
-    }
-    let last: Vec<u32> = documents
-        .ranges()
-        .map(|range| range.end as u32 - 1)
-        .collect();
-    if last.len() < ids.len() {
-        x = x.index_select(&Tensor::new(last, x.device())?, 0)?;
-    }
-    Ok(fetch(&model.head_output(&model.head_input(&x)?.0)?)?)
+        if last.len() < ids.len() {
+            x = x.index_select(&Tensor::new(last, x.device())?, 0)?;
+        }
+        Ok(fetch(&model.head_output(&model.head_input(&x)?.0)?)?)
+    })
 }
 
 fn choose(processor: &mut LogitsProcessor, logits: &Tensor) -> Result<u32> {

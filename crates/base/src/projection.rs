@@ -9,10 +9,12 @@ use std::any::Any;
 
 use candle_core::{Result, Tensor};
 use sparsam_kernels::Weight;
+use sparsam_kernels::activation::{Activation, gated, gated_backward, gated_to_bf16};
 use sparsam_kernels::dropout::DropoutKey;
 use sparsam_kernels::linear::{add_bias, linear};
 use sparsam_kernels::lora::{Projection as Product, lora_linear, lora_linear_backward};
 
+use crate::block::parts;
 use crate::prefix::SharedPrefix;
 
 /// One named linear layer.
@@ -45,6 +47,23 @@ pub trait Hook {
     fn forward(&mut self, group: &Group, x: &Tensor, keep: bool)
     -> Result<(Vec<Tensor>, HookKept)>;
 
+    /// The gated product of a group of gate and up, with both, and what [`Hook::forward`] keeps; all three of bf16 if
+    /// they are to be `narrow`.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    fn gated(
+        &mut self,
+        group: &Group,
+        activation: Activation,
+        x: &Tensor,
+        narrow: bool,
+        keep: bool,
+    ) -> Result<([Tensor; 3], HookKept)> {
+        let (outputs, kept) = self.forward(group, x, keep)?;
+        Ok((group.gated(activation, outputs, narrow)?, kept))
+    }
+
     /// What [`Hook::forward`] keeps, in a pass that is computed again and whose outputs nobody needs.
     ///
     /// # Errors
@@ -64,6 +83,23 @@ pub trait Hook {
         dys: &[Tensor],
         kept: HookKept,
     ) -> Result<Tensor>;
+
+    /// Gradients of gate and up, from that of the outputs of the group that reads their product `x`.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    fn gated_backward(
+        &mut self,
+        group: &Group,
+        activation: Activation,
+        x: &Tensor,
+        dy: Tensor,
+        [gate, up]: [&Tensor; 2],
+        kept: HookKept,
+    ) -> Result<(Tensor, Tensor)> {
+        let dx = self.backward(group, x, &[dy], kept)?;
+        gated_backward(activation, &dx, gate, up)
+    }
 
     /// Where the gradient of a parameter outside the projections (`model.norm.weight`, say) is added
     /// up, if it is trained.
@@ -131,6 +167,28 @@ impl Hook for Frozen {
 }
 
 impl Group {
+    /// The gated product of its outputs, which are gate and up or both side by side, with the two; all three of bf16
+    /// if they are to be `narrow`.
+    ///
+    /// # Errors
+    /// Outputs of other shapes.
+    pub fn gated(
+        &self,
+        activation: Activation,
+        outputs: Vec<Tensor>,
+        narrow: bool,
+    ) -> Result<[Tensor; 3]> {
+        let wide = match outputs.as_slice() {
+            [both] => both.dim(1)? / 2,
+            _ => 0,
+        };
+        let [gate, up] = parts(outputs, [wide, wide])?;
+        if narrow {
+            return gated_to_bf16(activation, &gate, &up);
+        }
+        Ok([gated(activation, &gate, &up)?, gate, up])
+    }
+
     /// Adds each projection's bias to its output, in place.
     ///
     /// # Errors

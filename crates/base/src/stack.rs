@@ -1,7 +1,7 @@
 //! Blocks one after the other: forward, and back as far down as anything is trained.
 //!
-//! With checkpointing a block keeps its input alone and is computed again when its turn comes; the results are
-//! the same bits. Decoders and encoders walk alike.
+//! With checkpointing a block keeps its input alone, or what comes before its unit, and the rest is computed again when
+//! its turn comes; the results are the same bits. Decoders and encoders walk alike.
 
 use candle_core::{Result, Tensor};
 
@@ -10,13 +10,37 @@ use crate::encoder;
 use crate::encoder::block::{EncoderBlock, EncoderPass};
 use crate::projection::Hook;
 
+/// What is computed again on the way back, and not kept until then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// Nothing but norm outputs and activations.
+    #[default]
+    Off,
+    /// The units too, whose inner numbers are most of what a block keeps and not much of what it computes; but for
+    /// the last block's, which would be computed again at once.
+    Units,
+    /// Whole blocks, of which only the inputs are kept.
+    Blocks,
+}
+
 /// How much of a forward pass is kept for the way back.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
     /// The first block that is differentiated.
     pub lowest: usize,
-    /// Whether blocks keep their input alone and are computed again.
-    pub checkpointing: bool,
+    /// What is computed again.
+    pub checkpointing: Checkpointing,
+}
+
+/// How much a block keeps of its forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing: there is no way back, or the block is computed again.
+    Nothing,
+    /// What comes before its unit.
+    BeforeUnit,
+    /// All that its way back needs.
+    All,
 }
 
 /// A block as the stack sees it.
@@ -26,26 +50,24 @@ pub(crate) trait Step {
     /// What all blocks share in one pass over a batch.
     type Pass<'a>;
 
-    /// Its output for `x`, and what is kept if that is asked for.
+    /// Its output for `x`, and what is kept if anything is.
     fn forward(
         &self,
         x: &Tensor,
         pass: &Self::Pass<'_>,
         hook: &mut dyn Hook,
-        keep: bool,
+        extent: Extent,
     ) -> Result<(Tensor, Option<Self::Kept>)>;
 
-    /// What [`Step::forward`] keeps, of an input whose output is known already.
+    /// What [`Step::forward`] keeps, [`Extent::BeforeUnit`], of an input whose output is known already.
     fn again(
         &self,
         x: &Tensor,
         pass: &Self::Pass<'_>,
         hook: &mut dyn Hook,
-    ) -> Result<Option<Self::Kept>> {
-        Ok(self.forward(x, pass, hook, true)?.1)
-    }
+    ) -> Result<Option<Self::Kept>>;
 
-    /// Gradient of its input, from that of its output.
+    /// Gradient of its input, from that of its output. What comes before the unit has been kept at least.
     fn backward(
         &self,
         dy: &Tensor,
@@ -56,7 +78,7 @@ pub(crate) trait Step {
 }
 
 macro_rules! step {
-    ($block:ty, $kept:ty, $pass:ident $(, $again:ident)?) => {
+    ($block:ty, $kept:ty, $pass:ident) => {
         impl Step for $block {
             type Kept = $kept;
             type Pass<'a> = $pass<'a>;
@@ -66,19 +88,19 @@ macro_rules! step {
                 x: &Tensor,
                 pass: &$pass,
                 hook: &mut dyn Hook,
-                keep: bool,
+                extent: Extent,
             ) -> Result<(Tensor, Option<$kept>)> {
-                <$block>::forward(self, x, pass, hook, keep)
+                <$block>::forward(self, x, pass, hook, extent)
             }
 
-            $(fn $again(
+            fn again(
                 &self,
                 x: &Tensor,
                 pass: &$pass,
                 hook: &mut dyn Hook,
             ) -> Result<Option<$kept>> {
-                <$block>::$again(self, x, pass, hook)
-            })?
+                <$block>::again(self, x, pass, hook)
+            }
 
             fn backward(
                 &self,
@@ -93,16 +115,23 @@ macro_rules! step {
     };
 }
 
-step!(Block, block::Kept, Pass, again);
+step!(Block, block::Kept, Pass);
 step!(EncoderBlock, encoder::block::Kept, EncoderPass);
 
 /// What the way back through blocks needs of the way forward.
 pub struct StackKept<K> {
     /// First block that is differentiated.
     lowest: usize,
-    /// Inputs of the blocks that are computed again.
-    inputs: Vec<Tensor>,
-    blocks: Vec<K>,
+    /// Of each block from there on.
+    blocks: Vec<BlockKept<K>>,
+}
+
+/// What is kept of one block.
+enum BlockKept<K> {
+    /// Its input, from which it is computed again.
+    Input(Tensor),
+    /// What its backward pass needs.
+    Numbers(K),
 }
 
 /// The output of the last block for the input `x` of block `first`, and what the way back needs if `keep` says how
@@ -116,19 +145,24 @@ pub(crate) fn forward<S: Step>(
     keep: Option<Keep>,
 ) -> Result<(Tensor, StackKept<S::Kept>)> {
     let lowest = keep.map_or(blocks.len(), |keep| keep.lowest);
-    let checkpointing = keep.is_some_and(|keep| keep.checkpointing);
+    let checkpointing = keep.map_or(Checkpointing::Off, |keep| keep.checkpointing);
     let mut all = StackKept {
         lowest,
-        inputs: Vec::new(),
         blocks: Vec::new(),
     };
     for (layer, block) in blocks.iter().enumerate().skip(first) {
-        let differentiated = layer >= lowest;
-        if differentiated && checkpointing {
-            all.inputs.push(x.clone());
-        }
-        let (y, kept) = block.forward(&x, pass, hook, differentiated && !checkpointing)?;
-        all.blocks.extend(kept);
+        let last = layer + 1 == blocks.len();
+        let extent = match checkpointing {
+            _ if layer < lowest => Extent::Nothing,
+            Checkpointing::Blocks => {
+                all.blocks.push(BlockKept::Input(x.clone()));
+                Extent::Nothing
+            }
+            Checkpointing::Units if !last => Extent::BeforeUnit,
+            Checkpointing::Units | Checkpointing::Off => Extent::All,
+        };
+        let (y, kept) = block.forward(&x, pass, hook, extent)?;
+        all.blocks.extend(kept.map(BlockKept::Numbers));
         x = y;
     }
     Ok((x, all))
@@ -143,9 +177,10 @@ pub(crate) fn backward<S: Step>(
     hook: &mut dyn Hook,
 ) -> Result<Tensor> {
     for block in blocks[all.lowest..].iter().rev() {
-        let kept = match all.inputs.pop() {
-            Some(input) => block.again(&input, pass, hook)?,
-            None => all.blocks.pop(),
+        let kept = match all.blocks.pop() {
+            Some(BlockKept::Input(input)) => block.again(&input, pass, hook)?,
+            Some(BlockKept::Numbers(kept)) => Some(kept),
+            None => None,
         };
         let Some(kept) = kept else {
             candle_core::bail!("a block kept nothing for its backward pass");

@@ -323,8 +323,17 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = crate::device::Choice::from_str)]
     pub(crate) device: crate::device::Choice,
 
-    #[arg(long)]
-    pub(crate) gradient_checkpointing: bool,
+    /// As in a recipe; `true` where no value is given
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "false",
+        default_missing_value = "true",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = crate::recipe::GradientCheckpointing::from_str
+    )]
+    pub(crate) gradient_checkpointing: crate::recipe::GradientCheckpointing,
 
     #[arg(long, default_value_t = 4)]
     pub(crate) batch: usize,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sparsam_base::stack::Checkpointing;
 
 use crate::error::Failure;
 
@@ -107,9 +108,11 @@ pub(crate) struct Recipe {
     /// times larger, in the memory of one; the loss is weighted by tokens, not by batch.
     pub(crate) gradient_accumulation_steps: usize,
 
-    /// Keep only the input of each block and compute the rest again on the way back. Cuts the
-    /// memory for activations several times and costs about a third more time.
-    pub(crate) gradient_checkpointing: bool,
+    /// Keep less of each block and compute the rest again on the way back; same result. `selective`
+    /// keeps what attention needs, not the wide inner numbers of the unit: half the memory for
+    /// activations, for about a seventh more time. `true` keeps the block's input alone: a seventh of
+    /// the memory, for about a quarter more time.
+    pub(crate) gradient_checkpointing: GradientCheckpointing,
 
     /// What the blocks below the lowest trained one make of a text is the same in every epoch, so it is computed
     /// once and kept; same result, bit for bit on a processor. Has an effect where `lora.layers_to_transform` names
@@ -251,7 +254,7 @@ impl Default for Recipe {
             max_steps: None,
             batch_size: 8,
             gradient_accumulation_steps: 1,
-            gradient_checkpointing: false,
+            gradient_checkpointing: GradientCheckpointing::Off,
             prefix_cache: PrefixCache::default(),
             learning_rate: 2e-4,
             lr_scheduler: LrScheduler::Cosine,
@@ -777,6 +780,107 @@ impl Default for PrefixCache {
         Self {
             store: PrefixStore::File,
             max_mb: 4000,
+        }
+    }
+}
+
+/// What is computed again on the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "Written", into = "Written")]
+#[schemars(with = "Written")]
+pub(crate) enum GradientCheckpointing {
+    /// `false`
+    Off,
+    /// `selective`: the units.
+    Selective,
+    /// `true`: whole blocks.
+    Full,
+}
+
+/// How a recipe says it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Written {
+    Switch(bool),
+    Named(Selective),
+}
+
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Selective {
+    Selective,
+}
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Written;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("`true`, `false` or `selective`")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Written, E> {
+                Ok(Written::Switch(value))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Written, E> {
+                // What stands plainly in a recipe is text until something else is asked for.
+                match value {
+                    "false" => Ok(Written::Switch(false)),
+                    "true" => Ok(Written::Switch(true)),
+                    "selective" => Ok(Written::Named(Selective::Selective)),
+                    other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
+                }
+            }
+        }
+
+        from.deserialize_any(Visitor)
+    }
+}
+
+impl From<Written> for GradientCheckpointing {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Switch(false) => Self::Off,
+            Written::Switch(true) => Self::Full,
+            Written::Named(Selective::Selective) => Self::Selective,
+        }
+    }
+}
+
+impl From<GradientCheckpointing> for Written {
+    fn from(checkpointing: GradientCheckpointing) -> Self {
+        match checkpointing {
+            GradientCheckpointing::Off => Self::Switch(false),
+            GradientCheckpointing::Full => Self::Switch(true),
+            GradientCheckpointing::Selective => Self::Named(Selective::Selective),
+        }
+    }
+}
+
+impl std::str::FromStr for GradientCheckpointing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "false" => Ok(Self::Off),
+            "selective" => Ok(Self::Selective),
+            "true" => Ok(Self::Full),
+            _ => Err("it is `true`, `false` or `selective`".to_owned()),
+        }
+    }
+}
+
+impl GradientCheckpointing {
+    /// The engine's name for it.
+    pub(crate) fn way(self) -> Checkpointing {
+        match self {
+            Self::Off => Checkpointing::Off,
+            Self::Selective => Checkpointing::Units,
+            Self::Full => Checkpointing::Blocks,
         }
     }
 }

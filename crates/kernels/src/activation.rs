@@ -97,21 +97,55 @@ pub fn gated_to_bf16(activation: Activation, gate: &Tensor, up: &Tensor) -> Resu
     y.zip(gate_to.zip(up_to))
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
         .for_each(|((y, (gate_to, up_to)), (gate, up))| {
-            round::<f32>(level, gate, gate_to);
-            round::<f32>(level, up, up_to);
-            let mut product = [0f32; PIECE];
-            for ((y, gate), up) in y
-                .chunks_mut(PIECE)
-                .zip(gate.chunks(PIECE))
-                .zip(up.chunks(PIECE))
-            {
-                let product = &mut product[..y.len()];
-                activation.forward::<f32>(level, gate, up, product);
-                round::<f32>(level, product, y);
-            }
+            narrow_product(level, activation, [gate, up], [y, gate_to, up_to]);
         });
     let [y, gate, up] = narrow.map(|numbers| tensor(numbers.done(), shape));
     Ok([y?, gate?, up?])
+}
+
+/// `act(gate) ∘ up`, gate and up, each rounded to bf16.
+pub(crate) fn narrow_product(
+    level: Level,
+    activation: Activation,
+    [gate, up]: [&[f32]; 2],
+    [y, gate_to, up_to]: [&mut [bf16]; 3],
+) {
+    round::<f32>(level, gate, gate_to);
+    round::<f32>(level, up, up_to);
+    let mut product = [0f32; PIECE];
+    for ((y, gate), up) in y
+        .chunks_mut(PIECE)
+        .zip(gate.chunks(PIECE))
+        .zip(up.chunks(PIECE))
+    {
+        let product = &mut product[..y.len()];
+        activation.forward::<f32>(level, gate, up, product);
+        round::<f32>(level, product, y);
+    }
+}
+
+/// The adjoint of the product at operands of bf16, in bf16.
+pub(crate) fn narrow_gradients(
+    level: Level,
+    activation: Activation,
+    dy: &[f32],
+    [gate, up]: [&[bf16]; 2],
+    [dgate, dup]: [&mut [bf16]; 2],
+) {
+    let mut wide = [[0f32; PIECE]; 4];
+    for ((to, from), dy) in dgate
+        .chunks_mut(PIECE)
+        .zip(dup.chunks_mut(PIECE))
+        .zip(gate.chunks(PIECE).zip(up.chunks(PIECE)))
+        .zip(dy.chunks(PIECE))
+    {
+        let [g, u, dg, du] = wide.each_mut().map(|wide| &mut wide[..dy.len()]);
+        widen::<f32>(level, from.0, g);
+        widen::<f32>(level, from.1, u);
+        activation.backward::<f32>(level, dy, g, u, dg, du);
+        round::<f32>(level, dg, to.0);
+        round::<f32>(level, du, to.1);
+    }
 }
 
 /// [`gated`] of operands of bf16, in bf16.
@@ -157,20 +191,7 @@ fn gated_backward_bf16(
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
         .zip(dy.par_chunks(CHUNK))
         .for_each(|(((dgate, dup), (gate, up)), dy)| {
-            let mut wide = [[0f32; PIECE]; 4];
-            for ((to, from), dy) in dgate
-                .chunks_mut(PIECE)
-                .zip(dup.chunks_mut(PIECE))
-                .zip(gate.chunks(PIECE).zip(up.chunks(PIECE)))
-                .zip(dy.chunks(PIECE))
-            {
-                let [g, u, dg, du] = wide.each_mut().map(|wide| &mut wide[..dy.len()]);
-                widen::<f32>(level, from.0, g);
-                widen::<f32>(level, from.1, u);
-                activation.backward::<f32>(level, dy, g, u, dg, du);
-                round::<f32>(level, dg, to.0);
-                round::<f32>(level, du, to.1);
-            }
+            narrow_gradients(level, activation, dy, [gate, up], [dgate, dup]);
         });
     Ok((tensor(dgate.done(), shape)?, tensor(dup.done(), shape)?))
 }

@@ -36,6 +36,7 @@ pub(crate) use pairs::round;
 pub use scratch::Pooled;
 
 use crate::cpu::Level;
+use crate::host::Fresh;
 use crate::vector::Real;
 
 /// At most this many rows are multiplied by dot products along the stored rows, which add up in another order than
@@ -242,6 +243,50 @@ pub fn product<T: Real>(terms: &[Term<T>], columns: usize) -> Vec<T> {
     out
 }
 
+/// `Σ left·right` of each side, several products of the same shape, rounded where any of their operands allows it. No
+/// sum is stored whole: `finish` gets the sums of a piece of a row, by its number and columns, and the same piece of
+/// each output, `[rows, columns]`, to write.
+///
+/// # Panics
+/// As [`gemm`], for each side.
+pub(crate) fn in_pieces<T: Real, O, const N: usize, const M: usize>(
+    sides: [&[Term<T>]; N],
+    columns: usize,
+    outputs: [&mut Fresh<O>; M],
+    finish: impl Fn(usize, Range<usize>, [&[T]; N], [&mut [O]; M]) + Sync,
+) where
+    O: Copy + Default + Send + Sync,
+{
+    let level = Level::detect();
+    let rows = sides[0].first().map_or(0, |term| term.left.rows);
+    for terms in sides {
+        check(terms, rows, columns);
+    }
+    let mut terms = sides.iter().copied().flatten();
+    if T::pairs_are_faster(level) && terms.any(|term| term.right.matrix().rounded()) {
+        blocks::in_pieces::<T, Pair, O, N, M>(level, sides, columns, outputs, finish);
+    } else {
+        blocks::in_pieces::<T, T, O, N, M>(level, sides, columns, outputs, finish);
+    }
+}
+
+/// Asserts that the terms of a product fit each other and its output.
+fn check<T>(terms: &[Term<T>], rows: usize, columns: usize) {
+    for term in terms {
+        assert_eq!(term.left.rows, rows, "product: terms differ in rows");
+        assert_eq!(
+            term.right.columns(),
+            columns,
+            "product: terms differ in columns"
+        );
+        assert_eq!(
+            term.right.depth(),
+            term.left.depth,
+            "product: depths of a term differ"
+        );
+    }
+}
+
 /// [`gemm`] at a given instruction level, which must not exceed [`Level::detect`]'s.
 pub fn gemm_at<T: Real>(
     level: Level,
@@ -279,19 +324,7 @@ unsafe fn into_places<T: Real>(
         rows * columns,
         "product: output length does not fit its shape"
     );
-    for term in terms {
-        assert_eq!(term.left.rows, rows, "product: terms differ in rows");
-        assert_eq!(
-            term.right.columns(),
-            columns,
-            "product: terms differ in columns"
-        );
-        assert_eq!(
-            term.right.depth(),
-            term.left.depth,
-            "product: depths of a term differ"
-        );
-    }
+    check(terms, rows, columns);
     if out.is_empty() {
         return;
     }

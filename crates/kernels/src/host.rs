@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -266,17 +267,19 @@ impl<T: Copy + Default + Send + Sync> Fresh<T> {
         assert_eq!(written.load(Ordering::Relaxed), 0, "chunks are lent once");
         self.values.spare_capacity_mut()[..self.length]
             .par_chunks_mut(size.max(1))
-            .map(|chunk| {
-                for place in chunk.iter_mut() {
-                    place.write(T::default());
-                }
-                written.fetch_add(chunk.len(), Ordering::Relaxed);
-                // SAFETY: every place of the chunk has been written; a place that holds a number is one.
-                #[expect(unsafe_code, reason = "the chunk holds numbers now")]
-                unsafe {
-                    &mut *(std::ptr::from_mut(chunk) as *mut [T])
-                }
-            })
+            .map(|places| cleared(places, written))
+    }
+
+    /// All chunks, for who writes each in several turns.
+    ///
+    /// # Panics
+    /// If some have been lent before.
+    pub(crate) fn chunks(&mut self, size: usize) -> impl Iterator<Item = Chunk<'_, T>> {
+        let written = &self.written;
+        assert_eq!(written.load(Ordering::Relaxed), 0, "chunks are lent once");
+        self.values.spare_capacity_mut()[..self.length]
+            .chunks_mut(size.max(1))
+            .map(|places| Chunk::Untouched(places, written))
     }
 
     /// The vector.
@@ -293,6 +296,43 @@ impl<T: Copy + Default + Send + Sync> Fresh<T> {
         // SAFETY: chunks do not overlap and are lent once, so that all places have been written.
         unsafe { self.values.set_len(self.length) };
         self.values
+    }
+}
+
+/// A chunk of a [`Fresh`].
+pub(crate) enum Chunk<'a, T> {
+    /// Before its first turn.
+    Untouched(&'a mut [MaybeUninit<T>], &'a AtomicUsize),
+    Numbers(&'a mut [T]),
+}
+
+impl<T: Copy + Default> Chunk<'_, T> {
+    /// The numbers, zeros at first.
+    pub(crate) fn numbers(&mut self) -> &mut [T] {
+        if let Self::Untouched(places, written) = self {
+            let numbers = cleared(std::mem::take(places), written);
+            *self = Self::Numbers(numbers);
+        }
+        match self {
+            Self::Numbers(numbers) => numbers,
+            Self::Untouched(..) => unreachable!("it was cleared above"),
+        }
+    }
+}
+
+/// Places with zeros in them, which count as written.
+fn cleared<'a, T: Copy + Default>(
+    places: &'a mut [MaybeUninit<T>],
+    written: &AtomicUsize,
+) -> &'a mut [T] {
+    for place in places.iter_mut() {
+        place.write(T::default());
+    }
+    written.fetch_add(places.len(), Ordering::Relaxed);
+    // SAFETY: every place has been written; a place that holds a number is one.
+    #[expect(unsafe_code, reason = "the places hold numbers now")]
+    unsafe {
+        &mut *(std::ptr::from_mut(places) as *mut [T])
     }
 }
 
@@ -462,6 +502,22 @@ mod tests {
                 assert_eq!(*value, expected);
             }
         }
+    }
+
+    #[test]
+    fn chunks_are_written_in_several_turns() {
+        let mut fresh = Fresh::<f32>::new(10);
+        let mut chunks: Vec<_> = fresh.chunks(4).collect();
+        for turn in 0..2 {
+            for chunk in &mut chunks {
+                for number in chunk.numbers().iter_mut().skip(turn) {
+                    *number += 1.0;
+                }
+            }
+        }
+        drop(chunks);
+        let expected = [1.0, 2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 1.0, 2.0];
+        assert_eq!(fresh.done(), expected);
     }
 
     #[test]

@@ -15,12 +15,13 @@
 //! | rows of the embedding | [`embedding`] |
 //! | the update | [`adamw`] |
 //! | all of it on an NVIDIA GPU, with the feature `cuda` | `cuda` |
-//! | what all of them stand on | [`documents`], [`host`], [`cpu`], [`arena`] |
+//! | what all of them stand on | [`documents`], [`host`], [`cpu`], [`arena`], [`awake`](mod@awake) |
 
 pub mod activation;
 pub mod adamw;
 pub mod arena;
 pub mod attention;
+pub mod awake;
 pub mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]

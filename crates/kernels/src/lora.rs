@@ -13,12 +13,14 @@
 mod operands;
 
 use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
 
+use crate::activation::{Activation, narrow_gradients, narrow_product};
 use crate::by_element;
 use crate::cpu::Level;
 use crate::dora::{Dora, magnitude_grad, rescaled};
-use crate::gemm::{Dense, Kernel as _, Left, Right, Rows, Term, gemm, product};
-use crate::host::{Element, matrix, num::Float, tensor, update, view};
+use crate::gemm::{Dense, Kernel as _, Left, Right, Rows, Term, gemm, in_pieces, product};
+use crate::host::{Element, Fresh, matrix, num::Float, tensor, update, view};
 use crate::transpose::transpose;
 use crate::vector::Real;
 use crate::weight::Weight;
@@ -44,6 +46,7 @@ impl LowRank {
 }
 
 /// One projection of a group: its frozen weight and, if it is adapted, its branch.
+#[derive(Clone)]
 pub struct Projection<'a> {
     /// `[out, in]`
     pub weight: &'a Weight,
@@ -64,6 +67,21 @@ pub(crate) struct BranchKept {
     /// With DoRA, `(W + s B A) x`: the output before it was rescaled, `[tokens, out]`. It cannot be had
     /// back from the output, which has been through bias and rotation.
     pub(crate) sum: Option<Tensor>,
+}
+
+impl BranchKept {
+    /// Of a projection without DoRA.
+    fn reduced<T: Element>(
+        reduced: Option<Vec<T>>,
+        projection: &Projection,
+        tokens: usize,
+    ) -> Result<Option<Self>> {
+        let (Some(reduced), Some(branch)) = (reduced, projection.branch) else {
+            return Ok(None);
+        };
+        let reduced = tensor(reduced, (tokens, branch.rank()))?;
+        Ok(Some(Self { reduced, sum: None }))
+    }
 }
 
 /// Outputs of a group of projections of one input, and what their backward pass needs.
@@ -119,16 +137,67 @@ fn forward(
                 outputs.push(y);
                 kept
             } else {
-                let kept = |(reduced, branch): (Vec<T>, &LowRank)| -> Result<_> {
-                    let reduced = tensor(reduced, (tokens, branch.rank()))?;
-                    Ok(BranchKept { reduced, sum: None })
-                };
-                reduced.zip(projection.branch).map(kept).transpose()?
+                BranchKept::reduced(reduced, projection, tokens)?
             };
             branches.push(kept);
         }
         Ok((outputs, Kept { branches }))
     })
+}
+
+/// The gated product of a group of gate and up, with both, all of bf16, as [`gated_to_bf16`] makes them of the group's
+/// outputs; those are never stored in f32. And what the group's backward pass needs.
+///
+/// # Errors
+/// A group of which [`takes_bf16`] is not true, or that is not of two projections as wide as each other; otherwise as
+/// [`lora_linear`].
+///
+/// [`gated_to_bf16`]: crate::activation::gated_to_bf16
+pub fn lora_gated(
+    activation: Activation,
+    x: &Tensor,
+    [gate, up]: [&Projection; 2],
+) -> Result<([Tensor; 3], Kept)> {
+    let (tokens, input) = matrix(x, "lora_gated", "the input")?;
+    let group = [gate, up].map(Projection::clone);
+    check(&group, input)?;
+    let (out, _) = gate.weight.dims()?;
+    if !takes_bf16(&group) || up.weight.dims()?.0 != out {
+        bail!("`lora_gated`: gate and up are not two of a width, of products of rounded numbers");
+    }
+    let x = lent::<f32>(x)?;
+    let inputs = Inputs::<f32>::new(x.numbers(), None, tokens, input, true);
+    let reduced = inputs.reduced(&group)?;
+    let weights = [gate.weight.rows::<f32>()?, up.weight.rows::<f32>()?];
+    let b = group
+        .iter()
+        .map(|p| p.branch.map(|branch| view::<f32>(&branch.b)));
+    let b = b.map(Option::transpose).collect::<Result<Vec<_>>>()?;
+    let b = b.iter().zip(&group).map(|(b, projection)| {
+        let rank = projection.branch?.rank();
+        Some(Dense::new(b.as_deref()?, out, rank).rounded(true))
+    });
+    let b: Vec<_> = b.collect();
+    let side = |place: usize| {
+        let low = b[place].as_ref().zip(reduced[place].as_ref());
+        let low = low.map(|(b, reduced)| transposed(Left::plain(reduced, tokens, b.columns()), b));
+        let whole = transposed(inputs.x.left(), &*weights[place]);
+        std::iter::once(whole).chain(low).collect::<Vec<_>>()
+    };
+    let (gate, up) = (side(0), side(1));
+    let mut narrow: [Fresh<bf16>; 3] = std::array::from_fn(|_| Fresh::new(tokens * out));
+    let level = Level::detect();
+    let outputs = narrow.each_mut();
+    in_pieces([&gate, &up], out, outputs, |_, _, sums, to| {
+        narrow_product(level, activation, sums, to);
+    });
+    drop((gate, up));
+    let branches = group.iter().zip(reduced);
+    let branches =
+        branches.map(|(projection, reduced)| BranchKept::reduced(reduced, projection, tokens));
+    let branches = branches.collect::<Result<_>>()?;
+    let [y, gate, up] = narrow.map(|numbers| tensor(numbers.done(), (tokens, out)));
+    Ok(([y?, gate?, up?], Kept { branches }))
 }
 
 /// Gradients of the trained part of one projection, added to in place.
@@ -175,23 +244,81 @@ pub fn lora_linear_backward(
     }
     check_bf16(dys.iter().chain([x]), group)?;
     by_element!(Computed(x), T => {
-        let x = lent::<T>(x)?;
-        let branch_x = branch_x.map(view::<T>).transpose()?;
-        let inputs = Inputs::new(x.numbers(), branch_x.as_deref(), tokens, input, false);
-        let views = dys.iter().map(lent::<T>).collect::<Result<Vec<_>>>()?;
-        let mut backs = Vec::with_capacity(group.len());
-        for ((projection, dy), kept) in group.iter().zip(&views).zip(&kept.branches) {
-            let (out, _) = projection.weight.dims()?;
-            let dy = dy.numbers();
-            if dy.len() != tokens * out {
-                bail!("`lora_linear_backward`: a gradient of {} numbers, expected [{tokens}, {out}]", dy.len());
-            }
-            let dy = Operand::new(dy, tokens, out, projection.weight.multiplies_in_bf16());
-            backs.push(Back::new(projection, kept.as_ref(), dy)?);
-        }
-        inputs.branches_backward(&backs, grads)?;
-        inputs.input_backward(&backs)
+        let sum = |terms: &[Term<T>]| tensor(product(terms, input), (tokens, input));
+        let (x, branch_x) = backward(dys, x, branch_x, group, kept, grads, sum)?;
+        Ok(InputGrads { x, branch_x })
     })
+}
+
+/// Adds to the gradients of every `A`, `B` and magnitude; returns what `sum` makes of the terms of the input's gradient,
+/// and the gradient of the branches' input where they had one of their own.
+fn backward<T: Real, R>(
+    dys: &[Tensor],
+    x: &Tensor,
+    branch_x: Option<&Tensor>,
+    group: &[Projection],
+    kept: &Kept,
+    grads: &[Option<BranchGrads>],
+    sum: impl FnOnce(&[Term<T>]) -> Result<R>,
+) -> Result<(R, Option<Tensor>)> {
+    let (tokens, input) = matrix(x, "lora_linear_backward", "the input")?;
+    let x = lent::<T>(x)?;
+    let branch_x = branch_x.map(view::<T>).transpose()?;
+    let inputs = Inputs::new(x.numbers(), branch_x.as_deref(), tokens, input, false);
+    let views = dys.iter().map(lent::<T>).collect::<Result<Vec<_>>>()?;
+    let mut backs = Vec::with_capacity(group.len());
+    for ((projection, dy), kept) in group.iter().zip(&views).zip(&kept.branches) {
+        let (out, _) = projection.weight.dims()?;
+        let dy = dy.numbers();
+        if dy.len() != tokens * out {
+            bail!(
+                "`lora_linear_backward`: a gradient of {} numbers, expected [{tokens}, {out}]",
+                dy.len()
+            );
+        }
+        let dy = Operand::new(dy, tokens, out, projection.weight.multiplies_in_bf16());
+        backs.push(Back::new(projection, kept.as_ref(), dy)?);
+    }
+    inputs.branches_backward(&backs, grads)?;
+    inputs.input_backward(&backs, sum)
+}
+
+/// [`lora_linear_backward`] of a group whose input is the product of gate and up, both of bf16, and then the adjoint of
+/// that product: the gradients of the two, of bf16. That of the product is never stored.
+///
+/// # Errors
+/// A group of which [`takes_bf16`] is not true, or gate and up that are not of bf16 and of the input's shape; otherwise
+/// as [`lora_linear_backward`].
+pub fn lora_gated_backward(
+    activation: Activation,
+    dys: &[Tensor],
+    x: &Tensor,
+    group: &[Projection],
+    kept: &Kept,
+    grads: &[Option<BranchGrads>],
+    [gate, up]: [&Tensor; 2],
+) -> Result<(Tensor, Tensor)> {
+    let (tokens, input) = matrix(x, "lora_gated_backward", "the input")?;
+    check(group, input)?;
+    if [dys.len(), kept.branches.len(), grads.len()] != [group.len(); 3] {
+        bail!("`lora_gated_backward`: gradients and projections differ in number");
+    }
+    if !takes_bf16(group) || gate.dims() != x.dims() || up.dims() != x.dims() {
+        bail!("`lora_gated_backward`: products that are not of rounded numbers, or other shapes");
+    }
+    let (gate, up) = (view::<bf16>(gate)?, view::<bf16>(up)?);
+    let level = Level::detect();
+    let sum = |terms: &[Term<f32>]| {
+        let mut narrow: [Fresh<bf16>; 2] = std::array::from_fn(|_| Fresh::new(tokens * input));
+        let outputs = narrow.each_mut();
+        in_pieces([terms], input, outputs, |row, columns, [dy], to| {
+            let at = row * input + columns.start..row * input + columns.end;
+            narrow_gradients(level, activation, dy, [&gate[at.clone()], &up[at]], to);
+        });
+        let [dgate, dup] = narrow.map(|numbers| tensor(numbers.done(), (tokens, input)));
+        Ok((dgate?, dup?))
+    };
+    Ok(backward(dys, x, None, group, kept, grads, sum)?.0)
 }
 
 /// Whether this processor multiplies numbers rounded to bf16 faster than others.
@@ -420,8 +547,12 @@ impl<'a, T: Real> Inputs<'a, T> {
         Ok(())
     }
 
-    /// The gradients of the input and of the branches' input, each one sum of products.
-    fn input_backward(&self, backs: &[Back<T>]) -> Result<InputGrads> {
+    /// The gradients of the input, which is what `sum` makes of its terms, and of the branches' input.
+    fn input_backward<R>(
+        &self,
+        backs: &[Back<T>],
+        sum: impl FnOnce(&[Term<T>]) -> Result<R>,
+    ) -> Result<(R, Option<Tensor>)> {
         let (tokens, input) = (self.x.rows, self.x.columns);
         let weights = backs.iter().map(|back| back.projection.weight.rows::<T>());
         let weights = weights.collect::<Result<Vec<_>>>()?;
@@ -460,15 +591,12 @@ impl<'a, T: Real> Inputs<'a, T> {
         } else {
             terms.push(low);
         }
-        let sum = |terms: &[Term<T>]| tensor(product(terms, input), (tokens, input));
-        Ok(InputGrads {
-            x: sum(&terms)?,
-            branch_x: if separate {
-                Some(sum(&branch_terms)?)
-            } else {
-                None
-            },
-        })
+        let branch_x = if separate {
+            Some(tensor(product(&branch_terms, input), (tokens, input))?)
+        } else {
+            None
+        };
+        Ok((sum(&terms)?, branch_x))
     }
 }
 

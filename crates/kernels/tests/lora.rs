@@ -5,11 +5,13 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{Generator, assert_close, assert_same, check_gradient, inner, on_threads, single};
 use sparsam_kernels::Weight;
+use sparsam_kernels::activation::{Activation, gated_backward, gated_to_bf16};
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::host;
 use sparsam_kernels::int8::Int8;
 use sparsam_kernels::lora::{
-    BranchGrads, LowRank, Projection, lora_linear, lora_linear_backward, takes_bf16,
+    BranchGrads, LowRank, Projection, lora_gated, lora_gated_backward, lora_linear,
+    lora_linear_backward, takes_bf16,
 };
 use sparsam_kernels::nf4::Nf4;
 
@@ -186,7 +188,6 @@ fn outputs_equal_the_composed_formula() -> Result<()> {
     Ok(())
 }
 
-/// The norms are held fixed, here as in the adjoint: `norms` is data of the problem.
 /// Where the products round their operands, operands that are rounded already change no bit; elsewhere they are
 /// refused.
 #[test]
@@ -254,6 +255,88 @@ fn inputs_and_gradients_of_bf16_change_no_bit() -> Result<()> {
     Ok(())
 }
 
+/// Where the gradients of a plain branch go.
+fn grads(of: Option<&[Tensor; 2]>) -> Option<BranchGrads<'_>> {
+    of.map(|[a, b]| BranchGrads {
+        a,
+        b,
+        magnitude: None,
+    })
+}
+
+/// What is handed on in pieces is, bit for bit, what is stored whole first; on whatever shapes, with a branch or without.
+#[test]
+fn a_gated_product_in_pieces_is_the_same() -> Result<()> {
+    let activation = Activation::Silu;
+    for (seed, tokens, input, wide, out) in [
+        (1, 53, 70, 34, 48),
+        (2, 7, 64, 1600, 20),
+        (3, 130, 2600, 96, 64),
+    ] {
+        let mut generator = Generator(seed);
+        let narrow = |x: &Tensor| x.to_dtype(DType::BF16);
+        let mut random = |dims: &[usize]| single(&generator.tensor(dims)?);
+        let x = narrow(&random(&[tokens, input])?)?;
+        let (mut weights, mut branches) = (Vec::new(), Vec::new());
+        for (index, [to, from]) in [[wide, input], [wide, input], [out, wide]]
+            .into_iter()
+            .enumerate()
+        {
+            weights.push(Weight::Dense(narrow(&random(&[to, from])?)?));
+            branches.push((index as u64 != seed % 3).then_some(LowRank {
+                a: random(&[3 + index, from])?,
+                b: random(&[to, 3 + index])?,
+                scale: SCALE,
+                dora: None,
+            }));
+        }
+        let all = group(&weights, &branches);
+        let [gate, up, down] = &all[..] else {
+            unreachable!("there are three")
+        };
+        let one = std::slice::from_ref(down);
+        if !takes_bf16(&all) {
+            assert!(lora_gated(activation, &x, [gate, up]).is_err());
+            continue;
+        }
+        let (outputs, kept) = lora_linear(&x, None, &all[..2])?;
+        let expected = gated_to_bf16(activation, &outputs[0], &outputs[1])?;
+        let (found, also_kept) = lora_gated(activation, &x, [gate, up])?;
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_same("of the product", found, expected);
+        }
+        assert_eq!(format!("{kept:?}"), format!("{also_kept:?}"));
+
+        let [product, gate, up] = &found;
+        let (_, kept) = lora_linear(product, None, one)?;
+        // Two tensors each to add the gradients of `down`'s branch to, where it has one.
+        let zeros = || -> Result<Option<[Tensor; 2]>> {
+            let of = |branch: &LowRank| Ok([branch.a.zeros_like()?, branch.b.zeros_like()?]);
+            branches[2].as_ref().map(of).transpose()
+        };
+        let (whole, in_pieces) = (zeros()?, zeros()?);
+        let dys = [random(&[tokens, out])?];
+        let dx = lora_linear_backward(&dys, product, None, one, &kept, &[grads(whole.as_ref())])?.x;
+        let (dgate, dup) = gated_backward(activation, &dx, gate, up)?;
+        let found = lora_gated_backward(
+            activation,
+            &dys,
+            product,
+            one,
+            &kept,
+            &[grads(in_pieces.as_ref())],
+            [gate, up],
+        )?;
+        assert_same("of gate's gradient", &found.0, &dgate);
+        assert_same("of up's gradient", &found.1, &dup);
+        for (found, expected) in in_pieces.iter().flatten().zip(whole.iter().flatten()) {
+            assert_same("of a branch's gradient", found, expected);
+        }
+    }
+    Ok(())
+}
+
+/// The norms are held fixed, here as in the adjoint: `norms` is data of the problem.
 #[test]
 fn adjoints_equal_finite_differences() -> Result<()> {
     for with_dropout in [false, true] {

@@ -12,7 +12,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::Duration;
 
 use crate::card::{TrainingKind, emissions_block};
 use crate::export;
@@ -131,14 +130,15 @@ pub fn run(request: &Request) -> Result<Tracked, TrackError> {
     }
     let tracker = Tracker::start(&request.options)?;
     // Caught before the child is there, so that no signal falls between.
-    let signals = signals::Forwarder::install();
+    let not_started = |error| TrackError::Spawn {
+        program: name(),
+        error,
+    };
+    let signals = signals::Forwarder::install().map_err(not_started)?;
     let child = Command::new(program)
         .args(arguments)
         .spawn()
-        .map_err(|error| TrackError::Spawn {
-            program: name(),
-            error,
-        })?;
+        .map_err(not_started)?;
     let status = {
         let _window = tracker.window("command");
         wait(child, &signals)
@@ -275,21 +275,21 @@ pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Signals on Unix.
 #[cfg(unix)]
 mod signals {
+    use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
     use std::mem::MaybeUninit;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::os::fd::{AsRawFd as _, RawFd};
+    use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
     use std::sync::{Arc, Mutex, PoisonError};
     use std::thread::JoinHandle;
-
-    use super::Duration;
 
     /// Those that are caught.
     const CAUGHT: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-    /// How soon a signal is passed on.
-    const LATENCY: Duration = Duration::from_millis(20);
-
     /// Whether a signal has arrived that is still to be passed on, in the order of [`CAUGHT`].
     static ARRIVED: [AtomicBool; CAUGHT.len()] = [const { AtomicBool::new(false) }; CAUGHT.len()];
+
+    /// What a handler wakes the thread through that passes signals on: the end of a pipe, or -1.
+    static WAKE: AtomicI32 = AtomicI32::new(-1);
 
     /// Notes a signal that a process has sent. What comes from the kernel (the terminal's keys) has
     /// reached the child by itself, and a second SIGINT would make many programs stop without tidying
@@ -308,6 +308,15 @@ mod signals {
                     slot.store(true, Ordering::SeqCst);
                 }
             }
+            let pipe: RawFd = WAKE.load(Ordering::SeqCst);
+            if pipe >= 0 {
+                #[expect(unsafe_code, reason = "a handler may call nothing else")]
+                // SAFETY: one byte, to a pipe that is open as long as it stands in `WAKE`. It holds far more than comes
+                // before it is read, so that this neither waits nor fails.
+                unsafe {
+                    libc::write(pipe, [0u8].as_ptr().cast(), 1);
+                }
+            }
         }
     }
 
@@ -318,36 +327,37 @@ mod signals {
         child: Arc<Mutex<Option<libc::pid_t>>>,
         over: Arc<AtomicBool>,
         thread: Option<JoinHandle<()>>,
+        /// What wakes the thread.
+        pipe: PipeWriter,
     }
 
     impl Forwarder {
-        pub(super) fn install() -> Self {
+        /// # Errors
+        /// There is no room for a pipe or a thread.
+        pub(super) fn install() -> io::Result<Self> {
             for slot in &ARRIVED {
                 slot.store(false, Ordering::SeqCst);
             }
-            let before = CAUGHT
-                .into_iter()
-                .filter_map(|signal| Some((signal, catch(signal)?)))
-                .collect();
+            let (reader, pipe) = io::pipe()?;
             let (child, over) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
             let thread = std::thread::Builder::new()
                 .name("sparsam-signals".to_owned())
                 .spawn({
                     let (child, over) = (Arc::clone(&child), Arc::clone(&over));
-                    move || {
-                        while !over.load(Ordering::SeqCst) {
-                            pass_on(&child);
-                            std::thread::sleep(LATENCY);
-                        }
-                    }
-                })
-                .ok();
-            Self {
+                    move || pass_on_until(&over, &child, reader)
+                })?;
+            WAKE.store(pipe.as_raw_fd(), Ordering::SeqCst);
+            let before = CAUGHT
+                .into_iter()
+                .filter_map(|signal| Some((signal, catch(signal)?)))
+                .collect();
+            Ok(Self {
                 before,
                 child,
                 over,
-                thread,
-            }
+                thread: Some(thread),
+                pipe,
+            })
         }
 
         /// From now on this process receives the signals.
@@ -362,17 +372,39 @@ mod signals {
 
         fn set(&self, child: Option<libc::pid_t>) {
             *self.child.lock().unwrap_or_else(PoisonError::into_inner) = child;
+            self.wake(); // For what arrived before.
+        }
+
+        fn wake(&self) {
+            // It fails only where the thread is gone.
+            let _ = (&self.pipe).write(&[0]);
         }
     }
 
     impl Drop for Forwarder {
         fn drop(&mut self) {
+            for (signal, action) in &self.before {
+                set_action(*signal, action);
+            }
+            // Unless a later one stands there.
+            let own = self.pipe.as_raw_fd();
+            let _ = WAKE.compare_exchange(own, -1, Ordering::SeqCst, Ordering::SeqCst);
             self.over.store(true, Ordering::SeqCst);
+            self.wake();
             if let Some(thread) = self.thread.take() {
                 drop(thread.join());
             }
-            for (signal, action) in &self.before {
-                set_action(*signal, action);
+        }
+    }
+
+    /// Passes on what arrives, whenever it is woken, until all is over.
+    fn pass_on_until(over: &AtomicBool, child: &Mutex<Option<libc::pid_t>>, mut pipe: PipeReader) {
+        while !over.load(Ordering::SeqCst) {
+            pass_on(child);
+            match pipe.read(&mut [0; 64]) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
+                _ => {}
             }
         }
     }
@@ -451,8 +483,9 @@ mod signals {
     pub(super) struct Forwarder;
 
     impl Forwarder {
-        pub(super) fn install() -> Self {
-            Self
+        #[expect(clippy::unnecessary_wraps, reason = "on Unix it can fail")]
+        pub(super) fn install() -> std::io::Result<Self> {
+            Ok(Self)
         }
 
         pub(super) fn forward_to(&self, _: u32) {}

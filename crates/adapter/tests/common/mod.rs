@@ -9,12 +9,20 @@ use sparsam_adapter::lora::{Init, LoraConfig};
 use sparsam_adapter::pass::Input;
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
+use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::IGNORE;
 
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
+
+/// All that may be computed again.
+pub(crate) const WAYS: [Checkpointing; 3] = [
+    Checkpointing::Off,
+    Checkpointing::Units,
+    Checkpointing::Blocks,
+];
 
 pub(crate) const F32: LoadOptions = LoadOptions {
     quantize: Quantize::None,

@@ -17,6 +17,7 @@ use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
 use super::{SITES, dropped};
 use crate::block::{one, parts, together};
 use crate::projection::{Group, Hook, HookKept};
+use crate::stack::Extent;
 
 /// A named layer norm, its vectors `[width]` in f32.
 #[derive(Clone, Debug)]
@@ -122,14 +123,30 @@ pub struct Kept {
     log_sums: Tensor,
     /// The residual stream between attention and unit, before the norm there.
     middle: Tensor,
-    middle_moments: Moments,
+    hooks: [HookKept; 2],
+    /// Of the unit, where it is not to be computed again from `middle`.
+    unit: Option<UnitKept>,
+}
+
+/// What the backward pass of a unit needs of its forward pass, besides its input.
+struct UnitKept {
+    moments: Moments,
     /// Before the activation.
     inner: Tensor,
     /// What the activated is multiplied with.
     gate: Option<Tensor>,
     /// The last sum, before its norm, if that stands behind.
     last: Option<(Tensor, Moments)>,
-    hooks: [HookKept; 4],
+    hooks: [HookKept; 2],
+}
+
+/// What [`EncoderBlock::inner`] computes.
+struct Inner {
+    /// The unit's input, `[tokens, hidden]`.
+    normed: Tensor,
+    /// What the second projection reads.
+    product: Tensor,
+    kept: UnitKept,
 }
 
 impl EncoderBlock {
@@ -196,11 +213,72 @@ impl EncoderBlock {
         }
     }
 
-    /// The block's output for `x` `[tokens, hidden]`; and, if `keep`, what its backward pass needs.
+    /// The block's output for `x` `[tokens, hidden]`, and what its backward pass needs, as far as it is to be kept.
     ///
     /// # Errors
     /// An operation on tensors failed.
     pub fn forward(
+        &self,
+        x: &Tensor,
+        pass: &EncoderPass,
+        hook: &mut dyn Hook,
+        extent: Extent,
+    ) -> Result<(Tensor, Option<Kept>)> {
+        let (middle, mut kept) = self.to_unit(x, pass, hook, extent != Extent::Nothing)?;
+        let keep = extent == Extent::All;
+        let mut inner = self.inner(&middle, hook, keep)?;
+        let sum = self.last_sum(&middle, &mut inner, pass, hook, keep)?;
+        let y = match &self.norms {
+            EncoderNorms::After { unit, .. } => {
+                let (y, moments) = unit.forward(&sum)?;
+                inner.kept.last = Some((sum, moments));
+                y
+            }
+            EncoderNorms::Before { .. } => sum,
+        };
+        if let Some(kept) = kept.as_mut().filter(|_| keep) {
+            kept.unit = Some(inner.kept);
+        }
+        Ok((y, kept))
+    }
+
+    /// What [`EncoderBlock::forward`] keeps up to the unit, of an input whose output is known already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn again(
+        &self,
+        x: &Tensor,
+        pass: &EncoderPass,
+        hook: &mut dyn Hook,
+    ) -> Result<Option<Kept>> {
+        Ok(self.to_unit(x, pass, hook, true)?.1)
+    }
+
+    /// What the unit keeps, of an input whose output is known already: its last product is left out where nothing
+    /// that is kept comes after it.
+    fn unit_again(
+        &self,
+        middle: &Tensor,
+        pass: &EncoderPass,
+        hook: &mut dyn Hook,
+    ) -> Result<UnitKept> {
+        let mut inner = self.inner(middle, hook, true)?;
+        match &self.norms {
+            EncoderNorms::After { unit, .. } => {
+                let sum = self.last_sum(middle, &mut inner, pass, hook, true)?;
+                let (_, moments) = unit.forward(&sum)?;
+                inner.kept.last = Some((sum, moments));
+            }
+            EncoderNorms::Before { .. } => {
+                inner.kept.hooks[1] = hook.again(&self.down, &inner.product)?;
+            }
+        }
+        Ok(inner.kept)
+    }
+
+    /// The residual stream behind attention, before any norm there, and what is kept of the way there.
+    fn to_unit(
         &self,
         x: &Tensor,
         pass: &EncoderPass,
@@ -220,31 +298,6 @@ impl EncoderBlock {
         let (outputs, out_kept) = hook.forward(&self.out, &attended, keep)?;
         let middle = self.thinned(one(outputs)?, pass, false)?;
         add_in_place(&middle, x)?;
-
-        let (normed, middle_moments) = self.middle_norm().forward(&middle)?;
-        let (outputs, up_kept) = hook.forward(&self.up, &normed, keep)?;
-        let (inner, gate) = if self.gated {
-            let wide = outputs.first().map_or(Ok(0), |both| both.dim(1))? / 2;
-            let [inner, gate] = parts(outputs, [wide, wide])?;
-            (inner, Some(gate))
-        } else {
-            (one(outputs)?, None)
-        };
-        let product = self.product(&inner, gate.as_ref())?;
-        let (outputs, down_kept) = hook.forward(&self.down, &product, keep)?;
-        drop(product);
-        let sum = self.thinned(one(outputs)?, pass, true)?;
-        let (y, last) = match &self.norms {
-            EncoderNorms::After { unit, .. } => {
-                add_in_place(&sum, &normed)?;
-                let (y, moments) = unit.forward(&sum)?;
-                (y, Some((sum, moments)))
-            }
-            EncoderNorms::Before { .. } => {
-                add_in_place(&sum, &middle)?;
-                (sum, None)
-            }
-        };
         let kept = keep.then(|| Kept {
             x: x.clone(),
             input_moments,
@@ -253,14 +306,55 @@ impl EncoderBlock {
             v,
             attended,
             log_sums,
-            middle,
-            middle_moments,
-            inner,
-            gate,
-            last,
-            hooks: [qkv_kept, out_kept, up_kept, down_kept],
+            middle: middle.clone(),
+            hooks: [qkv_kept, out_kept],
+            unit: None,
         });
-        Ok((y, kept))
+        Ok((middle, kept))
+    }
+
+    /// The way from the residual stream behind attention to the unit's second projection.
+    fn inner(&self, middle: &Tensor, hook: &mut dyn Hook, keep: bool) -> Result<Inner> {
+        let (normed, moments) = self.middle_norm().forward(middle)?;
+        let (outputs, up_kept) = hook.forward(&self.up, &normed, keep)?;
+        let (inner, gate) = if self.gated {
+            let wide = outputs.first().map_or(Ok(0), |both| both.dim(1))? / 2;
+            let [inner, gate] = parts(outputs, [wide, wide])?;
+            (inner, Some(gate))
+        } else {
+            (one(outputs)?, None)
+        };
+        Ok(Inner {
+            normed,
+            product: self.product(&inner, gate.as_ref())?,
+            kept: UnitKept {
+                moments,
+                inner,
+                gate,
+                last: None,
+                hooks: [up_kept, None],
+            },
+        })
+    }
+
+    /// The unit's output with the residual stream, before any norm behind.
+    fn last_sum(
+        &self,
+        middle: &Tensor,
+        inner: &mut Inner,
+        pass: &EncoderPass,
+        hook: &mut dyn Hook,
+        keep: bool,
+    ) -> Result<Tensor> {
+        let (outputs, down_kept) = hook.forward(&self.down, &inner.product, keep)?;
+        inner.kept.hooks[1] = down_kept;
+        let sum = self.thinned(one(outputs)?, pass, true)?;
+        let stream = match &self.norms {
+            EncoderNorms::After { .. } => &inner.normed,
+            EncoderNorms::Before { .. } => middle,
+        };
+        add_in_place(&sum, stream)?;
+        Ok(sum)
     }
 
     /// Gradient of the block's input, from that of its output.
@@ -274,32 +368,37 @@ impl EncoderBlock {
         pass: &EncoderPass,
         hook: &mut dyn Hook,
     ) -> Result<Tensor> {
-        let [qkv_kept, out_kept, up_kept, down_kept] = kept.hooks;
+        let [qkv_kept, out_kept] = kept.hooks;
+        let inner = match kept.unit {
+            Some(inner) => inner,
+            None => self.unit_again(&kept.middle, pass, hook)?,
+        };
+        let [up_kept, down_kept] = inner.hooks;
         // The gradient of the last sum with the residual stream.
-        let dsum = match (&self.norms, &kept.last) {
+        let dsum = match (&self.norms, &inner.last) {
             (EncoderNorms::After { unit, .. }, Some((sum, moments))) => {
                 unit.backward(dy, sum, moments, None, hook)?
             }
             _ => dy.clone(),
         };
-        let product = self.product(&kept.inner, kept.gate.as_ref())?;
+        let product = self.product(&inner.inner, inner.gate.as_ref())?;
         let dunit = self.thinned(dsum.clone(), pass, true)?;
         let dproduct = hook.backward(&self.down, &product, &[dunit], down_kept)?;
         drop(product);
-        let dup = match &kept.gate {
+        let dup = match &inner.gate {
             Some(gate) => {
                 let (dinner, dgate) =
-                    gated_backward(self.activation, &dproduct, &kept.inner, gate)?;
+                    gated_backward(self.activation, &dproduct, &inner.inner, gate)?;
                 together(&self.up, &[dinner, dgate])?
             }
-            None => vec![activate_backward(self.activation, &dproduct, &kept.inner)?],
+            None => vec![activate_backward(self.activation, &dproduct, &inner.inner)?],
         };
         drop(dproduct);
         let norm = self.middle_norm();
         let (normed, _) = norm.forward(&kept.middle)?;
         let dnormed = hook.backward(&self.up, &normed, &dup, up_kept)?;
         drop((normed, dup));
-        let moments = &kept.middle_moments;
+        let moments = &inner.moments;
         let dmiddle = match &self.norms {
             EncoderNorms::After { .. } => {
                 add_in_place(&dnormed, &dsum)?;

@@ -20,6 +20,7 @@ use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::weights::Weights;
 use sparsam_kernels::Documents;
 use sparsam_kernels::adamw::AdamW;
+use sparsam_kernels::awake::awake;
 use sparsam_kernels::cross_entropy::IGNORE;
 
 use crate::args::{BenchArgs, BenchMethod};
@@ -68,9 +69,12 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let started = Instant::now();
         let count = targets.iter().filter(|target| **target != IGNORE).count() as f64;
         trainable.set_training(Some(step as u64));
-        let checkpointing = args.gradient_checkpointing;
-        let loss = differentiate(&model, &mut trainable, input, 1.0 / count, checkpointing)?;
-        optimizer.step(&trainable, LEARNING_RATE)?;
+        let checkpointing = args.gradient_checkpointing.way();
+        let loss = awake(|| -> anyhow::Result<_> {
+            let loss = differentiate(&model, &mut trainable, input, 1.0 / count, checkpointing)?;
+            optimizer.step(&trainable, LEARNING_RATE)?;
+            Ok(loss)
+        })?;
         seconds.push(started.elapsed().as_secs_f64());
         tokens.push(ids.len());
         losses.push(loss.sum / count);

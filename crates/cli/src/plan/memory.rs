@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sparsam_base::config::ModelConfig;
 use sparsam_base::encoder::config::EncoderConfig;
 
-use crate::recipe::{Dtype, Method, Quantize, Recipe};
+use crate::recipe::{Dtype, GradientCheckpointing, Method, Quantize, Recipe};
 
 /// Bytes of an f32.
 const F32: f64 = 4.0;
@@ -168,8 +168,12 @@ impl Shape {
     /// the unit two numbers for each of its width (gate and up, or before and after the bend), and a logarithm
     /// for each head.
     fn kept(&self, recipe: &Recipe) -> f64 {
+        self.kept_before_unit() + 2.0 * self.wide * self.unit_bytes(recipe)
+    }
+
+    /// Those of them that come before its unit.
+    fn kept_before_unit(&self) -> f64 {
         (2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + self.heads) * F32
-            + 2.0 * self.wide * self.unit_bytes(recipe)
     }
 }
 
@@ -237,16 +241,14 @@ pub(crate) fn estimate(
         (true, Dtype::Bf16) | (false, _) => trained * F32,
         (true, _) => 0.0,
     };
-    let low_rank = if full {
-        0.0
-    } else {
-        w.projections().len() as f64 * recipe.lora.r as f64
-    };
-    let kept = tokens * (w.kept(recipe) + low_rank * F32);
-    let activations = if recipe.gradient_checkpointing {
-        differentiated * tokens * w.hidden * F32 + kept
-    } else {
-        differentiated * kept
+    // The reduced inputs of the branches: of all, and of q, k, v and o, which come before the unit.
+    let rank = if full { 0.0 } else { recipe.lora.r as f64 };
+    let kept = tokens * (w.kept(recipe) + w.projections().len() as f64 * rank * F32);
+    let before_unit = tokens * (w.kept_before_unit() + 4.0 * rank * F32);
+    let activations = match recipe.gradient_checkpointing {
+        GradientCheckpointing::Off => differentiated * kept,
+        GradientCheckpointing::Selective => (differentiated - 1.0) * before_unit + kept,
+        GradientCheckpointing::Full => differentiated * tokens * w.hidden * F32 + kept,
     };
     let at_a_time = (LOGITS / w.vocabulary).max(48.0);
     let chunks = (targets / at_a_time).ceil().max(1.0);

@@ -10,6 +10,7 @@ use sparsam_base::classifier::Classifier;
 use sparsam_base::model::Model;
 use sparsam_base::network::Network;
 use sparsam_base::projection::Group;
+use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::Weight;
 use sparsam_kernels::cross_entropy::Loss;
 
@@ -145,7 +146,7 @@ impl Learner for Learned {
         trainable: &mut Trainable,
         input: Input,
         grad_scale: f64,
-        checkpointing: bool,
+        checkpointing: Checkpointing,
     ) -> Result<Loss> {
         match self {
             Self::Language(model) => {

@@ -239,7 +239,7 @@ pub(super) fn training(recipe: &Recipe, train: &Batches) -> Settings {
             min_ratio: recipe.min_lr_ratio,
         },
         accumulation,
-        checkpointing: recipe.gradient_checkpointing,
+        checkpointing: recipe.gradient_checkpointing.way(),
         evaluate: cadence(recipe.eval_steps),
         save: cadence(recipe.save_steps),
         early_stopping: recipe.early_stopping.as_ref().map(|early| EarlyStopping {

@@ -9,11 +9,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{Product, Target, Tile};
+use super::kernel::{Product, Target, Tile, places};
 use super::pack::{self, Held};
 use super::scratch::{Pooled, Scratch};
 use super::{Left, Term};
 use crate::cpu::Level;
+use crate::host::{Chunk, Fresh};
 use crate::vector::Real;
 
 /// Greatest depth of one block, in numbers as they are held.
@@ -25,6 +26,9 @@ pub(super) const COLUMN_BLOCK: usize = 2048;
 const PANELS: usize = 8;
 /// Rows of a task: with [`DEPTH_BLOCK`] 108 KiB in f32, in a core's second-level cache.
 const ROW_BLOCK: usize = 48;
+/// Columns of each side whose sums are handed on at a time: with [`ROW_BLOCK`] 288 KiB for two sides in f32, in a
+/// core's second-level cache.
+const PIECE_COLUMNS: usize = 768;
 /// Rows whose left operands are held at a time where their numbers cannot be used as they lie.
 pub(super) const HELD_ROWS: usize = 2048;
 /// Rows that one task brings into the form in which they are held.
@@ -67,6 +71,7 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
                     range,
                     columns,
                     add: accumulate || index > 0,
+                    clear: true,
                 };
                 let rows_per_task = even_share(rows.len(), ROW_BLOCK);
                 out.par_chunks_mut(rows_per_task * columns)
@@ -79,6 +84,93 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
                     });
             }
         }
+    }
+}
+
+/// [`in_pieces`](super::in_pieces) of checked operands, their numbers held as `H`.
+pub(super) fn in_pieces<T: Real, H: Held<T>, O, const N: usize, const M: usize>(
+    level: Level,
+    sides: [&[Term<T>]; N],
+    columns: usize,
+    outputs: [&mut Fresh<O>; M],
+    finish: impl Fn(usize, Range<usize>, [&[T]; N], [&mut [O]; M]) + Sync,
+) where
+    O: Copy + Default + Send + Sync,
+{
+    let rows = sides[0].first().map_or(0, |term| term.left.rows);
+    if rows * columns == 0 {
+        return;
+    }
+    let tile = T::tile(level, columns);
+    let blocks = sides.map(|terms| depth_blocks(terms, DEPTH_BLOCK * H::DEPTH));
+    let lefts = std::array::from_fn::<_, N, _>(|side| {
+        let of_block = |block: &Block| -> Vec<_> {
+            let left = |(term, depth): &(usize, _)| {
+                HeldLeft::<H>::new(level, &sides[side][*term].left, &(0..rows), depth)
+            };
+            block.iter().map(left).collect()
+        };
+        blocks[side].iter().map(of_block).collect::<Vec<_>>()
+    });
+    // What is packed at a time is no more than for a product of one side.
+    let depth: usize = blocks.iter().flatten().map(held_depth::<T, H>).sum();
+    let most = (DEPTH_BLOCK * COLUMN_BLOCK / depth.max(1)).clamp(tile.columns, PIECE_COLUMNS);
+    let width = columns.div_ceil(columns.div_ceil(most));
+    let width = width.next_multiple_of(tile.columns);
+    let rows_per_task = even_share(rows, ROW_BLOCK);
+    let mut outputs = outputs.map(|fresh| fresh.chunks(rows_per_task * columns));
+    let mut tasks: Vec<[Chunk<O>; M]> = Vec::new();
+    for _ in (0..rows).step_by(rows_per_task) {
+        let chunk = |chunks: &mut _| Iterator::next(chunks).expect("outputs have all rows");
+        tasks.push(outputs.each_mut().map(chunk));
+    }
+    for first in (0..columns).step_by(width) {
+        let range = first..columns.min(first + width);
+        let each: Vec<_> = (0..N)
+            .flat_map(|side| blocks[side].iter().map(move |block| (side, block)))
+            .collect();
+        let packed: Vec<_> = each
+            .par_iter()
+            .map(|(side, block)| pack::<T, H>(level, sides[*side], block, range.clone(), tile))
+            .collect();
+        let each = tasks.par_iter_mut().with_max_len(1).enumerate();
+        each.for_each(|(task, outputs)| {
+            let outputs = outputs.each_mut().map(Chunk::numbers);
+            let count = outputs[0].len() / columns;
+            let mut sums = Scratch::<T>::new(N * count * range.len());
+            let mut packed = packed.iter();
+            let mut sides = sums.chunks_exact_mut(count * range.len());
+            let sides: [&[T]; N] = std::array::from_fn(|side| {
+                let sums = sides.next().expect("there is room for all sides");
+                for (index, (block, lefts)) in blocks[side].iter().zip(&lefts[side]).enumerate() {
+                    let work = RowTask {
+                        block,
+                        lefts,
+                        packed: packed.next().expect("all blocks are packed"),
+                        tile,
+                        range: 0..range.len(),
+                        columns: range.len(),
+                        add: index > 0,
+                        clear: false,
+                    };
+                    // SAFETY: the places hold numbers.
+                    #[expect(unsafe_code, reason = "the sums hold numbers already")]
+                    unsafe {
+                        work.run(level, task * rows_per_task, places(sums));
+                    }
+                }
+                &*sums
+            });
+            let mut outputs = outputs.map(|numbers| numbers.chunks_exact_mut(columns));
+            for row in 0..count {
+                let sums = sides.map(|sums| &sums[row * range.len()..][..range.len()]);
+                let outputs = outputs.each_mut().map(|rows| {
+                    let row = rows.next().expect("outputs have all rows");
+                    &mut row[range.clone()]
+                });
+                finish(task * rows_per_task + row, range.clone(), sums, outputs);
+            }
+        });
     }
 }
 
@@ -213,6 +305,9 @@ struct RowTask<'a, H: Pooled> {
     /// Row stride of the output.
     columns: usize,
     add: bool,
+    /// Whether the output is cleared first if nothing is added to it. Clearing brings its lines into the cache without
+    /// reading them, which the tiles' stores, a few lines at a time, would do.
+    clear: bool,
 }
 
 impl<H: Pooled> RowTask<'_, H> {
@@ -230,9 +325,7 @@ impl<H: Pooled> RowTask<'_, H> {
         let depth = held_depth::<T, H>(self.block);
         // Tiles of about equal height: a low one would leave registers unused.
         let height_of_each = rows.div_ceil(rows.div_ceil(tile.rows));
-        if !self.add {
-            // Clearing brings the lines into the cache without reading them, which the tiles' stores, a few lines
-            // at a time, would do.
+        if self.clear && !self.add {
             for row in out.chunks_exact_mut(self.columns) {
                 row[self.range.clone()].fill(MaybeUninit::new(T::ZERO));
             }
