@@ -100,6 +100,10 @@ overhead python="" *arguments="":
     cargo build --release
     python3 tests/tracker/overhead.py --sparsam target/release/sparsam {{ if python == "" { "" } else { "--python " + python } }} --output target/overhead {{arguments}}
 
+# How near any model of power, load and clock can come to codecarbon's load profiles, even fitted to them
+cpu-model-bound profiles python="python3":
+    {{python}} tests/tracker/cpu_model_bound.py {{profiles}}
+
 # Fuzz targets, so many seconds each (needs cargo-fuzz and a nightly compiler)
 fuzz seconds="600" targets="front_matter powercap journal gguf safetensors adapter_config":
     for target in {{targets}}; do mkdir -p fuzz/corpus/$target && cargo +nightly fuzz run $target fuzz/corpus/$target fuzz/seeds/$target -- -max_total_time={{seconds}} -rss_limit_mb=2048 || exit 1; done

@@ -552,7 +552,7 @@ fn listed(names: &[&str]) -> String {
 }
 
 /// What [`Hook::forward`] kept of a group.
-fn lora_kept_of(kept: HookKept) -> candle_core::Result<Box<Kept>> {
+fn kept_of(kept: HookKept) -> candle_core::Result<Box<Kept>> {
     match kept.and_then(|kept| kept.downcast::<Kept>().ok()) {
         Some(kept) => Ok(kept),
         None => {
@@ -622,7 +622,7 @@ impl Hook for Trainable {
             return gated_backward(activation, &dx, gate, up);
         }
         let products = self.products(group);
-        let (kept, grads) = (lora_kept_of(kept)?, self.branch_grads(group));
+        let (kept, grads) = (kept_of(kept)?, self.branch_grads(group));
         lora_gated_backward(activation, &[dy], x, &products, &kept, &grads, [gate, up])
     }
 
@@ -651,7 +651,7 @@ impl Hook for Trainable {
         dys: &[Tensor],
         kept: HookKept,
     ) -> candle_core::Result<Tensor> {
-        let kept = lora_kept_of(kept)?;
+        let kept = kept_of(kept)?;
         let dropped = self.dropped(group, x)?;
         let grads = self.branch_grads(group);
         let products = self.products(group);
