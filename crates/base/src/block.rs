@@ -330,7 +330,7 @@ impl Block {
         let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
         let (attended, log_sums) =
             attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?;
-        let (middle, attention_out, o_kept) = self.join(x, &attended, hook, keep)?;
+        let (middle, attention_out, o_kept) = self.attend(&attended, x, hook, keep)?;
         let kept = keep.then(|| Kept {
             x: x.clone(),
             input_roots: p.input_roots,
@@ -395,7 +395,7 @@ impl Block {
             let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
             tensor(rows.concat(), p.q.dims())?.to_device(x.device())?
         };
-        let (middle, ..) = self.join(x, &attended, hook, false)?;
+        let (middle, ..) = self.attend(&attended, x, hook, false)?;
         let (product, _) = self.unit(&middle, hook, false)?;
         Ok(self.leave(&product, &middle, hook, false)?.0)
     }
@@ -462,18 +462,32 @@ impl Block {
         Ok(projected)
     }
 
-    /// The residual stream with attention's output, and what went into the norm on it, if there is one.
+    /// The residual stream with the output of a group that reads `x`, and what went into the norm on that output, if
+    /// there is one.
     fn join(
         &self,
+        (group, norm): (&Group, Option<&Norm>),
         x: &Tensor,
-        attended: &Tensor,
+        stream: &Tensor,
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Normed>, HookKept)> {
-        let (outputs, kept) = hook.forward(&self.o, attended, keep)?;
-        let (middle, attention_out) = self.outgoing(self.attention_norm.as_ref(), one(outputs)?)?;
-        add_in_place(&middle, x)?;
-        Ok((middle, attention_out, kept))
+        let (outputs, kept) = hook.forward(group, x, keep)?;
+        let (y, out) = self.outgoing(norm, one(outputs)?)?;
+        add_in_place(&y, stream)?;
+        Ok((y, out, kept))
+    }
+
+    /// [`Block::join`] of attention's output.
+    fn attend(
+        &self,
+        attended: &Tensor,
+        x: &Tensor,
+        hook: &mut dyn Hook,
+        keep: bool,
+    ) -> Result<(Tensor, Option<Normed>, HookKept)> {
+        let way = (&self.o, self.attention_norm.as_ref());
+        self.join(way, attended, x, hook, keep)
     }
 
     /// The gated product, and what is kept of the way there.
@@ -494,7 +508,7 @@ impl Block {
         Ok((product, kept))
     }
 
-    /// The way from the gated product to the block's output, with what went into the norm on it, if there is one.
+    /// [`Block::join`] of the unit's output, which gives the block's.
     fn leave(
         &self,
         product: &Tensor,
@@ -502,10 +516,8 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Normed>, HookKept)> {
-        let (outputs, kept) = hook.forward(&self.down, product, keep)?;
-        let (y, unit_out) = self.outgoing(self.unit_norm.as_ref(), one(outputs)?)?;
-        add_in_place(&y, middle)?;
-        Ok((y, unit_out, kept))
+        let way = (&self.down, self.unit_norm.as_ref());
+        self.join(way, product, middle, hook, keep)
     }
 
     /// Gradient of the block's input, from that of its output.

@@ -243,12 +243,11 @@ pub fn product<T: Real>(terms: &[Term<T>], columns: usize) -> Vec<T> {
     out
 }
 
-/// `Σ left·right` of each side, several products of the same shape, rounded where any of their operands allows it. No
-/// sum is stored whole: `finish` gets the sums of a piece of a row, by its number and columns, and the same piece of
+/// `Σ left·right` of each side, several products of the same shape, of numbers rounded to bf16. No sum is stored whole: `finish` gets the sums of a piece of a row, by its number and columns, and the same piece of
 /// each output, `[rows, columns]`, to write.
 ///
 /// # Panics
-/// As [`gemm`], for each side.
+/// As [`gemm`], for each side; and where the processor does not multiply such numbers faster, or no operand allows it.
 pub(crate) fn in_pieces<T: Real, O, const N: usize, const M: usize>(
     sides: [&[Term<T>]; N],
     columns: usize,
@@ -263,11 +262,11 @@ pub(crate) fn in_pieces<T: Real, O, const N: usize, const M: usize>(
         check(terms, rows, columns);
     }
     let mut terms = sides.iter().copied().flatten();
-    if T::pairs_are_faster(level) && terms.any(|term| term.right.matrix().rounded()) {
-        blocks::in_pieces::<T, Pair, O, N, M>(level, sides, columns, outputs, finish);
-    } else {
-        blocks::in_pieces::<T, T, O, N, M>(level, sides, columns, outputs, finish);
-    }
+    assert!(
+        T::pairs_are_faster(level) && terms.any(|term| term.right.matrix().rounded()),
+        "products in pieces are of rounded numbers"
+    );
+    blocks::in_pieces::<T, Pair, O, N, M>(level, sides, columns, outputs, finish);
 }
 
 /// Asserts that the terms of a product fit each other and its output.

@@ -234,10 +234,7 @@ pub fn lora_linear_backward(
 ) -> Result<InputGrads> {
     let (tokens, input) = matrix(x, "lora_linear_backward", "the input")?;
     check_branch_input(x, branch_x)?;
-    check(group, input)?;
-    if [dys.len(), kept.branches.len(), grads.len()] != [group.len(); 3] {
-        bail!("`lora_linear_backward`: gradients and projections differ in number");
-    }
+    check_gradients(group, input, [dys.len(), kept.branches.len(), grads.len()])?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return crate::cuda::lora_linear_backward(dys, x, branch_x, group, kept, grads);
@@ -299,10 +296,7 @@ pub fn lora_gated_backward(
     [gate, up]: [&Tensor; 2],
 ) -> Result<(Tensor, Tensor)> {
     let (tokens, input) = matrix(x, "lora_gated_backward", "the input")?;
-    check(group, input)?;
-    if [dys.len(), kept.branches.len(), grads.len()] != [group.len(); 3] {
-        bail!("`lora_gated_backward`: gradients and projections differ in number");
-    }
+    check_gradients(group, input, [dys.len(), kept.branches.len(), grads.len()])?;
     if !takes_bf16(group) || gate.dims() != x.dims() || up.dims() != x.dims() {
         bail!("`lora_gated_backward`: products that are not of rounded numbers, or other shapes");
     }
@@ -662,6 +656,15 @@ fn check_branch_input(x: &Tensor, branch_x: Option<&Tensor>) -> Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+/// [`check`], of a backward pass with so many gradients of outputs, kept branches and places for gradients.
+fn check_gradients(group: &[Projection], input: usize, counts: [usize; 3]) -> Result<()> {
+    check(group, input)?;
+    if counts != [group.len(); 3] {
+        bail!("`lora_linear_backward`: gradients and projections differ in number");
+    }
+    Ok(())
 }
 
 fn check(group: &[Projection], input: usize) -> Result<()> {
