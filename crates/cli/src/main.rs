@@ -20,6 +20,7 @@ mod device;
 mod error;
 mod figures;
 mod from_hub;
+mod grid;
 mod interrupt;
 mod machine;
 mod made_of;

@@ -16,6 +16,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sparsam_base::stack::Checkpointing;
+use sparsam_hub::grid::{Grid, without_secrets};
 
 use crate::error::Failure;
 
@@ -717,9 +718,10 @@ pub(crate) struct Energy {
     pub(crate) water_grid_l_per_kwh: Option<f64>,
     /// Seconds between two readings of the meters.
     pub(crate) interval_seconds: f64,
-    /// What says how clean the grid is now, for `start_when`: `uk-grid` (Great Britain, no key),
-    /// `electricity-maps:ZONE` (key in ELECTRICITY_MAPS_TOKEN), an address, or a file that holds gCO2e per
-    /// kWh. Nothing is asked without it.
+    /// What says how clean the grid is now: `uk-grid` (Great Britain, no key), `electricity-maps:ZONE` (key
+    /// in ELECTRICITY_MAPS_TOKEN), an address, or a file that holds gCO2e per kWh. Asked at the start and
+    /// every five minutes, for the emissions and for `start_when`; beside `intensity_g_per_kwh` for
+    /// `start_when` alone. Nothing is asked without it.
     #[schemars(example = &"uk-grid")]
     pub(crate) live_intensity: Option<String>,
     /// Wait before the start until the grid is clean. Needs `live_intensity`.
@@ -949,6 +951,28 @@ impl Recipe {
             (Some(steps), _) => Warmup::Steps(steps),
             (None, ratio) => Warmup::Ratio(ratio.unwrap_or(0.0)),
         }
+    }
+
+    /// What says how clean the grid is; loading has made sure that it can be read.
+    pub(crate) fn live_grid(&self) -> Option<Grid> {
+        Grid::parse(self.energy.live_intensity.as_deref()?).ok()
+    }
+
+    /// As a run's record keeps it, which is published: without the key in an address.
+    pub(crate) fn for_record(&self) -> Self {
+        let mut recipe = self.clone();
+        if let Some(Grid::Address(address)) = self.live_grid() {
+            recipe.energy.live_intensity = Some(without_secrets(&address));
+        }
+        recipe
+    }
+
+    /// The country, else that of the grid that is asked.
+    pub(crate) fn country_of_run(&self) -> Option<String> {
+        let stated = self.country.clone();
+        stated
+            .filter(|country| !country.trim().is_empty())
+            .or_else(|| self.live_grid()?.country().map(str::to_owned))
     }
 }
 

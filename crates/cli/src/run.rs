@@ -150,13 +150,13 @@ impl<'a> Session<'a> {
             say(&format!("measuring the machine at rest for {seconds} s"));
         }
         let tracker = Tracker::start(&options)?;
+        if let Some(answer) = tracker.grid_at_start().filter(|_| !quiet) {
+            say(&words::grid_at_start(answer));
+        }
         let before = resumed.as_ref().and_then(|resumed| resumed.record.budget);
         let budget = recipe
             .budget
-            .map(|limits| {
-                let grams = tracker.grams_per_kwh();
-                Meter::start(limits, &tracker.live(), grams, before.as_ref())
-            })
+            .map(|limits| Meter::start(limits, &tracker.live(), before.as_ref()))
             .transpose()?;
         tracker.enter(LOAD);
         let started = match &resumed {
@@ -188,7 +188,7 @@ impl<'a> Session<'a> {
                 ));
             }
             say(&opening(recipe, &ready, &data, &settings));
-            if options.country.is_none() && options.intensity.is_none() {
+            if tracker.live().grams_per_kwh.is_none() {
                 say(words::NO_COUNTRY);
             }
         }
@@ -198,7 +198,7 @@ impl<'a> Session<'a> {
                 RunRecord {
                     state: State::Running,
                     ended: None,
-                    recipe: recipe.clone(),
+                    recipe: recipe.for_record(),
                     ..record
                 }
             }
@@ -468,7 +468,7 @@ fn new_record(
         ended: None,
         versions: Versions::here(),
         platform: Platform::here(&place.name()),
-        recipe: recipe.clone(),
+        recipe: recipe.for_record(),
         base: Base {
             model: recipe.model.clone(),
             revision: ready.opened.hub.as_ref().map(|hub| hub.commit.clone()),

@@ -345,9 +345,12 @@ fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
         desk.read("clean/README.md")
             .contains("for a grid below 200 gCO2e/kWh")
     );
-    // The wait is no part of the run.
-    let run: Value = serde_json::from_str(&desk.read("clean/run.json")).unwrap();
+    // The wait is no part of the run, and what the grid emits when it begins is.
+    let run = desk.json("clean/run.json");
     assert_eq!(run["energy"]["place"]["alpha3"], "DEU");
+    let intensity = &run["energy"]["intensity"];
+    assert_eq!(intensity["g_per_kwh"]["central"], 150.0);
+    assert_eq!(intensity["live"]["count"], 1);
 
     // A grid that stays dirty, and a source that says nothing: the run starts when the time is up.
     desk.write("grid.txt", "500\n");
@@ -361,6 +364,38 @@ fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
     let said = train(&["energy.live_intensity=nowhere.txt", soon], "unknown", 0);
     assert!(said.contains("`nowhere.txt` gives no answer"), "{said}");
     assert!(waited("unknown")["intensity"].is_null());
+
+    // A figure of one's own is the account's; the grid says when to start, and no more.
+    let own = [
+        "energy.intensity_g_per_kwh=35",
+        "energy.intensity_source=our roof",
+    ];
+    train(
+        &["energy.live_intensity=grid.txt", soon, own[0], own[1]],
+        "roof",
+        0,
+    );
+    let run = desk.json("roof/run.json");
+    assert_eq!(run["energy"]["intensity"]["g_per_kwh"]["central"], 35.0);
+    assert!(run["energy"]["intensity"]["live"].is_null());
+    let twice = [
+        "train",
+        "recipe.yaml",
+        "energy.live_intensity=grid.txt",
+        own[0],
+        own[1],
+    ];
+    desk.refused(&twice, 2, &["both say what the electricity emits"]);
+    let elsewhere = [
+        "train",
+        "recipe.yaml",
+        "energy.live_intensity=electricity-maps:FR",
+    ];
+    desk.refused(
+        &elsewhere,
+        2,
+        &["is of the grid of France, and `country` is Germany"],
+    );
 
     for (key, word) in [
         (soon, "nothing says how clean"),
@@ -376,7 +411,7 @@ fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
         "train",
         "recipe.yaml",
         "output_dir=x",
-        "energy.live_intensity=uk-grid",
+        "energy.live_intensity=electricity-maps:DE",
         "energy.start_when={within_hours: 0}",
     ];
     let Ran { err, .. } = desk.ends(&zero, 2);
@@ -385,6 +420,140 @@ fn a_run_waits_for_a_cleaner_grid_and_not_longer_than_told() {
         "{err}"
     );
     assert!(!desk.path("x").exists());
+}
+
+#[test]
+fn emissions_are_of_the_grid_as_it_was_while_the_run_went_on() {
+    let desk = Desk::new();
+    let address = serves(vec![
+        "{\"zone\": \"XX\", \"carbonIntensity\": 100}".to_owned(),
+        "400".to_owned(),
+    ]);
+    let source = format!("energy.live_intensity={address}?auth=secret");
+    let arguments = [
+        "train",
+        "recipe.yaml",
+        source.as_str(),
+        "output_dir=live",
+        "save_steps=4",
+    ];
+    let said = desk.ends(&arguments, 0).err;
+    assert!(said.contains("the grid emits 100 gCO2e/kWh now"), "{said}");
+    let energy = desk.json("live/run.json")["energy"].clone();
+    let figure = |value: &Value| value["central"].as_f64().unwrap();
+    let grams = figure(&energy["emissions_g"]);
+    assert!((grams - figure(&energy["energy_kwh"]) * 100.0).abs() < 1e-9 * grams);
+    // The source stands on the card, and its key nowhere.
+    let card = desk.read("live/README.md");
+    assert!(
+        card.contains(&format!("x 100 g/kWh (Germany, {address}, 1 reading, ")),
+        "{card}"
+    );
+    assert!(
+        card.contains("with the yearly average of the place"),
+        "{card}"
+    );
+    for file in ["live/README.md", "live/run.json", "live/energy.jsonl"] {
+        assert!(!desk.read(file).contains("secret"), "{file}");
+    }
+    // The journal alone gives the same figure.
+    let before = energy["emissions_g"].clone();
+    desk.done(&["card", "live"]);
+    assert_eq!(desk.json("live/run.json")["energy"]["emissions_g"], before);
+
+    // Any program: the grid of the second answer.
+    let asked = [
+        "track",
+        "--live-intensity",
+        address.as_str(),
+        "-o",
+        "tracked",
+        "--",
+        "true",
+    ];
+    let said = desk.ends(&asked, 0).err;
+    assert!(said.contains("x 400 g/kWh"), "{said}");
+    assert_eq!(
+        figure(&desk.json("tracked/energy.json")["intensity"]["g_per_kwh"]),
+        400.0
+    );
+    let both = [
+        "track",
+        "--live-intensity",
+        "uk-grid",
+        "--intensity",
+        "3",
+        "--",
+        "true",
+    ];
+    assert!(desk.ends(&both, 2).err.contains("cannot be used with"));
+    let wrong = [
+        "track",
+        "--live-intensity",
+        "electricity-maps:",
+        "--",
+        "true",
+    ];
+    desk.refused(&wrong, 2, &["names no zone"]);
+}
+
+#[test]
+fn the_network_is_asked_by_live_intensity_and_by_nothing_else() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let desk = Desk::new();
+    // Whoever asks the network asks this proxy, which refuses.
+    let asked = Arc::new(AtomicU32::new(0));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = format!("http://{}", listener.local_addr().unwrap());
+    {
+        let asked = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for _refused in listener.incoming() {
+                asked.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    let train = |more: &[&str]| -> String {
+        let arguments = [&["train", "recipe.yaml", "max_steps=2"], more].concat();
+        let mut command = desk.command(&arguments);
+        for name in [
+            "http_proxy",
+            "https_proxy",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "ALL_PROXY",
+        ] {
+            command.env(name, &proxy);
+        }
+        for name in ["NO_PROXY", "no_proxy"] {
+            command.env_remove(name);
+        }
+        let ran = command.output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.success(), "{said}");
+        said
+    };
+    train(&["output_dir=quiet"]);
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    let said = train(&[
+        "output_dir=asks",
+        "energy.live_intensity=uk-grid",
+        "country=GBR",
+    ]);
+    assert!(asked.load(Ordering::SeqCst) >= 1);
+    // The run goes on with the figure it would have had, and says so wherever the figure stands.
+    assert!(said.contains("gives no answer"), "{said}");
+    let energy = desk.json("asks/run.json")["energy"].clone();
+    let yearly = sparsam_tracker::intensity::lookup("GBR").unwrap();
+    assert_eq!(
+        energy["intensity"]["g_per_kwh"]["central"],
+        yearly.g_per_kwh
+    );
+    assert!(
+        desk.read("asks/README.md")
+            .contains("no intensity came from the Carbon Intensity API")
+    );
 }
 
 fn modified(path: &Path) -> std::time::SystemTime {

@@ -1,5 +1,5 @@
-//! How clean the electricity grid is at this moment, for a run that waits for a better one. Two public
-//! services, an own address, or a file that another program keeps.
+//! How clean the electricity grid is at this moment, for a run's account and for one that waits for a better
+//! grid. Two public services, an own address, or a file that another program keeps.
 //!
 //! | source | asked | answer |
 //! |---|---|---|
@@ -7,9 +7,10 @@
 //! | `electricity-maps:ZONE` | Electricity Maps, `/v3/carbon-intensity/latest?zone=ZONE`; key in the header `auth-token` | `carbonIntensity` |
 //! | an address or a file | that | any of the two, or a number |
 //!
-//! The units are gCO2e/kWh in all of them. What they count differs (Great Britain's leaves out building the
-//! plants, Electricity Maps takes whole lives by default), so the figure decides when to start and is no
-//! part of a run's account.
+//! The units are gCO2e/kWh in all of them. What they count differs, so each says it by its name: Great Britain's
+//! is of burning the fuel, with imports and the losses of the network
+//! (<https://www.carbonintensity.org.uk/>), Electricity Maps' of the plants' whole lives unless asked otherwise
+//! (<https://app.electricitymaps.com/docs>).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -124,15 +125,52 @@ impl Grid {
     }
 }
 
+impl Grid {
+    /// Whose figure it is and what it counts, for a card.
+    pub fn account(&self) -> String {
+        match self {
+            Self::Uk => {
+                format!("{self}, of generation with imports and losses, without the plants' making")
+            }
+            Self::ElectricityMaps(_) => format!("{self}, of the plants' whole lives"),
+            Self::Address(_) | Self::File(_) => self.to_string(),
+        }
+    }
+
+    /// The ISO alpha-2 code of the country whose grid it is, where that is known.
+    pub fn country(&self) -> Option<&str> {
+        match self {
+            Self::Uk => Some("GB"),
+            // Zones are `DE` and `US-CAL-CISO`.
+            Self::ElectricityMaps(zone) => zone
+                .split(['-', '_'])
+                .next()
+                .filter(|country| country.len() == 2),
+            Self::Address(_) | Self::File(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Grid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uk => f.write_str("the Carbon Intensity API of Great Britain"),
             Self::ElectricityMaps(zone) => write!(f, "Electricity Maps, zone {zone}"),
-            Self::Address(address) => f.write_str(address),
+            Self::Address(address) => f.write_str(&without_secrets(address)),
             Self::File(path) => write!(f, "`{}`", path.display()),
         }
     }
+}
+
+/// An address without what follows its path and without a user's name, where keys stand: it goes on a card.
+pub fn without_secrets(address: &str) -> String {
+    let shown = address.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = shown.split_once("://") else {
+        return shown.to_owned();
+    };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }
 
 /// The intensity in an answer.
@@ -192,6 +230,29 @@ mod tests {
         assert_eq!(figure("187.5\n"), Some(187.5));
         for text in ["", "clean", "{}", "-3", "99999", r#"{"data": []}"#] {
             assert_eq!(figure(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_card_says_whose_figure_it_is_and_no_key() {
+        let named = |text: &str| Grid::parse(text).unwrap();
+        let address = named("https://me:secret@grid.example:8080/now/a@b?key=secret#secret");
+        assert_eq!(address.account(), "https://grid.example:8080/now/a@b");
+        assert_eq!(
+            named("http://grid.example?k=1").to_string(),
+            "http://grid.example"
+        );
+        assert!(named("uk-grid").account().contains("without the plants"));
+        let maps = "Electricity Maps, zone FR, of the plants' whole lives";
+        assert_eq!(named("electricity-maps:FR").account(), maps);
+        for (text, country) in [
+            ("uk-grid", Some("GB")),
+            ("electricity-maps:US-CAL-CISO", Some("US")),
+            ("electricity-maps:ZONE", None),
+            ("http://localhost/FR", None),
+            ("FR", None),
+        ] {
+            assert_eq!(named(text).country(), country, "{text}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::comparison;
 use crate::embodied::Embodied;
-use crate::intensity::{self, CarbonIntensity};
+use crate::intensity::{self, CarbonIntensity, LiveReadings};
 use crate::journal::{self, JournalError};
 use crate::range::{Range, Span};
 use crate::record::{EnergyRecord, Place, WindowEnergy};
@@ -245,6 +245,16 @@ fn emissions(records: &[EnergyRecord]) -> Span {
     }
 }
 
+/// All readings of the grid, where every run asked it.
+fn readings(records: &[EnergyRecord]) -> Option<LiveReadings> {
+    let mut all = records.iter().map(|record| record.intensity.live.clone());
+    let first = all.next()??;
+    all.try_fold(first, |mut sum, next| {
+        sum.and(&next?);
+        Some(sum)
+    })
+}
+
 /// The common PUE and intensity, or the means that give the summed emissions.
 fn mean_accounting(records: &[EnergyRecord]) -> (accounting::Pue, CarbonIntensity) {
     let first = &records[0];
@@ -303,6 +313,7 @@ fn mean_accounting(records: &[EnergyRecord]) -> (accounting::Pue, CarbonIntensit
             "mean over the runs, weighted by energy; {}",
             sources.join("; ")
         ),
+        live: readings(records),
     };
     (pue, intensity)
 }

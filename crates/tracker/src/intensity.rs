@@ -4,12 +4,15 @@
 //! that would look like a measurement.
 //!
 //! The figures are yearly averages over a whole lifecycle (plant construction and fuel supply
-//! included), location-based. They say nothing of the hour of the day or of green tariffs.
+//! included), location-based. They say nothing of the hour of the day or of green tariffs. What the grid emits
+//! in the very hour is told from outside: see [`crate::live`].
 
+use std::fmt::Write as _;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use crate::format;
 use crate::range::Span;
 
 /// The table, with its attribution in the first lines.
@@ -67,6 +70,86 @@ pub struct CarbonIntensity {
     pub year: Option<u16>,
     /// Where the figure comes from, in words.
     pub source: String,
+    /// The readings of which the figure is the mean, where the grid was asked while the run went on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<LiveReadings>,
+}
+
+/// Readings of the grid during a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LiveReadings {
+    /// How many.
+    pub count: u32,
+    /// How many times there was no answer.
+    pub missed: u32,
+    /// The lowest, gCO2e/kWh.
+    pub lowest: f64,
+    /// The highest, gCO2e/kWh.
+    pub highest: f64,
+    /// When the first came, RFC 3339 in UTC.
+    pub first: String,
+    /// When the last came.
+    pub last: String,
+}
+
+impl LiveReadings {
+    /// A single reading.
+    pub(crate) fn one(g_per_kwh: f64, at: &str) -> Self {
+        Self {
+            count: 1,
+            missed: 0,
+            lowest: g_per_kwh,
+            highest: g_per_kwh,
+            first: at.to_owned(),
+            last: at.to_owned(),
+        }
+    }
+
+    /// Takes in the readings of another time.
+    pub(crate) fn and(&mut self, other: &Self) {
+        self.count = self.count.saturating_add(other.count);
+        self.missed = self.missed.saturating_add(other.missed);
+        self.lowest = self.lowest.min(other.lowest);
+        self.highest = self.highest.max(other.highest);
+        // Times of one format and zone are ordered as their texts are.
+        if other.first < self.first {
+            self.first.clone_from(&other.first);
+        }
+        if other.last > self.last {
+            self.last.clone_from(&other.last);
+        }
+    }
+
+    /// `3 readings of 212 to 260 g/kWh, 2026-01-15T10:00:00Z to 2026-01-15T11:00:00Z`.
+    pub fn words(&self) -> String {
+        let digits = |grams: f64| format::plain_decimal(grams, 4);
+        let mut words = if self.count == 1 {
+            format!("1 reading, {}", self.first)
+        } else if self.lowest < self.highest {
+            format!(
+                "{} readings of {} to {} g/kWh, {} to {}",
+                self.count,
+                digits(self.lowest),
+                digits(self.highest),
+                self.first,
+                self.last
+            )
+        } else {
+            format!("{} readings, {} to {}", self.count, self.first, self.last)
+        };
+        if self.missed > 0 {
+            let _ = write!(words, ", {} without an answer", self.missed);
+        }
+        words
+    }
+}
+
+/// No grid emits more: the highest figure a user may state.
+pub(crate) const HIGHEST_G_PER_KWH: f64 = 5000.0;
+
+/// Whether this can be an intensity in gCO2e/kWh.
+pub(crate) fn is_believable(g_per_kwh: f64) -> bool {
+    (0.0..=HIGHEST_G_PER_KWH).contains(&g_per_kwh)
 }
 
 impl CarbonIntensity {
@@ -80,6 +163,7 @@ impl CarbonIntensity {
             },
             year: Some(country.year),
             source: TABLE_SOURCE.to_owned(),
+            live: None,
         }
     }
 
@@ -93,6 +177,7 @@ impl CarbonIntensity {
             },
             year: None,
             source: source.to_owned(),
+            live: None,
         }
     }
 
@@ -123,6 +208,7 @@ impl CarbonIntensity {
                 "place not given, so the range over {} countries, from {low_name} to {high_name}; {TABLE_SOURCE}",
                 countries().len()
             ),
+            live: None,
         }
     }
 }

@@ -49,6 +49,16 @@ pub enum Event {
         #[serde(flatten)]
         totals: Totals,
     },
+    /// The grid was asked how clean it is now.
+    Intensity {
+        /// gCO2e/kWh from now on; nothing where there was no answer.
+        g_per_kwh: Option<f64>,
+        /// Wall time, RFC 3339 in UTC.
+        at: String,
+        /// The counters at that moment.
+        #[serde(flatten)]
+        totals: Totals,
+    },
     /// Something a reader of the figures should know.
     Note {
         /// In words.
@@ -73,8 +83,11 @@ pub struct Start {
     pub hardware: Hardware,
     /// The country, where it was given.
     pub place: Option<Place>,
-    /// Carbon intensity of the electricity.
+    /// Carbon intensity of the electricity, where nothing tells it live.
     pub intensity: CarbonIntensity,
+    /// Who tells it live, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<String>,
     /// Power usage effectiveness.
     pub pue: Pue,
     /// What the energy consists of.

@@ -7,7 +7,7 @@
 //! - [`sampler`]: a thread of its own that reads the meters once a second
 //! - [`journal`]: append-only lines that survive whatever ends the program
 //! - [`window`]: named, nesting parts of a run, and the sums
-//! - [`intensity`], [`accounting`]: from joules to grams of CO2e
+//! - [`intensity`], [`live`], [`accounting`]: from joules to grams of CO2e
 //! - [`embodied`], [`water`], [`comparison`]: what stands beside that figure and never in it
 //! - [`record`]: the one record from which everything is printed; [`combine`] adds several up
 //! - [`lifecycle`]: all runs below some folders, by [`stage`], nothing counted twice
@@ -45,6 +45,7 @@ pub mod hardware;
 pub mod intensity;
 pub mod journal;
 pub mod lifecycle;
+pub mod live;
 pub mod meter;
 pub mod range;
 pub mod record;
@@ -57,6 +58,7 @@ pub mod water;
 pub mod window;
 
 pub use journal::JournalError;
+pub use live::LiveIntensity;
 pub use meter::{EnergyMeter, Gap, Method, Reading, Roots};
 pub use range::{Range, Span};
 pub use record::EnergyRecord;

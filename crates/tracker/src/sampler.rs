@@ -12,10 +12,11 @@ use jiff::Timestamp;
 
 use crate::accounting;
 use crate::journal::{Event, Start, Totals, Writer};
+use crate::live::Inbox;
 use crate::meter::{EnergyMeter, Gap};
 use crate::range::{Range, Span};
 use crate::record::EnergyRecord;
-use crate::window::Ledger;
+use crate::window::{Ledger, format_time};
 
 /// The journal reaches the disk at least this often.
 pub const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -69,6 +70,8 @@ pub struct Live {
     pub joules: Range,
     /// gCO2e so far.
     pub emissions_g: Span,
+    /// gCO2e of a kilowatt-hour of the machine drawn now, PUE included, where that is known.
+    pub grams_per_kwh: Option<f64>,
     /// Seconds so far, earlier sessions included.
     pub seconds: f64,
 }
@@ -115,7 +118,9 @@ pub(crate) struct Sampler {
     domain_base: Vec<f64>,
     watts: Option<f64>,
     domain_watts: Vec<f64>,
-    g_per_kwh: Span,
+    /// What the grid answered meanwhile, and what is known of it already.
+    grid: Inbox,
+    grid_told: Vec<String>,
     pue: f64,
     live: Arc<Mutex<Option<Published>>>,
 }
@@ -130,6 +135,7 @@ impl Sampler {
         mut journal: Option<Writer>,
         start: Start,
         notes: Vec<String>,
+        grid: Inbox,
         live: Arc<Mutex<Option<Published>>>,
     ) -> Self {
         let mut first_domain = 0;
@@ -151,7 +157,7 @@ impl Sampler {
             joules: vec![[0.0; 3]; first_domain],
             gaps: Vec::new(),
         };
-        let (g_per_kwh, pue) = (start.intensity.g_per_kwh, start.pue.value);
+        let pue = start.pue.value;
         let event = Event::Start(Box::new(start));
         let journal_failed = journal
             .as_mut()
@@ -172,7 +178,8 @@ impl Sampler {
             domain_base: vec![0.0; first_domain],
             watts: None,
             domain_watts: Vec::new(),
-            g_per_kwh,
+            grid,
+            grid_told: Vec::new(),
             pue,
             live,
         };
@@ -182,6 +189,7 @@ impl Sampler {
         for note in notes {
             sampler.write(Event::Note { text: note });
         }
+        sampler.hear_the_grid();
         sampler.sync();
         sampler.publish();
         sampler
@@ -262,6 +270,26 @@ impl Sampler {
         for text in notes {
             self.write(Event::Note { text });
         }
+        self.hear_the_grid();
+    }
+
+    /// Writes down what the grid has answered. Why it did not is told once.
+    fn hear_the_grid(&mut self) {
+        for answer in self.grid.take() {
+            let (g_per_kwh, silent) = match answer {
+                Ok(grams) => (Some(grams), None),
+                Err(reason) => (None, Some(reason)),
+            };
+            self.write(Event::Intensity {
+                g_per_kwh,
+                at: format_time(self.clock.wall()),
+                totals: self.totals.clone(),
+            });
+            if let Some(text) = silent.filter(|reason| !self.grid_told.contains(reason)) {
+                self.grid_told.push(text.clone());
+                self.write(Event::Note { text });
+            }
+        }
     }
 
     /// Applies an event, and appends it to the journal where there is one.
@@ -315,8 +343,9 @@ impl Sampler {
             emissions_g: accounting::operational_g(
                 accounting::kwh(joules),
                 self.pue,
-                self.g_per_kwh,
+                self.ledger.g_per_kwh(),
             ),
+            grams_per_kwh: self.ledger.g_per_kwh_now().map(|grams| grams * self.pue),
             seconds,
         };
         let published = Published {

@@ -3,6 +3,7 @@
 use crate::comparison::{self, Comparison};
 use crate::embodied::Embodied;
 use crate::format;
+use crate::intensity::LiveReadings;
 use crate::range::Range;
 use crate::record::{Baseline, EnergyRecord};
 use crate::water::Water;
@@ -60,16 +61,23 @@ pub fn summary_lines(record: &EnergyRecord) -> Vec<String> {
 pub fn formula(record: &EnergyRecord) -> String {
     let pue = format::plain_decimal(record.pue.value, 3);
     let span = record.intensity.g_per_kwh;
+    let live = record.intensity.live.as_ref().map(LiveReadings::words);
     let Some(central) = span.central else {
+        let from: Vec<String> = std::iter::once(record.intensity.source.clone())
+            .chain(live)
+            .collect();
         return format!(
             "energy x PUE {pue} x {:.0} to {:.0} g/kWh ({})",
-            span.low, span.high, record.intensity.source
+            span.low,
+            span.high,
+            from.join(", ")
         );
     };
     let mut from = Vec::new();
     from.extend(record.place.as_ref().map(|place| place.name.clone()));
     from.extend(record.intensity.year.map(|year| year.to_string()));
     from.push(record.intensity.source.clone());
+    from.extend(live);
     format!(
         "energy x PUE {pue} x {} g/kWh ({})",
         format::plain_decimal(central, 4),

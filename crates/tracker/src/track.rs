@@ -28,7 +28,7 @@ pub const CARD_FILE: &str = "card-block.md";
 pub const CSV_FILE: &str = "emissions.csv";
 
 /// What is run, and under which options. The folder is `options.run_dir`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Request {
     /// The tracker's options.
     pub options: Options,

@@ -12,13 +12,14 @@ use std::time::Duration;
 use crate::accounting::{self, Pue};
 use crate::intensity::{self, CarbonIntensity, UnknownCountry};
 use crate::journal::{self, Host, JournalError, Start, Writer};
+use crate::live::{Answer, Asking, Inbox, LiveIntensity};
 use crate::meter::apple::AppleSilicon;
 use crate::meter::hwmon;
 use crate::meter::model::{Constant, CpuModel};
 use crate::meter::perf::PerfRapl;
 use crate::meter::powercap::Powercap;
 use crate::meter::{Component, Domain, EnergyMeter, Gap, Reading, Roots, nvml, powercap, system};
-use crate::range::Range;
+use crate::range::{Range, Span};
 use crate::record::{Baseline, EnergyRecord, Hardware, Place};
 use crate::sampler::{Clock, Command, Live, Published, Sampler, SystemClock};
 use crate::stage::Stage;
@@ -32,7 +33,7 @@ const SAMPLE_PATIENCE: Duration = Duration::from_millis(250);
 const FINISH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a tracker is told.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Where the journal goes. Without a folder there is none, and a crash loses the figures.
     pub run_dir: Option<PathBuf>,
@@ -50,6 +51,9 @@ pub struct Options {
     pub country: Option<String>,
     /// An own figure for the electricity, which takes the country's place.
     pub intensity: Option<StatedIntensity>,
+    /// What tells how clean the grid is while the run goes on. What it does not answer counts with the figures
+    /// above.
+    pub live: Option<LiveIntensity>,
     /// Power usage effectiveness of the building, at least 1; 1 unless told otherwise.
     pub pue: Option<f64>,
     /// The processor's rated power in watts, all sockets together, where it is modelled.
@@ -80,6 +84,7 @@ impl Default for Options {
             interval: Duration::from_secs(1),
             country: None,
             intensity: None,
+            live: None,
             pue: None,
             cpu_watts: None,
             ram_watts: None,
@@ -208,7 +213,7 @@ pub(crate) fn stated_intensity(stated: &StatedIntensity) -> Result<CarbonIntensi
     within(
         "intensity_g_per_kwh",
         stated.g_per_kwh,
-        (0.0, 5000.0),
+        (0.0, intensity::HIGHEST_G_PER_KWH),
         "from 0 to 5000 gCO2e/kWh",
     )?;
     if stated.source.trim().is_empty() {
@@ -620,7 +625,9 @@ pub(crate) fn preview(options: &Options) -> Result<Preview, StartError> {
 pub struct Gauge {
     live: Arc<Mutex<Option<Published>>>,
     labels: Vec<String>,
-    g_per_kwh: crate::range::Span,
+    /// As stated, until the first sample.
+    g_per_kwh: Span,
+    pue: f64,
 }
 
 impl Gauge {
@@ -632,6 +639,7 @@ impl Gauge {
             watts: None,
             joules: Range::ZERO,
             emissions_g: accounting::operational_g(Range::ZERO, 1.0, self.g_per_kwh),
+            grams_per_kwh: self.g_per_kwh.central.map(|grams| grams * self.pue),
             seconds: 0.0,
         })
     }
@@ -653,7 +661,9 @@ pub struct Tracker {
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
     gauge: Gauge,
-    pue: f64,
+    grid_at_start: Option<Answer>,
+    /// Asks the grid until the tracker is gone.
+    _asking: Option<Asking>,
     journal: Option<PathBuf>,
     /// The opening line, from which an empty record is made if all else fails.
     start: Start,
@@ -693,6 +703,11 @@ impl Tracker {
         if let Some(meters) = meters {
             found.meters = meters;
         }
+        let grid_at_start = options.live.as_ref().map(LiveIntensity::answer);
+        let inbox = Inbox::default();
+        if let Some(answer) = &grid_at_start {
+            inbox.put(answer.clone());
+        }
         let baseline = measure_baseline(&mut found, clock.as_ref(), options.baseline_seconds);
         found.notes.extend(shared_machine(&options.roots));
         let start = Start {
@@ -712,6 +727,7 @@ impl Tracker {
             ),
             place,
             intensity,
+            live: options.live.as_ref().map(|live| live.source.clone()),
             contains: contains(&found.meters, pue.value),
             pue,
             not_included: found.not_included,
@@ -739,8 +755,11 @@ impl Tracker {
             writer,
             start.clone(),
             notes,
+            inbox.clone(),
             Arc::clone(&live),
         );
+        let asking = options.live.clone();
+        let asking = asking.and_then(|live| Asking::start(live, inbox));
         let (commands, received) = mpsc::channel();
         let interval = options.interval;
         let thread = std::thread::Builder::new()
@@ -759,8 +778,10 @@ impl Tracker {
                 live,
                 labels: start.domains.iter().map(|d| d.label.clone()).collect(),
                 g_per_kwh: start.intensity.g_per_kwh,
+                pue: start.pue.value,
             },
-            pue: start.pue.value,
+            grid_at_start,
+            _asking: asking,
             journal,
             start,
         })
@@ -805,9 +826,9 @@ impl Tracker {
         self.gauge.clone()
     }
 
-    /// gCO2e of a kilowatt-hour of the machine, PUE included, where the place is known.
-    pub fn grams_per_kwh(&self) -> Option<f64> {
-        self.gauge.g_per_kwh.central.map(|grams| grams * self.pue)
+    /// What the grid answered at the start, gCO2e/kWh, or why it did not. None where it is not asked.
+    pub fn grid_at_start(&self) -> Option<&Result<f64, String>> {
+        self.grid_at_start.as_ref()
     }
 
     /// The journal's path, where there is one.

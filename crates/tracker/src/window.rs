@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::intensity::{CarbonIntensity, LiveReadings, is_believable as can_be_intensity};
 use crate::journal::{Contents, Event, Start, Totals};
+use crate::live::Priced;
 use crate::meter::Method;
-use crate::range::Range;
+use crate::range::{Range, Span};
 use crate::record::{ComponentEnergy, EnergyRecord, RECORD_VERSION, WindowEnergy};
-use crate::{accounting, comparison, embodied, water};
+use crate::{accounting, comparison, embodied, format, water};
 
 /// The running sum of a run's events.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +35,8 @@ struct Session {
     ended: bool,
     /// The windows that are open, outermost first.
     open: Vec<Open>,
+    /// What the grid answered.
+    priced: Priced,
 }
 
 /// A window that was entered and not yet left.
@@ -63,7 +67,13 @@ impl Session {
             start,
             ended: false,
             open: Vec::new(),
+            priced: Priced::default(),
         }
+    }
+
+    /// Joules of the session, the central figure.
+    fn joules(&self) -> f64 {
+        sum(&self.latest).central
     }
 }
 
@@ -103,6 +113,22 @@ impl Ledger {
                     session.ended = true;
                 }
                 self.close(0);
+            }
+            Event::Intensity {
+                g_per_kwh,
+                at,
+                totals,
+            } => {
+                let Some(session) = self.advance(totals) else {
+                    return;
+                };
+                let joules = session.joules();
+                match g_per_kwh {
+                    Some(grams) if can_be_intensity(grams) => {
+                        session.priced.answered(grams, joules, &at);
+                    }
+                    _ => session.priced.missed(),
+                }
             }
             Event::Enter { window, totals } => self.enter(window, totals),
             Event::Leave { window, totals } => {
@@ -177,6 +203,127 @@ impl Ledger {
         self.sessions.iter().map(|session| session.latest.t).sum()
     }
 
+    /// gCO2e/kWh of all energy so far: as stated, or the mean of what the grid answered, weighted by energy. A
+    /// session without an answer counts as stated.
+    pub fn g_per_kwh(&self) -> Span {
+        let Some(last) = self.sessions.last() else {
+            return Range::ZERO.into();
+        };
+        let stated = last.start.intensity.g_per_kwh;
+        if self.sessions.iter().all(|s| s.priced.current().is_none()) {
+            return stated;
+        }
+        let all: f64 = self.sessions.iter().map(Session::joules).sum();
+        if all <= 0.0 {
+            return last
+                .priced
+                .current()
+                .map_or(stated, |now| Range::exactly(now).into());
+        }
+        let mean = |of: &dyn Fn(&Session) -> Option<f64>| -> Option<f64> {
+            let weighted = self.sessions.iter().map(|session| {
+                let joules = session.joules();
+                let live = session.priced.weighted(joules);
+                live.or_else(|| of(session).map(|grams| grams * joules))
+            });
+            let mean = weighted.sum::<Option<f64>>()? / all;
+            // A mean lies among its parts, and that of one figure is that figure, to the bit.
+            let parts = self.sessions.iter().filter_map(|session| {
+                let (low, high) = session.priced.bounds().or_else(|| {
+                    let stated = of(session)?;
+                    Some((stated, stated))
+                })?;
+                (session.joules() > 0.0).then_some((low, high))
+            });
+            let (low, high) = parts.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
+            Some(mean.clamp(low, high))
+        };
+        Span {
+            low: mean(&|_| Some(stated.low)).unwrap_or(stated.low),
+            central: mean(&|session| {
+                // What drew nothing needs no figure.
+                stated.central.or((session.joules() <= 0.0).then_some(0.0))
+            }),
+            high: mean(&|_| Some(stated.high)).unwrap_or(stated.high),
+        }
+    }
+
+    /// gCO2e/kWh of what is drawn now, where it is known.
+    pub fn g_per_kwh_now(&self) -> Option<f64> {
+        let last = self.sessions.last()?;
+        let stated = last.start.intensity.g_per_kwh.central;
+        last.priced.current().or(stated)
+    }
+
+    /// The intensity as the record carries it. `stated` is that of the last session.
+    fn intensity(&self, stated: &CarbonIntensity) -> CarbonIntensity {
+        let mut all: Option<LiveReadings> = None;
+        let mut sources: Vec<&str> = Vec::new();
+        for session in &self.sessions {
+            let Some(readings) = session.priced.readings() else {
+                continue;
+            };
+            match &mut all {
+                Some(all) => all.and(&readings),
+                None => all = Some(readings),
+            }
+            if let Some(source) = session.start.live.as_deref()
+                && !sources.contains(&source)
+            {
+                sources.push(source);
+            }
+        }
+        let Some(readings) = all else {
+            return stated.clone();
+        };
+        let mut source = sources.join("; ");
+        let silent = |session: &Session| session.priced.current().is_none();
+        if self.sessions.iter().any(|s| silent(s) && s.joules() > 0.0) {
+            source = format!(
+                "{source}; for sessions without a reading: {}",
+                stated.source
+            );
+        }
+        CarbonIntensity {
+            g_per_kwh: self.g_per_kwh(),
+            year: None,
+            source,
+            live: Some(readings),
+        }
+    }
+
+    /// What there is to say of a grid that was asked: where it kept silent, and what the yearly figure of the
+    /// place would have given.
+    fn said_of_the_grid(&self, energy_kwh: Range, last: &Session) -> Vec<String> {
+        let mut notes = Vec::new();
+        let stated = &last.start.intensity;
+        for session in &self.sessions {
+            if let Some(source) = &session.start.live
+                && session.priced.current().is_none()
+            {
+                let note = format!(
+                    "no intensity came from {source} while the run went on; used instead: {}",
+                    stated.source
+                );
+                if !notes.contains(&note) {
+                    notes.push(note);
+                }
+            }
+        }
+        let live = self.sessions.iter().any(|s| s.priced.current().is_some());
+        if let (true, Some(year), Some(grams)) = (live, stated.year, stated.g_per_kwh.central) {
+            let yearly =
+                accounting::operational_g(energy_kwh, last.start.pue.value, stated.g_per_kwh);
+            notes.push(format!(
+                "with the yearly average of the place, {} g/kWh in {year}, the emissions would be {} CO2e ({})",
+                format::plain_decimal(grams, 4),
+                format::grams(yearly),
+                stated.source,
+            ));
+        }
+        notes
+    }
+
     /// What the events amount to now, or nothing before the first start.
     pub fn record(&self) -> Option<EnergyRecord> {
         Some(self.between(self.sessions.first()?, self.sessions.last()?))
@@ -201,11 +348,11 @@ impl Ledger {
             .filter(|c| c.method == Method::Measured)
             .map(|c| c.energy_kwh.central)
             .fold(0.0, |sum, kwh| sum + kwh); // The sum of nothing would be -0.
-        let emissions_g = accounting::operational_g(
-            energy_kwh,
-            last.start.pue.value,
-            last.start.intensity.g_per_kwh,
-        );
+        let intensity = self.intensity(&last.start.intensity);
+        let emissions_g =
+            accounting::operational_g(energy_kwh, last.start.pue.value, intensity.g_per_kwh);
+        let mut notes = self.all_notes();
+        notes.extend(self.said_of_the_grid(energy_kwh, last));
         let seconds = self.seconds();
         EnergyRecord {
             version: RECORD_VERSION,
@@ -246,10 +393,10 @@ impl Ledger {
                 .collect(),
             place: last.start.place.clone(),
             emissions_g,
-            intensity: last.start.intensity.clone(),
+            intensity,
             pue: last.start.pue.clone(),
             not_included: last.start.not_included.clone(),
-            notes: self.all_notes(),
+            notes,
         }
     }
 

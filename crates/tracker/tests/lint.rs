@@ -20,6 +20,13 @@ fn codes(text: &str) -> Vec<(&'static str, usize)> {
         .collect()
 }
 
+fn codes_and_severities(text: &str) -> Vec<(&'static str, Severity)> {
+    lint(text.as_bytes())
+        .iter()
+        .map(|finding| (finding.code, finding.severity))
+        .collect()
+}
+
 #[test]
 fn a_card_that_adds_up_has_no_finding() {
     let body = "- **Training time**: ~ 280 hours\n- **Emissions:** 41.1 KgCO2 (Germany)\n\
@@ -62,6 +69,27 @@ fn an_intensity_no_grid_of_the_country_has_is_found() {
         "{:?}",
         findings[0]
     );
+}
+
+#[test]
+fn an_intensity_of_its_own_that_the_body_states_is_for_the_reader_to_judge() {
+    let of = |factor: &str| {
+        let block = format!("  emissions: 2.1\n{A100}");
+        let body = format!(
+            "- **Emissions:** 0.0021 KgCO2 (Germany)\n- **Total Energy Consumption:** 0.05 kWh\n\n\
+             Emissions are energy x PUE {factor} (contract with the utility, 2026)\n"
+        );
+        codes_and_severities(&card(&block, &body))
+    };
+    assert_eq!(of("1.2 x 35 g/kWh"), [("own-intensity", Severity::Note)]);
+    // What it says it multiplied by must be what its figures are.
+    for other in ["1.2 x 350 g/kWh", "1 x 1 to 5 g/kWh", "35 g/kWh"] {
+        assert_eq!(
+            of(other),
+            [("implied-intensity", Severity::Warning)],
+            "{other}"
+        );
+    }
 }
 
 #[test]

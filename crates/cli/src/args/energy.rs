@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use sparsam_tracker::{Roots, Stage, StartError, StatedIntensity};
 
 use crate::error::Failure;
+use crate::grid;
 
 /// Where the electricity comes from.
 #[derive(Debug, Args)]
@@ -27,10 +28,10 @@ pub(crate) struct PlaceArgs {
 impl PlaceArgs {
     /// The country that was typed, else that of `SPARSAM_COUNTRY`.
     pub(crate) fn country_or_environment(&self) -> Option<String> {
-        self.country
-            .clone()
-            .or_else(|| std::env::var("SPARSAM_COUNTRY").ok())
+        let typed = self.country.clone();
+        typed
             .filter(|country| !country.trim().is_empty())
+            .or_else(grid::country_of_environment)
     }
 
     /// The own figure.
@@ -148,11 +149,17 @@ fn must_exist(flag: &str, path: &std::path::Path) -> Result<(), Failure> {
     sparsam track --country DEU -o runs/night -- ./train.sh\n\n\
     A folder can be used again: earlier journals stay beside the new one, and the table grows.\n\
     After a power cut, `sparsam card DIR` makes the block from the journal.\n\
-    Without --country, the environment variable SPARSAM_COUNTRY is read."
+    Without --country, that of --live-intensity counts, else the environment variable SPARSAM_COUNTRY.\n\
+    Nothing is looked up on the network but what --live-intensity names."
 )]
 pub(crate) struct TrackArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+
+    /// Ask while the program runs how clean the grid is: `uk-grid` (no key), `electricity-maps:ZONE` (key in
+    /// ELECTRICITY_MAPS_TOKEN), an address, or a file that holds gCO2e per kWh
+    #[arg(long, value_name = "SOURCE", conflicts_with = "intensity")]
+    pub(crate) live_intensity: Option<String>,
 
     /// The run's name; the name of the folder by default
     #[arg(long)]

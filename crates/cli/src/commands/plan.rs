@@ -285,7 +285,7 @@ fn grid(args: &PlanArgs, recipe: &Recipe) -> anyhow::Result<(Grid, String)> {
         .place
         .country
         .clone()
-        .or_else(|| recipe.country.clone())
+        .or_else(|| recipe.country_of_run())
         .or_else(|| args.place.country_or_environment());
     let request = estimate::Request {
         pue: Some(energy.pue),

@@ -9,13 +9,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jiff::Zoned;
+use sparsam_hub::grid::Grid;
 use sparsam_tracker::track::{self, TrackError};
 use sparsam_tracker::{Options, journal, summary_lines};
 
 use crate::args::energy::{TrackArgs, refused};
-use crate::columns;
+use crate::error::Failure;
 use crate::speaker::notes;
 use crate::terminal::paint_stderr;
+use crate::{columns, grid};
 
 pub(super) fn run(args: TrackArgs, quiet: bool) -> anyhow::Result<ExitCode> {
     let folder = match &args.output {
@@ -62,12 +64,24 @@ pub(super) fn run(args: TrackArgs, quiet: bool) -> anyhow::Result<ExitCode> {
 
 fn options(args: &TrackArgs, folder: &Path) -> anyhow::Result<Options> {
     let defaults = Options::in_folder(folder);
+    let grid = args.live_intensity.as_deref().map(Grid::parse).transpose();
+    let grid = grid.map_err(|what| {
+        Failure::usage(format!("`--live-intensity` {what}"))
+            .hint("give `uk-grid`, `electricity-maps:DE`, an address or the path of a file")
+    })?;
+    let of_grid = grid.as_ref().and_then(Grid::country).map(str::to_owned);
     Ok(Options {
         name: args.name.clone().unwrap_or(defaults.name),
         roots: args.roots.roots()?,
         interval: Duration::from_secs_f64(args.interval),
-        country: args.place.country_or_environment(),
+        country: args
+            .place
+            .country
+            .clone()
+            .or(of_grid)
+            .or_else(|| args.place.country_or_environment()),
         intensity: args.place.stated()?,
+        live: grid.map(grid::live),
         pue: args.pue,
         cpu_watts: args.cpu_watts,
         ram_watts: args.ram_watts,

@@ -4,6 +4,7 @@
 //! data exist, do the targets match) is checked where it is read.
 
 use sparsam_hub::grid::Grid;
+use sparsam_tracker::intensity;
 
 use super::tree::{Node, Origin, Problem};
 use super::{BestMetric, DataFormat, Energy, Method, Quantize, Recipe, TargetModules, Task};
@@ -419,6 +420,38 @@ impl Check<'_> {
         )
     }
 
+    /// The emissions are of one grid.
+    fn one_grid(&self, recipe: &Recipe) -> Result<(), Problem> {
+        let energy = &recipe.energy;
+        let Some(grid) = recipe.live_grid() else {
+            return Ok(());
+        };
+        if energy.intensity_g_per_kwh.is_some() && energy.start_when.is_none() {
+            return Err(Problem::new(
+                self.origin("energy.live_intensity"),
+                "`energy.live_intensity` and `energy.intensity_g_per_kwh` both say what the electricity emits",
+            )
+            .hint("leave out one of them, or add `energy.start_when` for which the live one is asked"));
+        }
+        let lookup = |name: &str| intensity::lookup(name).ok();
+        let elsewhere = grid
+            .country()
+            .and_then(lookup)
+            .zip(recipe.country.as_deref().and_then(lookup))
+            .filter(|(of_grid, of_run)| of_grid.alpha3 != of_run.alpha3);
+        match elsewhere {
+            None => Ok(()),
+            Some((of_grid, of_run)) => Err(Problem::new(
+                self.origin("energy.live_intensity"),
+                format!(
+                    "`energy.live_intensity` is of the grid of {}, and `country` is {}",
+                    of_grid.name, of_run.name
+                ),
+            )
+            .hint("name the zone in which the machine stands, or leave `country` out")),
+        }
+    }
+
     fn energy(&self, recipe: &Recipe) -> Result<(), Problem> {
         let energy = &recipe.energy;
         self.must(
@@ -428,6 +461,7 @@ impl Check<'_> {
             "country",
             "an ISO code such as `DEU` or a name",
         )?;
+        self.one_grid(recipe)?;
         self.must(
             energy.intensity_g_per_kwh.is_none_or(|grams| grams >= 0.0),
             "energy.intensity_g_per_kwh",

@@ -153,6 +153,7 @@ fn power(path: &Path) -> anyhow::Result<Power> {
             Event::Sample(now)
             | Event::Enter { totals: now, .. }
             | Event::Leave { totals: now, .. }
+            | Event::Intensity { totals: now, .. }
             | Event::End(now) => {
                 let Some(last) = before
                     .as_ref()

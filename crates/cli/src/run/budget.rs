@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sparsam_adapter::data::questions::Question;
 use sparsam_adapter::evaluate::Answer;
 use sparsam_adapter::train::Phase;
+use sparsam_tracker::accounting::JOULES_PER_KWH;
 use sparsam_tracker::{EnergyRecord, Live};
 
 use crate::error::Failure;
@@ -41,11 +42,15 @@ pub(crate) struct Spent {
     pub(crate) joules: f64,
     /// Seconds.
     pub(crate) seconds: f64,
+    /// gCO2e, the central figure; 0 where the place is unknown.
+    #[serde(default)]
+    pub(crate) grams: f64,
 }
 
 impl Spent {
     fn less(self, other: Self) -> Self {
         Self {
+            grams: (self.grams - other.grams).max(0.0),
             joules: (self.joules - other.joules).max(0.0),
             seconds: (self.seconds - other.seconds).max(0.0),
         }
@@ -53,6 +58,7 @@ impl Spent {
 
     fn times(self, factor: f64) -> Self {
         Self {
+            grams: self.grams * factor,
             joules: self.joules * factor,
             seconds: self.seconds * factor,
         }
@@ -60,6 +66,7 @@ impl Spent {
 
     fn and(self, other: Self) -> Self {
         Self {
+            grams: self.grams + other.grams,
             joules: self.joules + other.joules,
             seconds: self.seconds + other.seconds,
         }
@@ -70,8 +77,6 @@ impl Spent {
 #[derive(Debug)]
 pub(super) struct Meter {
     limits: Budget,
-    /// gCO2e of a joule, PUE included.
-    grams_per_joule: Option<f64>,
     /// Tracked seconds of the sessions before, and the start of this one.
     earlier: f64,
     started: Instant,
@@ -98,10 +103,9 @@ impl Meter {
     pub(super) fn start(
         limits: Budget,
         live: &Live,
-        grams_per_kwh: Option<f64>,
         before: Option<&BudgetUse>,
     ) -> Result<Self, Failure> {
-        if limits.gco2e.is_some() && grams_per_kwh.is_none() {
+        if limits.gco2e.is_some() && live.grams_per_kwh.is_none() {
             return Err(Failure::usage(
                 "`budget.gco2e` is a budget of emissions, and the run's place is not known",
             )
@@ -109,7 +113,6 @@ impl Meter {
         }
         let mut meter = Self {
             limits,
-            grams_per_joule: grams_per_kwh.map(|grams| grams / 3.6e6),
             earlier: live.seconds,
             started: Instant::now(),
             begun: None,
@@ -132,9 +135,12 @@ impl Meter {
     pub(super) fn now(&self, live: &Live) -> Spent {
         let seconds = self.earlier + self.started.elapsed().as_secs_f64();
         let since = (seconds - live.seconds).max(0.0);
+        let unread = live.watts.unwrap_or(0.0) * since;
+        let grams = live.emissions_g.central.zip(live.grams_per_kwh);
         Spent {
-            joules: live.joules.central + live.watts.unwrap_or(0.0) * since,
+            joules: live.joules.central + unread,
             seconds: seconds.max(live.seconds),
+            grams: grams.map_or(0.0, |(grams, each)| grams + unread / JOULES_PER_KWH * each),
         }
     }
 
@@ -191,6 +197,7 @@ impl Meter {
         let files = self.save.and(self.save).and(self.save);
         let measured = self.evaluation.and(self.answers).and(files);
         Spent {
+            grams: measured.grams.max(self.floor.grams),
             joules: measured.joules.max(self.floor.joules),
             seconds: measured.seconds.max(self.floor.seconds),
         }
@@ -218,11 +225,7 @@ impl Meter {
     fn used_with(&self, live: &Live, more: Spent) -> f64 {
         let begun = self.begun.unwrap_or_default();
         let now = self.now(live).and(more);
-        let half = Spent {
-            joules: self.step.joules / 2.0,
-            seconds: self.step.seconds / 2.0,
-        };
-        let aside = self.reserve().and(half);
+        let aside = self.reserve().and(self.step.times(0.5));
         let part = |limit: f64, now: f64, begun: f64, aside: f64| {
             let for_training = limit - begun - aside;
             if for_training > 0.0 {
@@ -231,11 +234,18 @@ impl Meter {
                 1.0
             }
         };
-        let by_energy = |joules: f64| part(joules, now.joules, begun.joules, aside.joules);
-        let grams = self.limits.gco2e.zip(self.grams_per_joule);
+        // What the end will need, it will need of the grid as it is by then: as it is now, as far as is known.
+        let grams_aside = live
+            .grams_per_kwh
+            .map(|each| aside.joules / JOULES_PER_KWH * each);
         [
-            self.limits.kwh.map(|kwh| by_energy(kwh * 3.6e6)),
-            grams.map(|(limit, each)| by_energy(limit / each)),
+            self.limits
+                .kwh
+                .map(|kwh| part(kwh * JOULES_PER_KWH, now.joules, begun.joules, aside.joules)),
+            self.limits
+                .gco2e
+                .zip(grams_aside)
+                .map(|(limit, aside)| part(limit, now.grams, begun.grams, aside)),
             self.limits
                 .minutes
                 .map(|minutes| part(minutes * 60.0, now.seconds, begun.seconds, aside.seconds)),
@@ -250,8 +260,8 @@ impl Meter {
         let now = self.now(live);
         BudgetUse {
             limits: self.limits,
-            used_kwh: now.joules / 3.6e6,
-            used_gco2e: self.grams_per_joule.map(|grams| grams * now.joules),
+            used_kwh: now.joules / JOULES_PER_KWH,
+            used_gco2e: live.grams_per_kwh.map(|_| now.grams),
             used_minutes: now.seconds / 60.0,
             ended_by_budget: false,
             begun: self.begun.unwrap_or_default(),
@@ -321,7 +331,17 @@ mod tests {
             watts: None,
             joules: Range::exactly(joules),
             emissions_g: Range::ZERO.into(),
+            grams_per_kwh: None,
             seconds,
+        }
+    }
+
+    /// Where a kilowatt-hour emits so much now, and `grams` were emitted so far.
+    fn placed(joules: f64, grams: f64, each: f64) -> Live {
+        Live {
+            emissions_g: Range::exactly(grams).into(),
+            grams_per_kwh: Some(each),
+            ..live(0.0, joules)
         }
     }
 
@@ -332,7 +352,7 @@ mod tests {
             kwh: Some(1000.0 / 3.6e6),
             ..Budget::default()
         };
-        let mut meter = Meter::start(limits, &live(0.0, 0.0), None, None).unwrap();
+        let mut meter = Meter::start(limits, &live(0.0, 0.0), None).unwrap();
         meter.enter(&live(0.0, 50.0));
         meter.evaluated(&live(0.0, 100.0));
         meter.begin(&live(0.0, 100.0));
@@ -355,7 +375,7 @@ mod tests {
             minutes: Some(1.0),
             ..Budget::default()
         };
-        let mut meter = Meter::start(limits, &live(90.0, 0.0), None, None).unwrap();
+        let mut meter = Meter::start(limits, &live(90.0, 0.0), None).unwrap();
         meter.begin(&live(90.0, 0.0));
         assert!(meter.used(&live(90.0, 0.0)) >= 1.0);
     }
@@ -366,11 +386,28 @@ mod tests {
             gco2e: Some(1.0),
             ..Budget::default()
         };
-        let failure = Meter::start(limits, &live(0.0, 0.0), None, None).unwrap_err();
+        let failure = Meter::start(limits, &live(0.0, 0.0), None).unwrap_err();
         assert!(failure.to_string().contains("place"));
-        let mut meter = Meter::start(limits, &live(0.0, 0.0), Some(360.0), None).unwrap();
-        meter.begin(&live(0.0, 0.0));
+        let mut meter = Meter::start(limits, &placed(0.0, 0.0, 360.0), None).unwrap();
+        meter.begin(&placed(0.0, 0.0, 360.0));
         // 360 g/kWh are 1 g in 10 kJ.
-        assert!((meter.used(&live(0.0, 5000.0)) - 0.5).abs() < 1e-9);
+        assert!((meter.used(&placed(5000.0, 0.5, 360.0)) - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn emissions_are_reckoned_by_the_grid_of_their_time() {
+        let limits = Budget {
+            gco2e: Some(10.0),
+            ..Budget::default()
+        };
+        // An evaluation of 10 kJ at 360 g/kWh: 1 g then.
+        let mut meter = Meter::start(limits, &placed(0.0, 0.0, 360.0), None).unwrap();
+        meter.enter(&placed(0.0, 0.0, 360.0));
+        meter.evaluated(&placed(10e3, 1.0, 360.0));
+        meter.begin(&placed(10e3, 1.0, 360.0));
+        // 8 g for the training, and 4 of them are gone.
+        assert!((meter.used(&placed(50e3, 5.0, 360.0)) - 0.5).abs() < 1e-9);
+        // Twice as dirty, the evaluation will be 2 g: 7 g for the training, and 7 are gone.
+        assert!((meter.used(&placed(65e3, 8.0, 720.0)) - 1.0).abs() < 1e-9);
     }
 }

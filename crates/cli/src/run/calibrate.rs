@@ -260,6 +260,7 @@ pub(crate) fn calibrate(file: &RecipeFile, seconds: f64) -> anyhow::Result<Calib
     let name = "calibration".to_owned();
     let mut options = settings::tracker(recipe, &place.device, scratch.path(), name, false);
     options.baseline_seconds = 0.0;
+    options.live = None;
     let tracker = Tracker::start(&options)?;
     let begun = Instant::now();
     let revisions = Revisions::of(recipe, None);

@@ -20,6 +20,7 @@ use sparsam_kernels::adamw::AdamW;
 use sparsam_tracker::{Gpus, Options, Stage, StatedIntensity};
 
 use super::material::{Data, Ready};
+use crate::grid;
 use crate::recipe::{self, Recipe, RunLength, TargetModules, Warmup};
 
 pub(crate) fn quantize(recipe: &Recipe) -> Quantize {
@@ -261,7 +262,8 @@ pub(crate) fn gpus(device: &Device) -> Gpus {
     }
 }
 
-/// What the tracker is told. The place is the recipe's, else that of `SPARSAM_COUNTRY`.
+/// What the tracker is told. The place is the recipe's, else that of the grid it asks, else that of
+/// `SPARSAM_COUNTRY`.
 pub(super) fn tracker(
     recipe: &Recipe,
     device: &Device,
@@ -273,7 +275,8 @@ pub(super) fn tracker(
     let stated = energy
         .intensity_g_per_kwh
         .zip(energy.intensity_source.clone());
-    let from_environment = || std::env::var("SPARSAM_COUNTRY").ok();
+    // A figure of one's own is the account's; the grid then says when to start, and no more.
+    let live = recipe.live_grid().filter(|_| stated.is_none());
     Options {
         name,
         resume,
@@ -283,10 +286,9 @@ pub(super) fn tracker(
         }),
         interval: Duration::from_secs_f64(energy.interval_seconds),
         country: recipe
-            .country
-            .clone()
-            .or_else(from_environment)
-            .filter(|country| !country.trim().is_empty()),
+            .country_of_run()
+            .or_else(grid::country_of_environment),
+        live: live.map(grid::live),
         intensity: stated.map(|(g_per_kwh, source)| StatedIntensity { g_per_kwh, source }),
         pue: Some(energy.pue),
         cpu_watts: energy.cpu_watts,

@@ -67,11 +67,11 @@ fn on_the_processor(recipe: &mut Recipe) -> Result<(), Failure> {
 
 /// Whether a run was made by a recipe, which may leave to the model what the record of a classifier's run says.
 pub(crate) fn is_of(recorded: &Recipe, asked: &Recipe) -> bool {
+    let mut asked = asked.for_record();
     if recorded.task != Task::Classification {
-        return recorded == asked;
+        return *recorded == asked;
     }
     let usual = Recipe::default();
-    let mut asked = asked.clone();
     asked.task = recorded.task;
     asked.packing = recorded.packing;
     if asked.device == usual.device {

@@ -4,16 +4,14 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sparsam_hub::grid::{Grid, TOKEN_VARIABLE};
+use sparsam_hub::grid::Grid;
 
 use super::words::say;
 use crate::error::Failure;
 use crate::figures::{duration, significant};
-use crate::interrupt;
 use crate::recipe::Recipe;
+use crate::{grid, interrupt};
 
-/// Services renew their figure every half hour or hour; asking more often tells nothing new.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Between two looks at whether the user wants to stop.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -41,14 +39,14 @@ pub(super) fn for_clean_grid(recipe: &Recipe, quiet: bool) -> anyhow::Result<Opt
     let (Some(start), Some(source)) = (energy.start_when, &energy.live_intensity) else {
         return Ok(None);
     };
-    let grid = Grid::parse(source)
+    let source = Grid::parse(source)
         .map_err(|what| Failure::usage(format!("`energy.live_intensity` {what}")))?;
-    let token = std::env::var(TOKEN_VARIABLE).ok();
+    let token = grid::token();
     let most = Duration::from_secs_f64(start.within_hours * 3600.0);
-    let pause = (most / 20).clamp(Duration::from_secs(1), LONGEST_PAUSE);
+    let pause = (most / 20).clamp(Duration::from_secs(1), grid::EVERY);
     let began = Instant::now();
     let mut waited = Waited {
-        source: grid.to_string(),
+        source: source.to_string(),
         wanted_below: start.intensity_below,
         intensity: None,
         seconds: 0.0,
@@ -61,7 +59,7 @@ pub(super) fn for_clean_grid(recipe: &Recipe, quiet: bool) -> anyhow::Result<Opt
     };
     let mut told: Option<String> = None;
     loop {
-        let read = grid.read(token.as_deref());
+        let read = source.read(token.as_deref());
         waited.seconds = began.elapsed().as_secs_f64();
         let state = match read {
             Ok(grams) => {

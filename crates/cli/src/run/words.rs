@@ -14,7 +14,7 @@ use sparsam_tracker::{EnergyRecord, format, summary};
 use super::material::{Data, Ready};
 use crate::cards;
 use crate::device;
-use crate::figures::thousands;
+use crate::figures::{significant, thousands};
 use crate::progress::Progress;
 use crate::recipe::{EvalGeneration, Recipe};
 use crate::run_record::RunRecord;
@@ -24,6 +24,19 @@ use crate::terminal::paint_stdout;
 /// Said where no figure of emissions can be given.
 pub(super) const NO_COUNTRY: &str = "no country is set, so the card will state energy and a range of \
     emissions; add `country: DEU` (your own) to the recipe, or set SPARSAM_COUNTRY";
+
+/// What the grid said at the start.
+pub(super) fn grid_at_start(answer: &Result<f64, String>) -> String {
+    match answer {
+        Ok(grams) => format!(
+            "the grid emits {} gCO2e/kWh now, and is asked again as the run goes on",
+            significant(*grams, 3)
+        ),
+        Err(reason) => format!(
+            "{reason}; until it answers, emissions count as without `energy.live_intensity`"
+        ),
+    }
+}
 
 /// The lines before the first step.
 pub(super) fn opening(recipe: &Recipe, ready: &Ready, data: &Data, settings: &Settings) -> String {

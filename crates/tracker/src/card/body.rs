@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use super::{CardInputs, ModelKind, TrainingKind};
 use crate::format;
+use crate::intensity::CarbonIntensity;
 use crate::record::EnergyRecord;
 use crate::summary;
 
@@ -280,12 +281,12 @@ pub(super) fn environmental_impact(
     windows(&mut out, record);
     let _ = write!(
         out,
-        "Energy {}, {} measured. Emissions are {}; PUE: {}. They are location-based: the yearly average \
-         of the grid over its whole lifecycle, whatever the electricity contract.\n\n",
+        "Energy {}, {} measured. Emissions are {}; PUE: {}. {}\n\n",
         format::energy(record.energy_kwh),
         format::percent(record.measured_share),
         text(&summary::formula(record)),
         text(&record.pue.source),
+        basis(&record.intensity),
     );
     if record.ended_early {
         let _ = write!(out, "**Incomplete:** {}.\n\n", summary::ended_early(record));
@@ -398,6 +399,24 @@ fn windows(out: &mut String, record: &EnergyRecord) {
         );
     }
     out.push('\n');
+}
+
+/// What kind of figure the intensity is.
+fn basis(intensity: &CarbonIntensity) -> &'static str {
+    let of_the_table = intensity.year.is_some() || intensity.g_per_kwh.central.is_none();
+    match &intensity.live {
+        Some(_) => {
+            "They are location-based: what the grid emitted while the run went on, weighted by the energy drawn, \
+             whatever the electricity contract."
+        }
+        None if of_the_table => {
+            "They are location-based: the yearly average of the grid over its whole lifecycle, whatever the \
+             electricity contract."
+        }
+        None => {
+            "The intensity is the one that was stated, and not the yearly average of a country's grid."
+        }
+    }
 }
 
 fn check_factor(record: &EnergyRecord) -> String {

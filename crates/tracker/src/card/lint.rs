@@ -27,6 +27,9 @@ const WATTS_LOW: f64 = 0.1;
 /// country and years differ by less in most places.
 const INTENSITY_FACTOR: f64 = 2.0;
 
+/// A factor the body states is that of its figures within this, which is what rounding leaves.
+const SAME_FACTOR: f64 = 1.05;
+
 /// Two statements of one figure may differ by rounding, 5 %.
 const SAME: f64 = 0.05;
 
@@ -118,6 +121,8 @@ struct Claims {
     place: Option<Stated<String>>,
     /// Place in brackets behind the body's figure.
     body_place: Option<Stated<String>>,
+    /// gCO2e of a kWh of the machine, where the body says by what it was multiplied.
+    factor: Option<Stated<f64>>,
 }
 
 /// All findings about a card, in the order of their lines.
@@ -368,9 +373,26 @@ fn number_and_unit(text: &str) -> Option<(f64, String, &str)> {
     Some((number, unit.to_lowercase(), rest))
 }
 
+/// PUE times gCO2e/kWh of `energy x PUE 1.2 x 35 g/kWh`, as [`crate::summary::formula`] writes it.
+fn stated_factor(line: &str) -> Option<f64> {
+    let (_, factors) = line.split_once("energy x PUE ")?;
+    let (pue, rest) = factors.split_once(" x ")?;
+    let (grams, _) = rest.split_once(" g/kWh")?;
+    let factor = pue.parse::<f64>().ok()? * grams.parse::<f64>().ok()?;
+    (factor > 0.0 && factor.is_finite()).then_some(factor)
+}
+
 /// Labelled lines of the body, `- **Label:** value` or `**Label**: value`.
 fn read_body(source: &Source, claims: &mut Claims) {
     for line in lines(source.text, source.body) {
+        if claims.factor.is_none()
+            && let Some(value) = stated_factor(line.text)
+        {
+            claims.factor = Some(Stated {
+                value,
+                line: line_number(source.text, line.start),
+            });
+        }
         let Some((label, value)) = labelled(line.text) else {
             continue;
         };
@@ -557,6 +579,10 @@ fn check_intensity(claims: &Claims, say: &mut Say) {
         return;
     };
     let implied = grams.value / kwh.value;
+    let own = claims.factor.as_ref().filter(|factor| {
+        let ratio = implied / factor.value;
+        ratio.max(1.0 / ratio) < SAME_FACTOR
+    });
     let reckoned = format!(
         "{} g / {} kWh; {} had {:.0} g/kWh in {}",
         plain_decimal(grams.value, 4),
@@ -576,6 +602,20 @@ fn check_intensity(claims: &Claims, say: &mut Say) {
                 plain_decimal(grams.value, 4)
             ),
             &reckoned,
+        );
+    } else if ratio.max(1.0 / ratio) > INTENSITY_FACTOR
+        && let Some(own) = own
+    {
+        say(
+            Severity::Note,
+            "own-intensity",
+            own.line,
+            format!(
+                "the body reckons with {} g/kWh, which is not the yearly average of {}",
+                plain_decimal(own.value, 3),
+                country.name
+            ),
+            &format!("{reckoned}; its source stands beside it"),
         );
     } else if ratio.max(1.0 / ratio) > INTENSITY_FACTOR {
         say(

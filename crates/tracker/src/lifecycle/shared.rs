@@ -67,6 +67,7 @@ pub(super) fn sessions(run: usize, contents: &Contents) -> Vec<Session> {
             Event::Sample(totals)
             | Event::Enter { totals, .. }
             | Event::Leave { totals, .. }
+            | Event::Intensity { totals, .. }
             | Event::End(totals) => {
                 if let Some(session) = sessions.last_mut()
                     && totals.joules.len() == session.start.domains.len()
