@@ -29,7 +29,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-pub use kernel::{Kernel, Pair, Product, Target, Tile};
+pub use kernel::{Kernel, Lying, Pair, Product, Target, Tile};
 pub use pack::Dense;
 pub(crate) use pack::{DenseBf16, Held, Pairs, Rounded, whole};
 pub(crate) use pairs::round;
@@ -565,6 +565,105 @@ mod tests {
             };
             assert!(as_plain == of_stored(&stored(k, n), false), "{m}×{n}×{k}");
             assert!(as_turned == of_stored(&stored(n, k), true), "{m}×{n}×{k}");
+        }
+    }
+
+    /// A matrix that does not say that it lies row by row, so that it is packed.
+    struct Hidden<'a, R>(&'a R);
+
+    impl<T, R: Rows<T>> Rows<T> for Hidden<'_, R> {
+        fn rows(&self) -> usize {
+            self.0.rows()
+        }
+
+        fn columns(&self) -> usize {
+            self.0.columns()
+        }
+
+        fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+            self.0.fill(row, columns, out);
+        }
+
+        fn rounded(&self) -> bool {
+            self.0.rounded()
+        }
+
+        fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+            self.0.fill_bf16(row, columns, out);
+        }
+    }
+
+    /// The terms of some left operands of `m` rows and as many matrices.
+    fn terms<'a>(
+        lefts: &'a [Vec<f32>; 3],
+        matrices: [&'a dyn Rows<f32>; 3],
+        m: usize,
+        turned: bool,
+    ) -> Vec<Term<'a, f32>> {
+        let term = |(left, matrix): (&'a Vec<f32>, &'a dyn Rows<f32>)| Term {
+            left: if turned {
+                Left::transposed(left, matrix.rows(), m)
+            } else {
+                Left::plain(left, m, matrix.rows())
+            },
+            right: Right::Plain(matrix),
+        };
+        lefts.iter().zip(matrices).map(term).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        #[test]
+        fn a_right_operand_that_lies_gives_the_sums_of_a_packed_one(
+            m in 1usize..=blocks::LYING_ROWS,
+            n in 1usize..150,
+            k in 1usize..70,
+            r in 0usize..20,
+            turned in any::<bool>(),
+            accumulate in any::<bool>(),
+        ) {
+            let numbers = |from: usize, count: usize| -> Vec<f32> {
+                (from..from + count).map(|i| (i as f32 * 0.37).sin()).collect()
+            };
+            let depths = [k, r, 2 * DEPTH_BLOCK + 5];
+            let lefts = depths.map(|depth| numbers(depth, m * depth));
+            let rights = depths.map(|depth| numbers(7 + depth, depth * n));
+            let narrow = rights.each_ref().map(|right| {
+                right.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>()
+            });
+            for level in Level::available() {
+                let plain: [_; 3] = std::array::from_fn(|i| Dense::new(&rights[i], depths[i], n));
+                let product = |matrices: [&dyn Rows<f32>; 3]| {
+                    let mut out = numbers(1, m * n);
+                    // SAFETY: every place holds a number.
+                    #[expect(unsafe_code, reason = "the output holds numbers")]
+                    unsafe {
+                        let out = kernel::places(&mut out);
+                        blocks::multiply::<f32, f32>(level, &terms(&lefts, matrices, m, turned), n, out, accumulate);
+                    }
+                    out
+                };
+                let lying = product(plain.each_ref().map(|matrix| matrix as _));
+                let packed = plain.each_ref().map(Hidden);
+                prop_assert!(lying == product(packed.each_ref().map(|matrix| matrix as _)), "{:?}", level);
+                if level > Level::Portable && !f32::pairs_are_faster(level) {
+                    continue;
+                }
+                let stored: [_; 3] = std::array::from_fn(|i| DenseBf16::new(&narrow[i], depths[i], n));
+                let product = |matrices: [&dyn Rows<f32>; 3]| {
+                    let mut out = numbers(1, m * n);
+                    // SAFETY: as above.
+                    #[expect(unsafe_code, reason = "the output holds numbers")]
+                    unsafe {
+                        let out = kernel::places(&mut out);
+                        blocks::multiply::<f32, Pair>(level, &terms(&lefts, matrices, m, turned), n, out, accumulate);
+                    }
+                    out
+                };
+                let lying = product(stored.each_ref().map(|matrix| matrix as _));
+                let packed = stored.each_ref().map(Hidden);
+                prop_assert!(lying == product(packed.each_ref().map(|matrix| matrix as _)), "{:?} pairs", level);
+            }
         }
     }
 

@@ -3,6 +3,9 @@
 //! For each block of depth the left operand's numbers are brought into the form in which they are held,
 //! once, and the right operand is packed into panels, many columns at a time; then every thread takes
 //! rows of the output. A thread keeps its rows in its second-level cache while the panels pass by.
+//!
+//! Few rows would not repay the packing of what they are multiplied with once: a right operand that lies row by row
+//! is then read from where it lies, and every thread takes columns. The sums are the same to the bit.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -12,7 +15,7 @@ use rayon::prelude::*;
 use super::kernel::{Product, Target, Tile, places};
 use super::pack::{self, Held};
 use super::scratch::{Pooled, Scratch};
-use super::{Left, Term};
+use super::{Left, Right, Term};
 use crate::cpu::Level;
 use crate::host::{Chunk, Fresh};
 use crate::vector::Real;
@@ -31,6 +34,9 @@ const ROW_BLOCK: usize = 48;
 const PIECE_COLUMNS: usize = 768;
 /// Rows whose left operands are held at a time where their numbers cannot be used as they lie.
 pub(super) const HELD_ROWS: usize = 2048;
+/// Up to so many rows of output a right operand is not packed: those of three branches of rank 16, whose weights'
+/// gradients are sums over all tokens.
+pub(super) const LYING_ROWS: usize = 48;
 /// Rows that one task brings into the form in which they are held.
 const COPIED_ROWS: usize = 64;
 /// A term is cut at multiples of this, so that no pair of numbers is cut.
@@ -53,6 +59,16 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
 ) {
     let blocks = depth_blocks(terms, DEPTH_BLOCK * H::DEPTH);
     let tile = T::tile(level, columns);
+    let lying = out.len() <= LYING_ROWS * columns;
+    let done = if lying {
+        // SAFETY: the caller's promise.
+        unsafe { multiply_lying::<T, H>(level, terms, &blocks, columns, out, accumulate) }
+    } else {
+        0
+    };
+    if done == columns {
+        return;
+    }
     for (chunk, out) in out.chunks_mut(HELD_ROWS * columns).enumerate() {
         let first_row = chunk * HELD_ROWS;
         let rows = first_row..first_row + out.len() / columns;
@@ -61,7 +77,7 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
                 .iter()
                 .map(|(term, depth)| HeldLeft::new(level, &terms[*term].left, &rows, depth))
                 .collect();
-            for first in (0..columns).step_by(COLUMN_BLOCK) {
+            for first in (done..columns).step_by(COLUMN_BLOCK) {
                 let range = first..columns.min(first + COLUMN_BLOCK);
                 let work = RowTask {
                     block,
@@ -85,6 +101,99 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
             }
         }
     }
+}
+
+/// Multiplies with right operands as they lie, in as many whole tiles as there are; says how many columns are done, none
+/// where an operand does not lie so.
+///
+/// # Safety
+/// As [`multiply`].
+#[expect(unsafe_code, reason = "a promise of the caller")]
+unsafe fn multiply_lying<T: Real, H: Held<T>>(
+    level: Level,
+    terms: &[Term<T>],
+    blocks: &[Block],
+    columns: usize,
+    out: &mut [MaybeUninit<T>],
+    accumulate: bool,
+) -> usize {
+    let tile = T::tile(level, columns);
+    let rows = out.len() / columns;
+    let tiles = columns / tile.columns;
+    if tiles == 0 {
+        return 0;
+    }
+    let rights = blocks.iter().map(|block| {
+        let right = |(term, depth): &(usize, Range<usize>)| match terms[*term].right {
+            Right::Plain(matrix) => H::lying(matrix, depth),
+            Right::Transposed(_) => None,
+        };
+        block.iter().map(right).collect::<Option<Vec<_>>>()
+    });
+    let Some(rights) = rights.collect::<Option<Vec<_>>>() else {
+        return 0;
+    };
+    let lefts = blocks.iter().map(|block| {
+        let left = |(term, depth): &(usize, _)| {
+            HeldLeft::<H>::new(level, &terms[*term].left, &(0..rows), depth)
+        };
+        block.iter().map(left).collect::<Vec<_>>()
+    });
+    let lefts: Vec<_> = lefts.collect();
+    let pieces: Vec<_> = lefts
+        .iter()
+        .flatten()
+        .zip(rights.iter().flatten())
+        .collect();
+    // Tiles of about equal height: a low one would leave registers unused.
+    let height_of_each = rows.div_ceil(rows.div_ceil(tile.rows));
+    let tiles_per_task = even_share(tiles, PANELS);
+    let before = &*out;
+    let work = |task: usize| {
+        let first = task * tiles_per_task * tile.columns;
+        let width = (tiles * tile.columns - first).min(tiles_per_task * tile.columns);
+        let mut sums = Scratch::<T>::new(rows * width);
+        if accumulate {
+            for (row, sums) in sums.chunks_exact_mut(width).enumerate() {
+                for (sum, before) in sums.iter_mut().zip(&before[row * columns + first..]) {
+                    // SAFETY: to accumulate, every place holds a number.
+                    *sum = unsafe { before.assume_init() };
+                }
+            }
+        }
+        for column in (0..width).step_by(tile.columns) {
+            for row in (0..rows).step_by(height_of_each) {
+                let mut add = accumulate;
+                for (left, right) in &pieces {
+                    let product = Product {
+                        tile,
+                        rows: height_of_each.min(rows - row),
+                        depth: right.count.div_ceil(H::DEPTH),
+                        left: &left.values.slice()[row * left.stride..],
+                        left_stride: left.stride,
+                        right: &[],
+                    };
+                    let target = Target::of_numbers(&mut sums[row * width + column..], width, add);
+                    H::multiply_lying(level, &product, **right, first + column, target);
+                    add = true;
+                }
+            }
+        }
+        (first, width, sums)
+    };
+    let parts: Vec<_> = (0..tiles.div_ceil(tiles_per_task))
+        .into_par_iter()
+        .with_max_len(1)
+        .map(work)
+        .collect();
+    for (first, width, sums) in parts {
+        for (row, sums) in sums.chunks_exact(width).enumerate() {
+            for (out, sum) in out[row * columns + first..].iter_mut().zip(sums) {
+                out.write(*sum);
+            }
+        }
+    }
+    tiles * tile.columns
 }
 
 /// [`in_pieces`](super::in_pieces) of checked operands, their numbers held as `H`.
