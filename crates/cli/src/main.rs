@@ -6,6 +6,9 @@
 
 use std::process::ExitCode;
 
+use error::Failure;
+use sparsam_kernels::cpu::{Level, VARIABLE};
+
 mod adapters;
 mod allocator;
 mod args;
@@ -57,8 +60,22 @@ fn run() -> ExitCode {
             };
         }
     };
-    match commands::run(cli) {
+    match check_environment().and_then(|()| commands::run(cli)) {
         Ok(code) => code,
         Err(error) => error::report(&error),
     }
+}
+
+/// Refuses a variable that asks for what there is not, before anything is measured with something else.
+fn check_environment() -> anyhow::Result<()> {
+    let Err(name) = Level::of_environment() else {
+        return Ok(());
+    };
+    let names: Vec<String> = Level::ALL.iter().map(|level| level.name()).collect();
+    let failure = Failure::usage(format!(
+        "`{VARIABLE}` is `{name}`, which is no level of this architecture"
+    ));
+    Err(failure
+        .hint(format!("it may be {}", names.join(", ")))
+        .into())
 }

@@ -124,6 +124,26 @@ fn a_gpu_is_refused_by_a_program_without_support_for_one() {
 }
 
 #[test]
+fn an_instruction_level_that_there_is_not_is_refused() {
+    let at = |level: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sparsam"));
+        command.arg("estimate").args(["--watts=1", "--hours=1"]);
+        command.env("SPARSAM_CPU_LEVEL", level).output().unwrap()
+    };
+    let output = at("avx9");
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("`SPARSAM_CPU_LEVEL` is `avx9`, which is no level"),
+        "{said}"
+    );
+    assert!(said.contains("hint: it may be portable, "), "{said}");
+    for level in ["", "portable"] {
+        assert_eq!(at(level).status.code(), Some(0), "{level}");
+    }
+}
+
+#[test]
 fn what_is_no_model_is_refused_with_a_hint() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();

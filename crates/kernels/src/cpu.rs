@@ -7,6 +7,9 @@
 
 use std::sync::OnceLock;
 
+/// The environment variable that lowers the level.
+pub const VARIABLE: &str = "SPARSAM_CPU_LEVEL";
+
 /// A set of vector instructions of this architecture, from the least to the most capable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -58,15 +61,28 @@ impl Level {
         format!("{self:?}").to_ascii_lowercase()
     }
 
-    /// The highest level of this processor, cached.
+    /// The highest level of this processor, or that of the environment where it is lower, cached. What is no level
+    /// there counts as nothing; see [`Level::of_environment`].
     pub fn detect() -> Self {
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| {
             let found = Self::of_processor();
-            let asked = std::env::var("SPARSAM_CPU_LEVEL").ok();
-            let asked = asked.and_then(|name| Self::ALL.iter().find(|level| level.name() == name));
-            asked.map_or(found, |asked| found.min(*asked))
+            let asked = Self::of_environment().unwrap_or_default();
+            asked.map_or(found, |asked| found.min(asked))
         })
+    }
+
+    /// The level that the environment names.
+    ///
+    /// # Errors
+    /// The name, if it is none of a level of this architecture.
+    pub fn of_environment() -> Result<Option<Self>, String> {
+        let Some(name) = std::env::var_os(VARIABLE).filter(|name| !name.is_empty()) else {
+            return Ok(None);
+        };
+        let name = name.to_string_lossy();
+        let level = Self::ALL.iter().find(|level| level.name() == name);
+        level.copied().map(Some).ok_or_else(|| name.into_owned())
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -17,8 +17,9 @@ use crate::weight::Weight;
 /// Marks a token without a target.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Numbers of the logits that exist at a time, 64 MiB in f32.
-const LOGITS: usize = 1 << 24;
+/// Numbers of the logits that exist at a time, 32 MiB in f32; twice as many where products are of rounded numbers,
+/// which are multiplied twice as fast, so that packing the head for a chunk takes as large a part of its time.
+const LOGITS: usize = 1 << 23;
 /// At least this many tokens make a chunk, however large the vocabulary.
 const FEWEST_TOKENS: usize = 48;
 
@@ -180,7 +181,8 @@ fn in_chunks<T: Real>(
         .filter(|i| targets[*i] != IGNORE)
         .collect();
     // Chunks of about equal size: a short one would pay as much for the head's way into the cache.
-    let most = (LOGITS / vocabulary.max(1)).max(FEWEST_TOKENS);
+    let logits = LOGITS << u32::from(head.rounded() && T::pairs_are_faster(level));
+    let most = (logits / vocabulary.max(1)).max(FEWEST_TOKENS);
     let chunks = counted.len().div_ceil(most).max(1);
     let size = counted.len().div_ceil(chunks).max(1);
     let mut buffer = zeroed::<T>(size * vocabulary);

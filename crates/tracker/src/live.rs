@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use crate::intensity::{LiveReadings, is_believable};
 
+/// No question follows another sooner.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// What is asked: gCO2e/kWh now, or why it is not known.
 pub type Ask = dyn Fn() -> Result<f64, String> + Send + Sync;
 
@@ -80,7 +83,8 @@ impl Asking {
         std::thread::Builder::new()
             .name("sparsam-grid".to_owned())
             .spawn(move || {
-                while stopped.recv_timeout(live.every) == Err(RecvTimeoutError::Timeout) {
+                let pause = live.every.max(SHORTEST);
+                while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                     inbox.put(live.answer());
                 }
             })

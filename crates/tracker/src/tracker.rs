@@ -52,7 +52,7 @@ pub struct Options {
     /// An own figure for the electricity, which takes the country's place.
     pub intensity: Option<StatedIntensity>,
     /// What tells how clean the grid is while the run goes on. What it does not answer counts with the figures
-    /// above.
+    /// above. Starting waits for the first answer.
     pub live: Option<LiveIntensity>,
     /// Power usage effectiveness of the building, at least 1; 1 unless told otherwise.
     pub pue: Option<f64>,

@@ -16,8 +16,10 @@ const F32: f64 = 4.0;
 /// The program itself, its threads and what the allocator holds: our own runs with the smallest model.
 const PROGRAM: f64 = 70e6;
 
-/// Numbers of logits at a time, as `linear_cross_entropy` takes them.
-const LOGITS: f64 = (1u64 << 24) as f64;
+/// Numbers of logits at a time, as `linear_cross_entropy` takes them on a processor, twice as many of rounded numbers;
+/// and on a GPU.
+const LOGITS: f64 = (1u64 << 23) as f64;
+const LOGITS_ON_GPU: f64 = (1u64 << 26) as f64;
 
 /// Memory by part, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -65,6 +67,8 @@ pub(crate) struct Shape {
     gated: bool,
     /// Whether gate and up are kept in bf16 where the recipe computes in it.
     narrow_unit: bool,
+    /// Whether it is computed on a GPU.
+    elsewhere: bool,
     vocabulary: f64,
     layers: f64,
     heads: f64,
@@ -85,6 +89,7 @@ impl Shape {
             wide: config.intermediate_size as f64,
             gated: true,
             narrow_unit: sparsam_kernels::lora::rounding_is_faster(),
+            elsewhere: false,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
             heads: config.num_attention_heads as f64,
@@ -103,6 +108,7 @@ impl Shape {
             wide: config.intermediate_size as f64,
             gated: config.modern.is_some(),
             narrow_unit: false,
+            elsewhere: false,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
             heads: config.num_attention_heads as f64,
@@ -124,6 +130,7 @@ impl Shape {
     pub(crate) fn elsewhere(self) -> Self {
         Self {
             narrow_unit: false,
+            elsewhere: true,
             ..self
         }
     }
@@ -172,6 +179,15 @@ impl Shape {
     }
 
     /// Those of them that come before its unit.
+    /// Numbers of the logits that exist at a time.
+    fn logits(&self, recipe: &Recipe) -> f64 {
+        match (self.elsewhere, recipe.dtype) {
+            (true, _) => LOGITS_ON_GPU,
+            (false, Dtype::Bf16) if sparsam_kernels::lora::rounding_is_faster() => 2.0 * LOGITS,
+            (false, _) => LOGITS,
+        }
+    }
+
     fn kept_before_unit(&self) -> f64 {
         (2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + self.heads) * F32
     }
@@ -250,7 +266,7 @@ pub(crate) fn estimate(
         GradientCheckpointing::Selective => (differentiated - 1.0) * before_unit + kept,
         GradientCheckpointing::Full => differentiated * tokens * w.hidden * F32 + kept,
     };
-    let at_a_time = (LOGITS / w.vocabulary).max(48.0);
+    let at_a_time = (w.logits(recipe) / w.vocabulary).max(48.0);
     let chunks = (targets / at_a_time).ceil().max(1.0);
     let logits = w.multiplied * (targets / chunks).ceil() * w.vocabulary;
     let head = logits * F32 + 3.0 * tokens * w.hidden * F32;
