@@ -970,9 +970,7 @@ impl Recipe {
     /// The country, else that of the grid that is asked.
     pub(crate) fn country_of_run(&self) -> Option<String> {
         let stated = self.country.clone();
-        stated
-            .filter(|country| !country.trim().is_empty())
-            .or_else(|| self.live_grid()?.country().map(str::to_owned))
+        stated.or_else(|| self.live_grid()?.country().map(str::to_owned))
     }
 }
 

@@ -495,6 +495,18 @@ fn emissions_are_of_the_grid_as_it_was_while_the_run_went_on() {
         "true",
     ];
     desk.refused(&wrong, 2, &["names no zone"]);
+    let abroad = [
+        "track",
+        "--country=DEU",
+        "--live-intensity=uk-grid",
+        "--",
+        "true",
+    ];
+    desk.refused(
+        &abroad,
+        2,
+        &["is of the grid of United Kingdom, and `--country` is Germany"],
+    );
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub const IGNORE: u32 = u32::MAX;
 /// Numbers of the logits that exist at a time, 32 MiB in f32; twice as many where products are of rounded numbers,
 /// which are multiplied twice as fast, so that packing the head for a chunk takes as large a part of its time.
 const LOGITS: usize = 1 << 23;
+/// The same on a GPU: 256 MiB of f32.
+pub const LOGITS_ON_GPU: usize = 1 << 26;
 /// At least this many tokens make a chunk, however large the vocabulary.
 const FEWEST_TOKENS: usize = 48;
 
@@ -166,6 +168,11 @@ struct Chunk<'a, T> {
     losses: Vec<(f64, bool)>,
 }
 
+/// Numbers of the logits that exist at a time on a processor, where its products are of rounded numbers or of others.
+pub fn logits_at_a_time(rounded: bool) -> usize {
+    LOGITS << u32::from(rounded)
+}
+
 /// Lends the tokens with targets to `work`, chunk by chunk, in order.
 fn in_chunks<T: Real>(
     hidden: &[T],
@@ -181,7 +188,7 @@ fn in_chunks<T: Real>(
         .filter(|i| targets[*i] != IGNORE)
         .collect();
     // Chunks of about equal size: a short one would pay as much for the head's way into the cache.
-    let logits = LOGITS << u32::from(head.rounded() && T::pairs_are_faster(level));
+    let logits = logits_at_a_time(head.rounded() && T::pairs_are_faster(level));
     let most = (logits / vocabulary.max(1)).max(FEWEST_TOKENS);
     let chunks = counted.len().div_ceil(most).max(1);
     let size = counted.len().div_ceil(chunks).max(1);

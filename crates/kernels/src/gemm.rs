@@ -243,8 +243,9 @@ pub fn product<T: Real>(terms: &[Term<T>], columns: usize) -> Vec<T> {
     out
 }
 
-/// `Σ left·right` of each side, several products of the same shape, of numbers rounded to bf16. No sum is stored whole: `finish` gets the sums of a piece of a row, by its number and columns, and the same piece of
-/// each output, `[rows, columns]`, to write.
+/// `Σ left·right` of each side, several products of the same shape, of numbers rounded to bf16. No sum is stored
+/// whole: `finish` gets the sums of a piece of a row, by its number and columns, and the same piece of each output,
+/// `[rows, columns]`, to write.
 ///
 /// # Panics
 /// As [`gemm`], for each side; and where the processor does not multiply such numbers faster, or no operand allows it.
@@ -611,6 +612,27 @@ mod tests {
         lefts.iter().zip(matrices).map(term).collect()
     }
 
+    fn as_rows<R: Rows<f32>>(matrices: &[R; 3]) -> [&dyn Rows<f32>; 3] {
+        matrices.each_ref().map(|matrix| matrix as _)
+    }
+
+    /// The product in the place of `before`, or added to it, of numbers held as `H`.
+    fn added<H: Held<f32>>(
+        level: Level,
+        terms: &[Term<f32>],
+        columns: usize,
+        before: &[f32],
+        accumulate: bool,
+    ) -> Vec<f32> {
+        let mut out = before.to_vec();
+        // SAFETY: every place holds a number.
+        #[expect(unsafe_code, reason = "the output holds numbers")]
+        unsafe {
+            blocks::multiply::<f32, H>(level, terms, columns, kernel::places(&mut out), accumulate);
+        }
+        out
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
         #[test]
@@ -631,38 +653,27 @@ mod tests {
             let narrow = rights.each_ref().map(|right| {
                 right.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>()
             });
+            let before = numbers(1, m * n);
             for level in Level::available() {
                 let plain: [_; 3] = std::array::from_fn(|i| Dense::new(&rights[i], depths[i], n));
-                let product = |matrices: [&dyn Rows<f32>; 3]| {
-                    let mut out = numbers(1, m * n);
-                    // SAFETY: every place holds a number.
-                    #[expect(unsafe_code, reason = "the output holds numbers")]
-                    unsafe {
-                        let out = kernel::places(&mut out);
-                        blocks::multiply::<f32, f32>(level, &terms(&lefts, matrices, m, turned), n, out, accumulate);
-                    }
-                    out
-                };
-                let lying = product(plain.each_ref().map(|matrix| matrix as _));
-                let packed = plain.each_ref().map(Hidden);
-                prop_assert!(lying == product(packed.each_ref().map(|matrix| matrix as _)), "{:?}", level);
+                let stored: [_; 3] = std::array::from_fn(|i| DenseBf16::new(&narrow[i], depths[i], n));
+                let (hidden, hidden_stored) = (plain.each_ref().map(Hidden), stored.each_ref().map(Hidden));
+                let of = |matrices| terms(&lefts, matrices, m, turned);
+                let (lying, packed) = (of(as_rows(&plain)), of(as_rows(&hidden)));
+                prop_assert!(
+                    added::<f32>(level, &lying, n, &before, accumulate)
+                        == added::<f32>(level, &packed, n, &before, accumulate),
+                    "{:?}", level
+                );
                 if level > Level::Portable && !f32::pairs_are_faster(level) {
                     continue;
                 }
-                let stored: [_; 3] = std::array::from_fn(|i| DenseBf16::new(&narrow[i], depths[i], n));
-                let product = |matrices: [&dyn Rows<f32>; 3]| {
-                    let mut out = numbers(1, m * n);
-                    // SAFETY: as above.
-                    #[expect(unsafe_code, reason = "the output holds numbers")]
-                    unsafe {
-                        let out = kernel::places(&mut out);
-                        blocks::multiply::<f32, Pair>(level, &terms(&lefts, matrices, m, turned), n, out, accumulate);
-                    }
-                    out
-                };
-                let lying = product(stored.each_ref().map(|matrix| matrix as _));
-                let packed = stored.each_ref().map(Hidden);
-                prop_assert!(lying == product(packed.each_ref().map(|matrix| matrix as _)), "{:?} pairs", level);
+                let (lying, packed) = (of(as_rows(&stored)), of(as_rows(&hidden_stored)));
+                prop_assert!(
+                    added::<Pair>(level, &lying, n, &before, accumulate)
+                        == added::<Pair>(level, &packed, n, &before, accumulate),
+                    "{:?} pairs", level
+                );
             }
         }
     }

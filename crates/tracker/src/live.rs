@@ -139,21 +139,17 @@ impl Priced {
         self.missed += 1;
     }
 
-    /// Joules times gCO2e/kWh of the session, of which so many joules were drawn. None without an answer.
-    pub(crate) fn weighted(&self, joules: f64) -> Option<f64> {
+    /// Joules times gCO2e/kWh of the session, of which so many joules were drawn, and the lowest and the highest
+    /// gCO2e/kWh that were told. None without an answer.
+    pub(crate) fn told(&self, joules: f64) -> Option<(f64, f64, f64)> {
         let known = self.known.as_ref()?;
-        Some(known.weighted + known.current * (joules - known.since).max(0.0))
+        let weighted = known.weighted + known.current * (joules - known.since).max(0.0);
+        Some((weighted, known.readings.lowest, known.readings.highest))
     }
 
     /// gCO2e/kWh as last told.
     pub(crate) fn current(&self) -> Option<f64> {
         self.known.as_ref().map(|known| known.current)
-    }
-
-    /// The lowest and the highest gCO2e/kWh that were told.
-    pub(crate) fn bounds(&self) -> Option<(f64, f64)> {
-        let readings = &self.known.as_ref()?.readings;
-        Some((readings.lowest, readings.highest))
     }
 
     /// What was answered, and how often nothing was.

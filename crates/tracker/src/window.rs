@@ -220,31 +220,31 @@ impl Ledger {
                 .current()
                 .map_or(stated, |now| Range::exactly(now).into());
         }
-        let mean = |of: &dyn Fn(&Session) -> Option<f64>| -> Option<f64> {
-            let weighted = self.sessions.iter().map(|session| {
+        let drawn = || {
+            self.sessions
+                .iter()
+                .filter(|session| session.joules() > 0.0)
+        };
+        // `stated` is one end, or the centre, of what counts for a session without an answer.
+        let mean = |stated: Option<f64>| -> Option<f64> {
+            let (mut weighted, mut low, mut high) = (0.0, f64::INFINITY, f64::NEG_INFINITY);
+            for session in drawn() {
                 let joules = session.joules();
-                let live = session.priced.weighted(joules);
-                live.or_else(|| of(session).map(|grams| grams * joules))
-            });
-            let mean = weighted.sum::<Option<f64>>()? / all;
+                let (sum, least, most) = match session.priced.told(joules) {
+                    Some(told) => told,
+                    None => (stated? * joules, stated?, stated?),
+                };
+                weighted += sum;
+                low = low.min(least);
+                high = high.max(most);
+            }
             // A mean lies among its parts, and that of one figure is that figure, to the bit.
-            let parts = self.sessions.iter().filter_map(|session| {
-                let (low, high) = session.priced.bounds().or_else(|| {
-                    let stated = of(session)?;
-                    Some((stated, stated))
-                })?;
-                (session.joules() > 0.0).then_some((low, high))
-            });
-            let (low, high) = parts.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
-            Some(mean.clamp(low, high))
+            Some((weighted / all).clamp(low, high))
         };
         Span {
-            low: mean(&|_| Some(stated.low)).unwrap_or(stated.low),
-            central: mean(&|session| {
-                // What drew nothing needs no figure.
-                stated.central.or((session.joules() <= 0.0).then_some(0.0))
-            }),
-            high: mean(&|_| Some(stated.high)).unwrap_or(stated.high),
+            low: mean(Some(stated.low)).unwrap_or(stated.low),
+            central: mean(stated.central),
+            high: mean(Some(stated.high)).unwrap_or(stated.high),
         }
     }
 

@@ -28,10 +28,13 @@ pub(crate) struct PlaceArgs {
 impl PlaceArgs {
     /// The country that was typed, else that of `SPARSAM_COUNTRY`.
     pub(crate) fn country_or_environment(&self) -> Option<String> {
+        self.typed_country().or_else(grid::country_of_environment)
+    }
+
+    /// The country that was typed.
+    pub(crate) fn typed_country(&self) -> Option<String> {
         let typed = self.country.clone();
-        typed
-            .filter(|country| !country.trim().is_empty())
-            .or_else(grid::country_of_environment)
+        typed.filter(|country| !country.trim().is_empty())
     }
 
     /// The own figure.

@@ -283,10 +283,9 @@ fn grid(args: &PlanArgs, recipe: &Recipe) -> anyhow::Result<(Grid, String)> {
     };
     let country = args
         .place
-        .country
-        .clone()
+        .typed_country()
         .or_else(|| recipe.country_of_run())
-        .or_else(|| args.place.country_or_environment());
+        .or_else(crate::grid::country_of_environment);
     let request = estimate::Request {
         pue: Some(energy.pue),
         country,

@@ -66,20 +66,26 @@ fn options(args: &TrackArgs, folder: &Path) -> anyhow::Result<Options> {
     let defaults = Options::in_folder(folder);
     let grid = args.live_intensity.as_deref().map(Grid::parse).transpose();
     let grid = grid.map_err(|what| {
-        Failure::usage(format!("`--live-intensity` {what}"))
-            .hint("give `uk-grid`, `electricity-maps:DE`, an address or the path of a file")
+        Failure::usage(format!("`--live-intensity` {what}")).hint(format!("give {}", grid::SOURCES))
     })?;
+    let typed = args.place.typed_country();
+    let elsewhere = grid
+        .as_ref()
+        .and_then(|grid| grid::elsewhere(grid, typed.as_deref()));
+    if let Some((of_grid, of_run)) = elsewhere {
+        return Err(Failure::usage(format!(
+            "`--live-intensity` is of the grid of {}, and `--country` is {}",
+            of_grid.name, of_run.name
+        ))
+        .hint("name the zone in which the machine stands, or leave `--country` out")
+        .into());
+    }
     let of_grid = grid.as_ref().and_then(Grid::country).map(str::to_owned);
     Ok(Options {
         name: args.name.clone().unwrap_or(defaults.name),
         roots: args.roots.roots()?,
         interval: Duration::from_secs_f64(args.interval),
-        country: args
-            .place
-            .country
-            .clone()
-            .or(of_grid)
-            .or_else(|| args.place.country_or_environment()),
+        country: typed.or(of_grid).or_else(grid::country_of_environment),
         intensity: args.place.stated()?,
         live: grid.map(grid::live),
         pue: args.pue,

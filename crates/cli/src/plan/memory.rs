@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 use sparsam_base::config::ModelConfig;
 use sparsam_base::encoder::config::EncoderConfig;
+use sparsam_kernels::cross_entropy::{LOGITS_ON_GPU, logits_at_a_time};
+use sparsam_kernels::lora::rounding_is_faster;
 
 use crate::recipe::{Dtype, GradientCheckpointing, Method, Quantize, Recipe};
 
@@ -15,11 +17,6 @@ const F32: f64 = 4.0;
 
 /// The program itself, its threads and what the allocator holds: our own runs with the smallest model.
 const PROGRAM: f64 = 70e6;
-
-/// Numbers of logits at a time, as `linear_cross_entropy` takes them on a processor, twice as many of rounded numbers;
-/// and on a GPU.
-const LOGITS: f64 = (1u64 << 23) as f64;
-const LOGITS_ON_GPU: f64 = (1u64 << 26) as f64;
 
 /// Memory by part, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,8 +64,7 @@ pub(crate) struct Shape {
     gated: bool,
     /// Whether gate and up are kept in bf16 where the recipe computes in it.
     narrow_unit: bool,
-    /// Whether it is computed on a GPU.
-    elsewhere: bool,
+    on_gpu: bool,
     vocabulary: f64,
     layers: f64,
     heads: f64,
@@ -88,8 +84,8 @@ impl Shape {
             kv: config.num_key_value_heads as f64 * head,
             wide: config.intermediate_size as f64,
             gated: true,
-            narrow_unit: sparsam_kernels::lora::rounding_is_faster(),
-            elsewhere: false,
+            narrow_unit: rounding_is_faster(),
+            on_gpu: false,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
             heads: config.num_attention_heads as f64,
@@ -108,7 +104,7 @@ impl Shape {
             wide: config.intermediate_size as f64,
             gated: config.modern.is_some(),
             narrow_unit: false,
-            elsewhere: false,
+            on_gpu: false,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
             heads: config.num_attention_heads as f64,
@@ -130,7 +126,7 @@ impl Shape {
     pub(crate) fn elsewhere(self) -> Self {
         Self {
             narrow_unit: false,
-            elsewhere: true,
+            on_gpu: true,
             ..self
         }
     }
@@ -178,16 +174,15 @@ impl Shape {
         self.kept_before_unit() + 2.0 * self.wide * self.unit_bytes(recipe)
     }
 
-    /// Those of them that come before its unit.
     /// Numbers of the logits that exist at a time.
     fn logits(&self, recipe: &Recipe) -> f64 {
-        match (self.elsewhere, recipe.dtype) {
-            (true, _) => LOGITS_ON_GPU,
-            (false, Dtype::Bf16) if sparsam_kernels::lora::rounding_is_faster() => 2.0 * LOGITS,
-            (false, _) => LOGITS,
+        if self.on_gpu {
+            return LOGITS_ON_GPU as f64;
         }
+        logits_at_a_time(recipe.dtype == Dtype::Bf16 && rounding_is_faster()) as f64
     }
 
+    /// Those of them that come before its unit.
     fn kept_before_unit(&self) -> f64 {
         (2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + self.heads) * F32
     }

@@ -4,11 +4,11 @@
 //! data exist, do the targets match) is checked where it is read.
 
 use sparsam_hub::grid::Grid;
-use sparsam_tracker::intensity;
 
 use super::tree::{Node, Origin, Problem};
 use super::{BestMetric, DataFormat, Energy, Method, Quantize, Recipe, TargetModules, Task};
 use crate::device::Choice;
+use crate::grid;
 
 /// Refuses the first impossible value, and settles which of two exclusive keys holds.
 pub(super) fn check(recipe: &mut Recipe, tree: &Node) -> Result<(), Problem> {
@@ -393,9 +393,8 @@ impl Check<'_> {
         {
             let origin = self.origin("energy.live_intensity");
             return Err(
-                Problem::new(origin, format!("`energy.live_intensity` {what}")).hint(
-                    "write `uk-grid`, `electricity-maps:DE`, an address or the path of a file",
-                ),
+                Problem::new(origin, format!("`energy.live_intensity` {what}"))
+                    .hint(format!("write {}", grid::SOURCES)),
             );
         }
         let Some(start) = energy.start_when else {
@@ -433,13 +432,7 @@ impl Check<'_> {
             )
             .hint("leave out one of them, or add `energy.start_when` for which the live one is asked"));
         }
-        let lookup = |name: &str| intensity::lookup(name).ok();
-        let elsewhere = grid
-            .country()
-            .and_then(lookup)
-            .zip(recipe.country.as_deref().and_then(lookup))
-            .filter(|(of_grid, of_run)| of_grid.alpha3 != of_run.alpha3);
-        match elsewhere {
+        match grid::elsewhere(&grid, recipe.country.as_deref()) {
             None => Ok(()),
             Some((of_grid, of_run)) => Err(Problem::new(
                 self.origin("energy.live_intensity"),

@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sparsam_hub::grid::Grid;
 
 use super::words::say;
 use crate::error::Failure;
@@ -36,11 +35,9 @@ pub(crate) struct Waited {
 /// The user stopped it.
 pub(super) fn for_clean_grid(recipe: &Recipe, quiet: bool) -> anyhow::Result<Option<Waited>> {
     let energy = &recipe.energy;
-    let (Some(start), Some(source)) = (energy.start_when, &energy.live_intensity) else {
+    let (Some(start), Some(source)) = (energy.start_when, recipe.live_grid()) else {
         return Ok(None);
     };
-    let source = Grid::parse(source)
-        .map_err(|what| Failure::usage(format!("`energy.live_intensity` {what}")))?;
     let token = grid::token();
     let most = Duration::from_secs_f64(start.within_hours * 3600.0);
     let pause = (most / 20).clamp(Duration::from_secs(1), grid::EVERY);

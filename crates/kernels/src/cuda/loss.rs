@@ -5,11 +5,8 @@ use candle_core::{DType, Result, Tensor};
 use super::blas::{Operand, gemm};
 use super::launch::{Launch, device, unwritten, upload};
 use super::pointwise::expand;
-use crate::cross_entropy::{IGNORE, Loss, Want};
+use crate::cross_entropy::{IGNORE, LOGITS_ON_GPU, Loss, Want};
 use crate::weight::Weight;
-
-/// Most logits at a time: 256 MB of f32.
-const LOGITS: usize = 1 << 26;
 
 /// Losses and hits of every token with a target, with the places of those tokens.
 struct Losses {
@@ -49,7 +46,7 @@ fn in_chunks(
     let places: Vec<u32> = (0..targets.len() as u32)
         .filter(|i| targets[*i as usize] != IGNORE)
         .collect();
-    let most = (LOGITS / vocabulary.max(1)).max(1);
+    let most = (LOGITS_ON_GPU / vocabulary.max(1)).max(1);
     let size = places
         .len()
         .div_ceil(places.len().div_ceil(most).max(1))

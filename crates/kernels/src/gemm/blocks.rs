@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{Product, Target, Tile, places};
+use super::kernel::{Lying, Product, Target, Tile, places};
 use super::pack::{self, Held};
 use super::scratch::{Pooled, Scratch};
 use super::{Left, Right, Term};
@@ -174,7 +174,8 @@ unsafe fn multiply_lying<T: Real, H: Held<T>>(
                         right: &[],
                     };
                     let target = Target::of_numbers(&mut sums[row * width + column..], width, add);
-                    H::multiply_lying(level, &product, **right, first + column, target);
+                    let rows = &right.rows[(first + column) / H::DEPTH..];
+                    H::multiply_lying(level, &product, Lying { rows, ..**right }, target);
                     add = true;
                 }
             }

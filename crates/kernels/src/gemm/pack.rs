@@ -225,8 +225,18 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
     /// stored as they are held.
     fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)>;
 
-    /// The rows `depth` of `matrix` as they lie, from its first column on, where products can read them so.
-    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>;
+    /// The rows `depth` of `matrix` as they lie, where products can read them so.
+    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
+    where
+        T: 'a,
+    {
+        let (values, stride) = Self::stored(matrix, &(0..matrix.columns()))?;
+        Some(Lying {
+            rows: &values[depth.start * stride..],
+            stride,
+            count: depth.len(),
+        })
+    }
 
     /// Writes a piece of a row of `matrix`.
     fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]);
@@ -243,14 +253,8 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
     /// [`Kernel::multiply`](super::Kernel::multiply) of numbers held so.
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>);
 
-    /// The same with a right operand as it lies, from the column `column` on.
-    fn multiply_lying(
-        level: Level,
-        product: &Product<Self>,
-        right: Lying<Self>,
-        column: usize,
-        target: Target<T>,
-    );
+    /// The same with a right operand as it lies.
+    fn multiply_lying(level: Level, product: &Product<Self>, right: Lying<Self>, target: Target<T>);
 }
 
 /// The part of some panels that one piece of depth takes.
@@ -353,15 +357,6 @@ impl<T: Real> Held<T> for T {
         Some((&values[depth.start..], stride))
     }
 
-    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>> {
-        let (values, stride) = matrix.dense()?;
-        Some(Lying {
-            rows: &values[depth.start * stride..],
-            stride,
-            count: depth.len(),
-        })
-    }
-
     fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
         matrix.fill(row, columns, out);
     }
@@ -383,11 +378,9 @@ impl<T: Real> Held<T> for T {
         level: Level,
         product: &Product<Self>,
         right: Lying<Self>,
-        column: usize,
         target: Target<T>,
     ) {
-        let rows = &right.rows[column..];
-        T::multiply_lying(level, product, Lying { rows, ..right }, target);
+        T::multiply_lying(level, product, right, target);
     }
 }
 
@@ -478,16 +471,6 @@ impl<T: Real> Held<T> for Pair {
         Some((&pairs[depth.start / 2..], stride / 2))
     }
 
-    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>> {
-        let (values, stride) = matrix.dense_bf16()?;
-        let pairs = Pair::of_numbers(values).filter(|_| stride.is_multiple_of(2))?;
-        Some(Lying {
-            rows: &pairs[depth.start * stride / 2..],
-            stride: stride / 2,
-            count: depth.len(),
-        })
-    }
-
     fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
         let (numbers, past) = Pair::numbers_mut(out).split_at_mut(columns.len());
         matrix.fill_bf16(row, columns, numbers);
@@ -514,11 +497,9 @@ impl<T: Real> Held<T> for Pair {
         level: Level,
         product: &Product<Self>,
         right: Lying<Self>,
-        column: usize,
         target: Target<T>,
     ) {
-        let rows = &right.rows[column / 2..];
-        T::multiply_lying_pairs(level, product, Lying { rows, ..right }, target);
+        T::multiply_lying_pairs(level, product, right, target);
     }
 }
 
