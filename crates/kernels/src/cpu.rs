@@ -21,9 +21,14 @@ pub enum Level {
     /// x86-64 with AVX-512 F, BW, VL and DQ, besides AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// x86-64 with AVX-512 BF16 too: products of bf16 numbers, summed in f32, at twice the rate of f32.
+    /// x86-64 with AVX-512 BF16 too: products of bf16 numbers, summed in f32, at twice the rate of f32 on AMD's
+    /// processors. On Intel's they take longer than those of f32, so that there this is but a step on the way to AMX.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// x86-64 with AMX for bf16 too, which the system lets this process use: products of bf16 numbers, summed in f32, at
+    /// sixteen times the rate of f32.
+    #[cfg(target_arch = "x86_64")]
+    AmxBf16,
     /// AArch64 with Advanced SIMD, which nearly every such processor has.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -42,6 +47,8 @@ impl Level {
         Self::Avx512,
         #[cfg(target_arch = "x86_64")]
         Self::Avx512Bf16,
+        #[cfg(target_arch = "x86_64")]
+        Self::AmxBf16,
         #[cfg(target_arch = "aarch64")]
         Self::Neon,
         #[cfg(target_arch = "aarch64")]
@@ -95,8 +102,11 @@ impl Level {
             && std::arch::is_x86_feature_detected!("avx512dq");
         let bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
         match (avx2, avx512, bf16) {
-            (true, true, true) => Self::Avx512Bf16,
-            (true, true, false) => Self::Avx512,
+            (true, true, true) if amx() => Self::AmxBf16,
+            // A step of VDPBF16PS, 32 products in each, takes as long there as four of f32 with 16 (measured on an Xeon
+            // of the fourth generation).
+            (true, true, true) if !of_intel() => Self::Avx512Bf16,
+            (true, true, _) => Self::Avx512,
             (true, false, _) => Self::Avx2,
             _ => Self::Portable,
         }
@@ -117,6 +127,49 @@ impl Level {
     fn of_processor() -> Self {
         Self::Portable
     }
+}
+
+/// Whether Intel made the processor.
+#[cfg(target_arch = "x86_64")]
+#[allow(
+    unsafe_code,
+    unused_unsafe,
+    reason = "an instruction, safe to name in newer versions of the language"
+)]
+fn of_intel() -> bool {
+    // SAFETY: every processor of this architecture has the instruction and its leaf 0, which names the maker.
+    let leaf = unsafe { std::arch::x86_64::__cpuid_count(0, 0) };
+    let maker = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    maker.as_flattened() == b"GenuineIntel"
+}
+
+/// Whether the processor has AMX for bf16 and the system lets this process use its registers, which Linux does when it
+/// is asked (`Documentation/arch/x86/xstate.rst` of its sources).
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[allow(
+    unsafe_code,
+    unused_unsafe,
+    reason = "an instruction, safe to name in newer versions of the language, and a call of the system"
+)]
+fn amx() -> bool {
+    /// `ARCH_REQ_XCOMP_PERM` of `arch_prctl`.
+    const REQUEST: libc::c_long = 0x1023;
+    /// The state component of the registers' data, `XTILEDATA`.
+    const TILE_DATA: libc::c_long = 18;
+    /// AMX-BF16 and AMX-TILE among the features of leaf 7, register EDX.
+    const FEATURES: u32 = 1 << 22 | 1 << 24;
+    // SAFETY: every processor of this architecture has the instruction, and those of AVX-512, which we know of, the leaf.
+    let leaf = unsafe { std::arch::x86_64::__cpuid_count(7, 0) };
+    if leaf.edx & FEATURES != FEATURES {
+        return false;
+    }
+    // SAFETY: asks for a permission, and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx() -> bool {
+    false
 }
 
 #[cfg(test)]

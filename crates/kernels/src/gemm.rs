@@ -34,6 +34,7 @@ pub use pack::Dense;
 pub(crate) use pack::{DenseBf16, Held, Pairs, Rounded, whole};
 pub(crate) use pairs::round;
 pub use scratch::Pooled;
+pub(crate) use scratch::Scratch;
 
 use crate::cpu::Level;
 use crate::host::Fresh;

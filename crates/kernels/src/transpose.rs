@@ -38,7 +38,7 @@ pub(crate) fn transpose<T: Plain>(
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::transpose,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => avx512::transpose,
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => avx512::transpose,
             #[cfg(target_arch = "aarch64")]
             Level::Neon | Level::NeonBf16 => neon::transpose,
         };

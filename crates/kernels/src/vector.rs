@@ -136,8 +136,10 @@ macro_rules! levels {
                 // SAFETY: the processor has the instructions of `level`, by the assertion.
                 $crate::cpu::Level::Avx2 => unsafe { avx2::<$t>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: as above.
-                $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 => unsafe { avx512::<$t>($($arg),*) },
+                $crate::cpu::Level::Avx512 | $crate::cpu::Level::Avx512Bf16 | $crate::cpu::Level::AmxBf16 => {
+                    // SAFETY: as above.
+                    unsafe { avx512::<$t>($($arg),*) }
+                },
                 // Vectors of Advanced SIMD are what the target guarantees.
                 #[cfg(target_arch = "aarch64")]
                 $crate::cpu::Level::Neon | $crate::cpu::Level::NeonBf16 => body::<$t, true>($($arg),*),

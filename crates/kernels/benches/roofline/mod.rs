@@ -13,7 +13,7 @@ use criterion::{Criterion, Throughput};
 use rayon::prelude::*;
 use serde_json::Value;
 use sparsam_kernels::cpu::Level;
-use sparsam_kernels::gemm::{Kernel, Pair, Product, Target};
+use sparsam_kernels::gemm::{Kernel, Pair, Product, Target, Tile};
 
 /// Length of the tile's sums, in f32 or in pairs of bf16: both operands of it lie in the first cache.
 const DEPTH: usize = 128;
@@ -30,22 +30,23 @@ pub(crate) fn folder() -> PathBuf {
 /// Measures the roofs; the copy is of `numbers` f32.
 pub(crate) fn measure(criterion: &mut Criterion, numbers: usize) {
     let level = Level::detect();
-    let tile = f32::tile(level, 1024);
     let threads = rayon::current_num_threads();
-    let operations = 2 * tile.rows * tile.columns * DEPTH * TILES * threads;
+    let operations = |tile: Tile| 2 * tile.rows * tile.columns * DEPTH * TILES * threads;
     let mut group = criterion.benchmark_group(ROOF);
-    group.throughput(Throughput::Elements(operations as u64));
+    let tile = f32::tile(level, 1024);
+    group.throughput(Throughput::Elements(operations(tile) as u64));
     group.bench_function("f32", |bench| {
         bench.iter(|| {
-            on_all(threads, 1.0f32, |product, out| {
+            on_all(threads, tile, 1.0f32, |product, out| {
                 f32::multiply(level, product, out);
             });
         });
     });
-    group.throughput(Throughput::Elements(2 * operations as u64));
+    let tile = f32::tile_of_pairs(level, 1024);
+    group.throughput(Throughput::Elements(2 * operations(tile) as u64));
     group.bench_function("bf16", |bench| {
         bench.iter(|| {
-            on_all(threads, Pair::default(), |product, out| {
+            on_all(threads, tile, Pair::default(), |product, out| {
                 f32::multiply_pairs(level, product, out);
             });
         });
@@ -63,24 +64,44 @@ pub(crate) fn measure(criterion: &mut Criterion, numbers: usize) {
     group.finish();
 }
 
+/// Values that begin with a line of the cache, as packed operands do.
+struct Lined<T> {
+    values: Vec<T>,
+    length: usize,
+}
+
+impl<T: Copy> Lined<T> {
+    const LINE: usize = 64;
+
+    fn new(value: T, length: usize) -> Self {
+        let values = vec![value; length + Self::LINE / size_of::<T>()];
+        Self { values, length }
+    }
+
+    fn values(&self) -> &[T] {
+        let first = self.values.as_ptr().align_offset(Self::LINE);
+        &self.values[first..][..self.length]
+    }
+}
+
 /// Multiplies tiles on all threads, each with operands of its own.
 fn on_all<H: Copy + Sync>(
     threads: usize,
+    tile: Tile,
     value: H,
     multiply: impl Fn(&Product<H>, Target<f32>) + Sync,
 ) {
-    let tile = f32::tile(Level::detect(), 1024);
     (0..threads).into_par_iter().for_each(|_| {
-        let left = vec![value; tile.rows * DEPTH];
-        let right = vec![value; DEPTH * tile.columns];
+        let left = Lined::new(value, tile.rows * DEPTH);
+        let right = Lined::new(value, DEPTH * tile.columns);
         let mut out = vec![0f32; tile.rows * tile.columns];
         let product = Product {
             tile,
             rows: tile.rows,
             depth: DEPTH,
-            left: &left,
+            left: left.values(),
             left_stride: DEPTH,
-            right: &right,
+            right: right.values(),
         };
         for _ in 0..TILES {
             multiply(&product, Target::of_numbers(&mut out, tile.columns, true));

@@ -15,7 +15,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::Held;
+use crate::gemm::{Held, Scratch};
 use crate::host::zeroed;
 use crate::transpose::transpose;
 use crate::vector::{LANES, Real, dot, levels, soften, softened_slope};
@@ -255,7 +255,7 @@ fn run<T: Real, H: Held<T>>(level: Level, inputs: &Inputs<T>, task: &Task) -> Su
         dv: Vec::with_capacity(task.keys.len() * head_dim),
         queries: queries.clone(),
     };
-    let mut held = Vec::new();
+    let mut held = Scratch::default();
     let mut p = vec![T::ZERO; KEYS * QUERIES];
     let mut ds = vec![T::ZERO; KEYS * QUERIES];
     // How much less a softened score changes than the score itself.

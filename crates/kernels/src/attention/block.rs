@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Dense, Held, Product, Right, Target, Tile, whole};
+use crate::gemm::{Dense, Held, Pooled, Product, Right, Scratch, Target, Tile, whole};
 use crate::vector::{Real, levels};
 
 /// The rows of one head, within the rows of all heads.
@@ -75,19 +75,19 @@ impl<'a, T: Real> HeadRows<'a, T> {
 
 /// A right operand, its numbers held as `H`, in panels of the microkernel's width, the last one filled up
 /// with zeros.
-pub(super) struct Panels<H> {
-    values: Vec<H>,
+pub(super) struct Panels<H: Pooled> {
+    values: Scratch<H>,
     /// In numbers as they are held.
     depth: usize,
     tile: Tile,
 }
 
 /// The tile of blocks, which are wide in either direction.
-fn tile<T: Real>(level: Level) -> Tile {
-    T::tile(level, usize::MAX)
+fn tile<T: Real, H: Held<T>>(level: Level) -> Tile {
+    H::tile(level, usize::MAX)
 }
 
-impl<H> Panels<H> {
+impl<H: Pooled> Panels<H> {
     /// The matrix as it is: depth runs over the head's rows, columns over its width.
     pub(super) fn plain<T: Real>(level: Level, head: &HeadRows<T>) -> Self
     where
@@ -108,7 +108,7 @@ impl<H> Panels<H> {
     where
         H: Held<T>,
     {
-        let tile = tile::<T>(level);
+        let tile = tile::<T, H>(level);
         let depth = right.depth().div_ceil(H::DEPTH);
         Self {
             values: whole::<T, H>(level, right, tile.columns),

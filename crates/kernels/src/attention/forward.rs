@@ -12,7 +12,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::Held;
+use crate::gemm::{Held, Pooled, Scratch};
 use crate::host::zeroed;
 use crate::vector::{LANES, Real, levels, reduce, soften};
 
@@ -22,7 +22,7 @@ const QUERIES: usize = 48;
 const KEYS: usize = 128;
 
 /// The keys and values of one head of one document, ready for the products.
-struct Cache<H> {
+struct Cache<H: Pooled> {
     /// Depth: the head's width; columns: keys.
     keys: Panels<H>,
     /// Depth: keys; columns: the head's width.
@@ -106,7 +106,7 @@ fn run<T: Real, H: Held<T>>(
     let mut log_sums = Vec::with_capacity(shape.heads * count);
     let mut scores = vec![T::ZERO; count * KEYS];
     let mut sums = vec![T::ZERO; count * padded];
-    let (mut held_queries, mut held_scores) = (Vec::new(), Vec::new());
+    let (mut held_queries, mut held_scores) = (Scratch::default(), Scratch::default());
     for head in 0..shape.heads {
         let cache = &caches[head / shape.group()];
         let left = HeadRows::new(q, shape.heads, shape.head_dim, head, rows.clone());

@@ -27,7 +27,8 @@ pub(super) const DEPTH_BLOCK: usize = 576;
 pub(super) const COLUMN_BLOCK: usize = 2048;
 /// Panels that one task packs, at most: rows of the right operand are read in long pieces.
 const PANELS: usize = 8;
-/// Rows of a task: with [`DEPTH_BLOCK`] 108 KiB in f32, in a core's second-level cache.
+/// Rows of a task, or those of a tile if they are more: with [`DEPTH_BLOCK`] 108 KiB in f32, in a core's second-level
+/// cache.
 const ROW_BLOCK: usize = 48;
 /// Columns of each side whose sums are handed on at a time: with [`ROW_BLOCK`] 288 KiB for two sides in f32, in a
 /// core's second-level cache.
@@ -58,7 +59,7 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
     accumulate: bool,
 ) {
     let blocks = depth_blocks(terms, DEPTH_BLOCK * H::DEPTH);
-    let tile = T::tile(level, columns);
+    let tile = H::tile(level, columns);
     let lying = out.len() <= LYING_ROWS * columns;
     let done = if lying {
         // SAFETY: the caller's promise.
@@ -89,7 +90,7 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
                     add: accumulate || index > 0,
                     clear: true,
                 };
-                let rows_per_task = even_share(rows.len(), ROW_BLOCK);
+                let rows_per_task = even_share(rows.len(), ROW_BLOCK.max(tile.rows));
                 out.par_chunks_mut(rows_per_task * columns)
                     .with_max_len(1)
                     .enumerate()
@@ -117,7 +118,7 @@ unsafe fn multiply_lying<T: Real, H: Held<T>>(
     out: &mut [MaybeUninit<T>],
     accumulate: bool,
 ) -> usize {
-    let tile = T::tile(level, columns);
+    let tile = H::tile(level, columns);
     let rows = out.len() / columns;
     let tiles = columns / tile.columns;
     if tiles == 0 {
@@ -211,7 +212,7 @@ pub(super) fn in_pieces<T: Real, H: Held<T>, O, const N: usize, const M: usize>(
     if rows * columns == 0 {
         return;
     }
-    let tile = T::tile(level, columns);
+    let tile = H::tile(level, columns);
     let blocks = sides.map(|terms| depth_blocks(terms, DEPTH_BLOCK * H::DEPTH));
     let lefts = std::array::from_fn::<_, N, _>(|side| {
         let of_block = |block: &Block| -> Vec<_> {
@@ -227,7 +228,7 @@ pub(super) fn in_pieces<T: Real, H: Held<T>, O, const N: usize, const M: usize>(
     let most = (DEPTH_BLOCK * COLUMN_BLOCK / depth.max(1)).clamp(tile.columns, PIECE_COLUMNS);
     let width = columns.div_ceil(columns.div_ceil(most));
     let width = width.next_multiple_of(tile.columns);
-    let rows_per_task = even_share(rows, ROW_BLOCK);
+    let rows_per_task = even_share(rows, ROW_BLOCK.max(tile.rows));
     let mut outputs = outputs.map(|fresh| fresh.chunks(rows_per_task * columns));
     let mut tasks: Vec<[Chunk<O>; M]> = Vec::new();
     for _ in (0..rows).step_by(rows_per_task) {

@@ -7,6 +7,9 @@
 //! versions are the meaning; the vector versions are tested against them by the property test of the
 //! driver.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
 use std::mem::MaybeUninit;
 
 use half::bf16;
@@ -146,6 +149,11 @@ pub trait Kernel: Element {
     /// The tile of the microkernels at this level, for an output of so many columns.
     fn tile(level: Level, columns: usize) -> Tile;
 
+    /// That of the microkernels of pairs, which is the same where they are the same instructions.
+    fn tile_of_pairs(level: Level, columns: usize) -> Tile {
+        Self::tile(level, columns)
+    }
+
     /// Computes a tile.
     fn multiply(level: Level, product: &Product<Self>, target: Target<Self>);
 
@@ -256,12 +264,14 @@ impl Kernel for f32 {
             },
             // A low-rank branch fills one vector, or three; of two or four, one would be empty.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 if matches!(columns, 0..=16 | 33..=48) => Tile {
-                rows: 16,
-                columns: 16,
-            },
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 if matches!(columns, 0..=16 | 33..=48) => {
+                Tile {
+                    rows: 16,
+                    columns: 16,
+                }
+            }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 => Tile {
+            Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16 => Tile {
                 rows: 12,
                 columns: 32,
             },
@@ -271,6 +281,15 @@ impl Kernel for f32 {
                 columns: 16,
             },
         }
+    }
+
+    fn tile_of_pairs(level: Level, columns: usize) -> Tile {
+        let tile = Self::tile(level, columns);
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::AmxBf16 {
+            return amx::tile(tile.columns);
+        }
+        tile
     }
 
     #[expect(unsafe_code, reason = "the vector microkernels")]
@@ -289,11 +308,11 @@ impl Kernel for f32 {
                     #[cfg(target_arch = "x86_64")]
                     (Level::Avx2, 16) => return avx2::multiply(product, target),
                     #[cfg(target_arch = "x86_64")]
-                    (Level::Avx512 | Level::Avx512Bf16, 16) => {
+                    (Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16, 16) => {
                         return avx512_narrow::multiply(product, target);
                     }
                     #[cfg(target_arch = "x86_64")]
-                    (Level::Avx512 | Level::Avx512Bf16, 32) => {
+                    (Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16, 32) => {
                         return avx512::multiply(product, target);
                     }
                     #[cfg(target_arch = "aarch64")]
@@ -308,6 +327,13 @@ impl Kernel for f32 {
 
     #[expect(unsafe_code, reason = "the vector microkernels")]
     fn multiply_pairs(level: Level, product: &Product<Pair>, target: Target<Self>) {
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::AmxBf16 {
+            let mut target = target;
+            check(product, &target);
+            // SAFETY: as above; the level is found only where the system lets this process use the registers.
+            return unsafe { amx::multiply(product, &mut target) };
+        }
         #[cfg(target_arch = "x86_64")]
         if level == Level::Avx512Bf16 {
             check(product, &target);
@@ -355,11 +381,11 @@ impl Kernel for f32 {
                     #[cfg(target_arch = "x86_64")]
                     (Level::Avx2, 16) => return avx2::multiply_lying(product, right, target),
                     #[cfg(target_arch = "x86_64")]
-                    (Level::Avx512 | Level::Avx512Bf16, 16) => {
+                    (Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16, 16) => {
                         return avx512_narrow::multiply_lying(product, right, target);
                     }
                     #[cfg(target_arch = "x86_64")]
-                    (Level::Avx512 | Level::Avx512Bf16, 32) => {
+                    (Level::Avx512 | Level::Avx512Bf16 | Level::AmxBf16, 32) => {
                         return avx512::multiply_lying(product, right, target);
                     }
                     #[cfg(target_arch = "aarch64")]
@@ -382,6 +408,12 @@ impl Kernel for f32 {
         target: Target<Self>,
     ) {
         check_lying(product, &right, 2, product.tile.columns / 2);
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::AmxBf16 {
+            check_left(product, &target);
+            // SAFETY: as above.
+            return unsafe { amx::multiply_lying(product, right, target) };
+        }
         #[cfg(target_arch = "x86_64")]
         if level == Level::Avx512Bf16 {
             check_left(product, &target);
@@ -412,7 +444,7 @@ impl Kernel for f32 {
     fn pairs_are_faster(level: Level) -> bool {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => true,
+            Level::Avx512Bf16 | Level::AmxBf16 => true,
             #[cfg(target_arch = "aarch64")]
             Level::NeonBf16 => true,
             _ => false,
@@ -800,8 +832,9 @@ fn ahead<H>(at: *const H, stride: usize) {
 #[cfg(target_arch = "x86_64")]
 mod lying_512 {
     use std::arch::x86_64::*;
+    use std::mem::MaybeUninit;
 
-    use super::{Pair, ahead};
+    use super::{Lying, Pair, ahead};
 
     /// Pairs in a vector.
     const LANES: usize = 16;
@@ -850,6 +883,34 @@ mod lying_512 {
             };
             let places = _mm512_loadu_si512(OF_TWO[vector].as_ptr().cast());
             _mm512_permutex2var_epi16(low, places, high)
+        }
+    }
+
+    /// Writes the pairs of depth `d`, as many columns as `out` has places.
+    ///
+    /// # Safety
+    /// As [`of_32`] and [`of_16`].
+    #[inline]
+    #[expect(unsafe_code, reason = "vector instructions")]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn row(right: &Lying<Pair>, d: usize, out: &mut [MaybeUninit<Pair>]) {
+        #[expect(
+            clippy::cast_ptr_alignment,
+            reason = "written as what lies at any address"
+        )]
+        let out_at = out.as_mut_ptr().cast::<__m512i>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let one = right.rows.as_ptr().add(2 * d * right.stride);
+            let next = (2 * d + 1 < right.count).then(|| one.add(right.stride));
+            match out.len() {
+                16 => _mm512_storeu_si512(out_at, of_16(one, next, 0)),
+                32 => {
+                    _mm512_storeu_si512(out_at, of_32(one, next, 0));
+                    _mm512_storeu_si512(out_at.add(1), of_32(one, next, 1));
+                }
+                columns => unreachable!("there is no tile of {columns} columns"),
+            }
         }
     }
 

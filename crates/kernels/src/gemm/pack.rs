@@ -9,7 +9,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::kernel::{Lying, Pair, Product, Target};
+use super::kernel::{Kernel, Lying, Pair, Product, Target, Tile};
 use super::pairs::{self, Round, round};
 use super::scratch::{Pooled, Scratch};
 use super::{Left, Right, Rows, Term};
@@ -247,8 +247,11 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         level: Level,
         values: &'a [T],
         width: usize,
-        buffer: &'a mut Vec<Self>,
+        buffer: &'a mut Scratch<Self>,
     ) -> (&'a [Self], usize);
+
+    /// The tile of products of numbers held so, at this level, for an output of so many columns.
+    fn tile(level: Level, columns: usize) -> Tile;
 
     /// [`Kernel::multiply`](super::Kernel::multiply) of numbers held so.
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>);
@@ -365,9 +368,13 @@ impl<T: Real> Held<T> for T {
         _: Level,
         values: &'a [T],
         width: usize,
-        _: &'a mut Vec<Self>,
+        _: &'a mut Scratch<Self>,
     ) -> (&'a [Self], usize) {
         (values, width)
+    }
+
+    fn tile(level: Level, columns: usize) -> Tile {
+        <T as Kernel>::tile(level, columns)
     }
 
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
@@ -481,12 +488,16 @@ impl<T: Real> Held<T> for Pair {
         level: Level,
         values: &'a [T],
         width: usize,
-        buffer: &'a mut Vec<Self>,
+        buffer: &'a mut Scratch<Self>,
     ) -> (&'a [Self], usize) {
         let stride = width.div_ceil(2);
-        buffer.resize(values.len() / width.max(1) * stride, Self::default());
+        buffer.resize(values.len() / width.max(1) * stride);
         along::<T>(level, values, width, buffer);
         (buffer, stride)
+    }
+
+    fn tile(level: Level, columns: usize) -> Tile {
+        T::tile_of_pairs(level, columns)
     }
 
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
@@ -537,10 +548,14 @@ pub(super) fn panels<T: Element, H: Held<T>>(
 }
 
 /// A whole right operand in panels of `width` columns, one after the other.
-pub(crate) fn whole<T: Element, H: Held<T>>(level: Level, right: Right<T>, width: usize) -> Vec<H> {
+pub(crate) fn whole<T: Element, H: Held<T>>(
+    level: Level,
+    right: Right<T>,
+    width: usize,
+) -> Scratch<H> {
     let (depth, columns) = (right.depth(), right.columns());
     let size = depth.div_ceil(H::DEPTH) * width;
-    let mut values = vec![H::default(); columns.div_ceil(width) * size];
+    let mut values = Scratch::new(columns.div_ceil(width) * size);
     let pieces = Pieces {
         values: &mut values,
         length: size,
