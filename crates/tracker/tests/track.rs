@@ -15,6 +15,7 @@ use sparsam_tracker::{EnergyRecord, Options, export};
 
 const FOLDER: &str = "SPARSAM_TEST_TRACKED_RUN";
 const SCRIPT: &str = "SPARSAM_TEST_TRACKED_SCRIPT";
+const IGNORED: &str = "SPARSAM_TEST_TRACKED_SIGNALS_IGNORED";
 
 fn request(folder: &Path, script: &str) -> Request {
     Request {
@@ -40,13 +41,31 @@ fn the_tracker_in_a_process_of_its_own() {
         return;
     };
     let script = std::env::var(SCRIPT).unwrap();
+    // Tests may themselves run where some of these are ignored, as in the background of a script.
+    let ignored = std::env::var_os(IGNORED).is_some();
+    let disposition = if ignored {
+        libc::SIG_IGN
+    } else {
+        libc::SIG_DFL
+    };
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        #[expect(unsafe_code, reason = "the standard library sets no dispositions")]
+        // SAFETY: neither disposition runs code of ours.
+        let before = unsafe { libc::signal(signal, disposition) };
+        assert_ne!(before, libc::SIG_ERR);
+    }
     let tracked = run(&request(Path::new(&folder), &script)).unwrap();
     println!("exit code {}", tracked.exit_code);
 }
 
-/// Starts the above, waits until the script says `ready`, sends the signal, and gives all output.
-fn signalled(folder: &Path, script: &str, signal: &str) -> String {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+/// Starts the above, whose signals were `ignored` before or not, waits until the script says `ready`, sends the signal, and
+/// gives all output.
+fn signalled(folder: &Path, script: &str, signal: &str, ignored: bool) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    if ignored {
+        command.env(IGNORED, "1");
+    }
+    let mut child = command
         .args([
             "--exact",
             "the_tracker_in_a_process_of_its_own",
@@ -130,7 +149,7 @@ fn signals_reach_the_program_and_the_record_is_made_all_the_same() {
             "trap 'echo caught; exit 43' {signal}; echo ready; i=0; while [ $i -lt 200 ]; do sleep 0.05; i=$((i+1)); done"
         );
         let begun = Instant::now();
-        let text = signalled(folder.path(), &script, signal);
+        let text = signalled(folder.path(), &script, signal, false);
         assert!(text.contains("caught"), "{signal}: {text}");
         assert!(
             text.contains(&format!("exit code {code}")),
@@ -142,6 +161,19 @@ fn signals_reach_the_program_and_the_record_is_made_all_the_same() {
         );
         assert!(folder.path().join("energy.json").exists());
     }
+}
+
+#[test]
+fn a_signal_that_was_ignored_before_stays_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = signalled(
+        folder.path(),
+        "trap 'exit 43' INT; echo ready; sleep 0.5",
+        "INT",
+        true,
+    );
+    assert!(text.contains("exit code 0"), "{text}");
+    assert!(folder.path().join("energy.json").exists());
 }
 
 #[test]
