@@ -26,7 +26,7 @@ pub enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     /// x86-64 with AMX for bf16 too, which the system lets this process use: products of bf16 numbers, summed in f32, at
-    /// sixteen times the rate of f32.
+    /// up to sixteen times the rate of f32.
     #[cfg(target_arch = "x86_64")]
     AmxBf16,
     /// AArch64 with Advanced SIMD, which nearly every such processor has.
@@ -103,8 +103,8 @@ impl Level {
         let bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
         match (avx2, avx512, bf16) {
             (true, true, true) if amx() => Self::AmxBf16,
-            // A step of VDPBF16PS, 32 products in each, takes as long there as four of f32 with 16 (measured on an Xeon
-            // of the fourth generation).
+            // Of an Xeon's vector instructions that of bf16, 32 products, takes as long as four of f32, 16 products each
+            // (measured on one with AMX).
             (true, true, true) if !of_intel() => Self::Avx512Bf16,
             (true, true, _) => Self::Avx512,
             (true, false, _) => Self::Avx2,

@@ -108,3 +108,33 @@ impl<H: Pooled> Drop for Scratch<H> {
         kept.insert(place, values);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the buffer begins with a line of the cache.
+    fn aligned<H: Pooled>(buffer: &Scratch<H>) -> bool {
+        buffer.as_ptr().align_offset(ALIGNMENT) == 0
+    }
+
+    #[test]
+    fn buffers_begin_with_a_line_of_the_cache_whatever_their_length() {
+        for length in [1, 3, 16, 17, 1000, 4097] {
+            let (numbers, wide) = (Scratch::<f32>::new(length), Scratch::<f64>::new(length));
+            assert!(aligned(&numbers) && aligned(&wide), "{length}");
+            assert_eq!((numbers.len(), wide.len()), (length, length));
+        }
+    }
+
+    #[test]
+    fn a_buffer_changes_its_length_both_ways() {
+        let mut buffer = Scratch::<f32>::default();
+        assert!(buffer.is_empty());
+        for length in [5, 100_000, 7, 0, 200_001] {
+            buffer.resize(length);
+            buffer.fill(1.0);
+            assert!(buffer.len() == length && (length == 0 || aligned(&buffer)));
+        }
+    }
+}
