@@ -254,12 +254,10 @@ fn a_changed_adapter_does_not_reproduce_its_stored_logits() {
     }
     let path = desk.path("changed/adapter_model.safetensors");
     let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-    let (name, changed) = tensors
-        .iter()
-        .find(|(name, _)| name.contains("lora_B"))
-        .unwrap();
-    let (name, changed) = (name.clone(), (changed * 3.0).unwrap());
-    tensors.insert(name, changed);
+    // One that is felt: of some late ones, three times as much lies within what rounding may change.
+    let name = "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight";
+    let changed = (&tensors[name] * 3.0).unwrap();
+    tensors.insert(name.to_owned(), changed);
     candle_core::safetensors::save(&tensors, &path).unwrap();
     let ran = desk.ends(&["verify", "changed", "--base=builtin:sprout"], 1);
     assert!(ran.out.contains("are not reproduced"), "{}", ran.out);
