@@ -23,13 +23,16 @@ mod pack;
 #[allow(clippy::wildcard_imports, reason = "the vector instructions")]
 mod pairs;
 mod scratch;
+#[allow(clippy::wildcard_imports, reason = "the vector instructions")]
+mod steps;
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::bf16;
 
-pub use kernel::{Kernel, Lying, Pair, Product, Target, Tile};
+pub(crate) use kernel::Multiplying;
+pub use kernel::{Kernel, Lying, Pair, Piece, Product, Steps, Target, Tile};
 pub use pack::Dense;
 pub(crate) use pack::{DenseBf16, Held, Pairs, Rounded, whole};
 pub(crate) use pairs::round;
@@ -268,7 +271,11 @@ pub(crate) fn in_pieces<T: Real, O, const N: usize, const M: usize>(
         T::pairs_are_faster(level) && terms.any(|term| term.right.matrix().rounded()),
         "products in pieces are of rounded numbers"
     );
-    blocks::in_pieces::<T, Pair, O, N, M>(level, sides, columns, outputs, finish);
+    if T::steps_are_faster(level) {
+        blocks::in_pieces::<T, Steps<1>, O, N, M>(level, sides, columns, outputs, finish);
+    } else {
+        blocks::in_pieces::<T, Pair, O, N, M>(level, sides, columns, outputs, finish);
+    }
 }
 
 /// Asserts that the terms of a product fit each other and its output.
@@ -349,22 +356,40 @@ unsafe fn into_places<T: Real>(
         in_pairs || !terms.iter().any(|term| term.left.narrow()),
         "a left operand of bf16 meets a product that is not rounded"
     );
+    let in_steps = T::steps_are_faster(level) && !blocks::lies(terms, rows);
     // SAFETY: the caller's promise.
     unsafe {
-        if in_pairs {
-            blocks::multiply::<T, Pair>(level, terms, columns, out, accumulate);
-        } else {
-            blocks::multiply::<T, T>(level, terms, columns, out, accumulate);
+        match (in_pairs, in_steps) {
+            (true, true) => blocks::multiply::<T, Steps<1>>(level, terms, columns, out, accumulate),
+            (true, false) => blocks::multiply::<T, Pair>(level, terms, columns, out, accumulate),
+            (false, true) if repays_parts(terms, columns) => {
+                blocks::multiply::<T, Steps<3>>(level, terms, columns, out, accumulate);
+            }
+            (false, _) => blocks::multiply::<T, T>(level, terms, columns, out, accumulate),
         }
     }
+}
+
+/// Whether a product is so large that it is faster to take its numbers apart and multiply the parts. It does not depend on
+/// the number of rows, so that a row's numbers do not either.
+fn repays_parts<T>(terms: &[Term<T>], columns: usize) -> bool {
+    /// Below, taking the left operand apart takes as long as its product.
+    const COLUMNS: usize = 64;
+    /// Below, much of a step would be zeros.
+    const DEPTH: usize = 64;
+    let depth: usize = terms.iter().map(|term| term.left.depth).sum();
+    columns >= COLUMNS && depth >= DEPTH
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::blocks::{COLUMN_BLOCK, DEPTH_BLOCK, HELD_ROWS};
+    use super::blocks::COLUMN_BLOCK;
     use super::*;
+
+    /// Depth of a block in f32.
+    const DEPTH_BLOCK: usize = <f32 as Held<f32>>::BLOCK;
 
     /// Small whole numbers, exact in every order of summation.
     fn numbers<T: Real>(seed: u64, length: usize) -> Vec<T> {
@@ -393,6 +418,18 @@ mod tests {
         (0..rows * columns)
             .map(|i| values[(i % rows) * columns + i / rows])
             .collect()
+    }
+
+    /// A product, added to itself, of numbers held as `H`.
+    fn twice<T: Real, H: Held<T>>(level: Level, terms: &[Term<T>], m: usize, n: usize) -> Vec<T> {
+        let mut out = vec![MaybeUninit::new(T::of(f64::NAN)); m * n];
+        // SAFETY: every place holds a number, at the latest after the first product.
+        #[expect(unsafe_code, reason = "places are read")]
+        unsafe {
+            blocks::multiply::<T, H>(level, terms, n, &mut out, false);
+            blocks::multiply::<T, H>(level, terms, n, &mut out, true);
+            out.into_iter().map(|place| place.assume_init()).collect()
+        }
     }
 
     fn check<T: Real>(level: Level, m: usize, n: usize, depths: &[usize], form: u8) {
@@ -439,19 +476,20 @@ mod tests {
         );
         let start = numbers::<T>(3, m * n);
         // These numbers are exact in bf16 too; where vectors have no microkernel for pairs, `gemm` makes none.
-        if level == Level::Portable || T::pairs_are_faster(level) {
-            let mut of_pairs = vec![MaybeUninit::new(T::of(f64::NAN)); m * n];
-            // SAFETY: every place holds a number, at the latest after the first product.
-            #[expect(unsafe_code, reason = "places are read")]
-            let of_pairs = unsafe {
-                blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, false);
-                blocks::multiply::<T, Pair>(level, &terms, n, &mut of_pairs, true);
-                of_pairs.into_iter().map(|place| place.assume_init())
-            };
-            let twice = out.iter().zip(&start).map(|(out, start)| *out - *start);
+        let all_forms = level == Level::Portable;
+        let mut others = Vec::new();
+        if all_forms || T::pairs_are_faster(level) {
+            others.push(("pairs", twice::<T, Pair>(level, &terms, m, n)));
+        }
+        if all_forms || T::steps_are_faster(level) {
+            others.push(("steps", twice::<T, Steps<1>>(level, &terms, m, n)));
+            others.push(("parts", twice::<T, Steps<3>>(level, &terms, m, n)));
+        }
+        for (name, other) in others {
+            let once = out.iter().zip(&start).map(|(out, start)| *out - *start);
             assert!(
-                of_pairs.eq(twice.map(|once| once + once)),
-                "{level:?} {m}×{n}×{depths:?} form {form}: pairs"
+                other.into_iter().eq(once.map(|once| once + once)),
+                "{level:?} {m}×{n}×{depths:?} form {form}: {name}"
             );
         }
         let mut fresh = vec![T::of(f64::NAN); m * n];
@@ -486,10 +524,59 @@ mod tests {
         for level in Level::available() {
             for form in 0..4 {
                 check::<f32>(level, 101, COLUMN_BLOCK + 19, &[37], form);
-                check::<f32>(level, HELD_ROWS + 5, 40, &[9], form);
+                check::<f32>(level, 2053, 40, &[9], form);
                 check::<f32>(level, 13, 40, &[2 * DEPTH_BLOCK + 7, 16, 3], form);
                 check::<f32>(level, 5, 33, &[700, 16], form);
             }
+        }
+    }
+
+    /// Products of three parts are as near to the truth as those of whole numbers of f32.
+    #[test]
+    fn three_parts_lose_nothing_that_f32_keeps() {
+        let (m, n, k) = (70, 96, 1200);
+        let numbers = |seed: f32, count: usize| -> Vec<f32> {
+            // Of all magnitudes from 10⁻⁶ to 10⁶, with all bits of theirs in use.
+            let number = |i: usize| {
+                let x = (i as f32 * seed).sin();
+                x * 10f32.powf((i as f32 * 0.773).sin() * 6.0)
+            };
+            (0..count).map(number).collect()
+        };
+        let (left, right) = (numbers(0.37, m * k), numbers(0.11, n * k));
+        let matrix = Dense::new(&right, n, k);
+        let terms = [Term {
+            left: Left::plain(&left, m, k),
+            right: Right::Transposed(&matrix),
+        }];
+        // The greatest distance from the product in f64, in units of the sum of all magnitudes.
+        let distance = |product: &[f32]| {
+            let mut greatest = 0f64;
+            for (row, left) in left.chunks_exact(k).enumerate() {
+                for (column, right) in right.chunks_exact(k).enumerate() {
+                    let each = left
+                        .iter()
+                        .zip(right)
+                        .map(|(x, y)| f64::from(*x) * f64::from(*y));
+                    let (sum, size) =
+                        each.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()));
+                    let found = f64::from(product[row * n + column]);
+                    greatest = greatest.max((found - sum).abs() / size);
+                }
+            }
+            greatest
+        };
+        for level in Level::available() {
+            if level > Level::Portable && !f32::steps_are_faster(level) {
+                continue;
+            }
+            let zeros = vec![0f32; m * n];
+            let whole = distance(&added::<f32>(level, &terms, n, &zeros, false));
+            let parts = distance(&added::<Steps<3>>(level, &terms, n, &zeros, false));
+            assert!(
+                parts < 2e-7 && parts < 2.0 * whole,
+                "{level:?}: {parts:e} in parts, {whole:e} whole"
+            );
         }
     }
 

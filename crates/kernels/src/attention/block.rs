@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Dense, Held, Pooled, Product, Right, Scratch, Target, Tile, whole};
+use crate::gemm::{Dense, Held, Multiplying, Pooled, Product, Right, Scratch, Target, Tile, whole};
 use crate::vector::{Real, levels};
 
 /// The rows of one head, within the rows of all heads.
@@ -174,6 +174,7 @@ pub(super) fn product<T: Real, H: Held<T>>(
     add: bool,
     part: impl Fn(Range<usize>) -> Part,
 ) {
+    let _multiplying = Multiplying::at(level);
     let tile = right.tile;
     let width = tile.columns;
     debug_assert_eq!(first_column % width, 0, "blocks begin at a panel's edge");

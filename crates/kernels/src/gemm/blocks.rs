@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{Lying, Product, Target, Tile, places};
+use super::kernel::{Lying, Multiplying, Piece, Product, Target, Tile, places};
 use super::pack::{self, Held};
 use super::scratch::{Pooled, Scratch};
 use super::{Left, Right, Term};
@@ -20,27 +20,23 @@ use crate::cpu::Level;
 use crate::host::{Chunk, Fresh};
 use crate::vector::Real;
 
-/// Greatest depth of one block, in numbers as they are held.
-pub(super) const DEPTH_BLOCK: usize = 576;
-/// Columns packed at a time: with [`DEPTH_BLOCK`] 4.5 MiB in f32, which the threads share in the
+/// Columns packed at a time: with [`Held::BLOCK`] 4.5 MiB in f32, which the threads share in the
 /// last-level cache.
 pub(super) const COLUMN_BLOCK: usize = 2048;
 /// Panels that one task packs, at most: rows of the right operand are read in long pieces.
 const PANELS: usize = 8;
-/// Rows of a task, or those of a tile if they are more: with [`DEPTH_BLOCK`] 108 KiB in f32, in a core's second-level
+/// Rows of a task, or those of a tile if they are more: with [`Held::BLOCK`] 108 KiB in f32, in a core's second-level
 /// cache.
 const ROW_BLOCK: usize = 48;
 /// Columns of each side whose sums are handed on at a time: with [`ROW_BLOCK`] 288 KiB for two sides in f32, in a
 /// core's second-level cache.
 const PIECE_COLUMNS: usize = 768;
-/// Rows whose left operands are held at a time where their numbers cannot be used as they lie.
-pub(super) const HELD_ROWS: usize = 2048;
 /// Up to so many rows of output a right operand is not packed: those of three branches of rank 16, whose weights'
 /// gradients are sums over all tokens.
 pub(super) const LYING_ROWS: usize = 48;
-/// Rows that one task brings into the form in which they are held.
-const COPIED_ROWS: usize = 64;
-/// A term is cut at multiples of this, so that no pair of numbers is cut.
+/// Rows that are brought into the form in which they are held at a time: not fewer than a product's task has.
+const COPIED_ROWS: usize = 128;
+/// A term is cut at multiples of this, or of [`Held::DEPTH`] where that is more.
 const CUT: usize = 8;
 
 /// Pieces of terms, `(term, depth range)`, that are packed and multiplied together.
@@ -58,10 +54,9 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
     out: &mut [MaybeUninit<T>],
     accumulate: bool,
 ) {
-    let blocks = depth_blocks(terms, DEPTH_BLOCK * H::DEPTH);
+    let blocks = depth_blocks::<T, H>(terms);
     let tile = H::tile(level, columns);
-    let lying = out.len() <= LYING_ROWS * columns;
-    let done = if lying {
+    let done = if lies(terms, out.len() / columns) {
         // SAFETY: the caller's promise.
         unsafe { multiply_lying::<T, H>(level, terms, &blocks, columns, out, accumulate) }
     } else {
@@ -70,38 +65,40 @@ pub(super) unsafe fn multiply<T: Real, H: Held<T>>(
     if done == columns {
         return;
     }
-    for (chunk, out) in out.chunks_mut(HELD_ROWS * columns).enumerate() {
-        let first_row = chunk * HELD_ROWS;
-        let rows = first_row..first_row + out.len() / columns;
-        for (index, block) in blocks.iter().enumerate() {
-            let lefts: Vec<_> = block
-                .iter()
-                .map(|(term, depth)| HeldLeft::new(level, &terms[*term].left, &rows, depth))
-                .collect();
-            for first in (done..columns).step_by(COLUMN_BLOCK) {
-                let range = first..columns.min(first + COLUMN_BLOCK);
+    let rows = out.len() / columns;
+    let rows_per_task = even_share(rows, ROW_BLOCK.max(tile.rows));
+    for (index, block) in blocks.iter().enumerate() {
+        for first in (done..columns).step_by(COLUMN_BLOCK) {
+            let range = first..columns.min(first + COLUMN_BLOCK);
+            let packed = pack::<T, H>(level, terms, block, range.clone(), tile);
+            let tasks = out.par_chunks_mut(rows_per_task * columns);
+            let tasks = tasks.with_max_len(1).enumerate();
+            tasks.for_each(|(task, out)| {
+                let first_row = task * rows_per_task;
+                let rows = first_row..first_row + out.len() / columns;
                 let work = RowTask {
                     block,
-                    lefts: &lefts,
-                    packed: &pack::<T, H>(level, terms, block, range.clone(), tile),
+                    // What has to be copied is in the task's cache then.
+                    lefts: &HeldLeft::all(level, terms, block, &rows),
+                    packed: &packed,
                     tile,
-                    range,
+                    range: range.clone(),
                     columns,
                     add: accumulate || index > 0,
-                    clear: true,
+                    clear: H::CLEAR,
                 };
-                let rows_per_task = even_share(rows.len(), ROW_BLOCK.max(tile.rows));
-                out.par_chunks_mut(rows_per_task * columns)
-                    .with_max_len(1)
-                    .enumerate()
-                    .for_each(|(task, out)| {
-                        // SAFETY: places hold numbers after the first block at the latest, and before it if
-                        // `accumulate`, by the caller's promise.
-                        unsafe { work.run(level, task * rows_per_task, out) }
-                    });
-            }
+                // SAFETY: places hold numbers after the first block at the latest, and before it if `accumulate`, by
+                // the caller's promise.
+                unsafe { work.run(level, 0, out) }
+            });
         }
     }
+}
+
+/// Whether right operands are read as they lie, if they are held so.
+pub(super) fn lies<T>(terms: &[Term<T>], rows: usize) -> bool {
+    let plain = |term: &Term<T>| matches!(term.right, Right::Plain(_));
+    rows <= LYING_ROWS && terms.iter().all(plain)
 }
 
 /// Multiplies with right operands as they lie, in as many whole tiles as there are; says how many columns are done, none
@@ -134,12 +131,9 @@ unsafe fn multiply_lying<T: Real, H: Held<T>>(
     let Some(rights) = rights.collect::<Option<Vec<_>>>() else {
         return 0;
     };
-    let lefts = blocks.iter().map(|block| {
-        let left = |(term, depth): &(usize, _)| {
-            HeldLeft::<H>::new(level, &terms[*term].left, &(0..rows), depth)
-        };
-        block.iter().map(left).collect::<Vec<_>>()
-    });
+    let lefts = blocks
+        .iter()
+        .map(|block| HeldLeft::<H>::all(level, terms, block, &(0..rows)));
     let lefts: Vec<_> = lefts.collect();
     let pieces: Vec<_> = lefts
         .iter()
@@ -153,6 +147,7 @@ unsafe fn multiply_lying<T: Real, H: Held<T>>(
     let work = |task: usize| {
         let first = task * tiles_per_task * tile.columns;
         let width = (tiles * tile.columns - first).min(tiles_per_task * tile.columns);
+        let _multiplying = Multiplying::at(level);
         let mut sums = Scratch::<T>::new(rows * width);
         if accumulate {
             for (row, sums) in sums.chunks_exact_mut(width).enumerate() {
@@ -213,19 +208,15 @@ pub(super) fn in_pieces<T: Real, H: Held<T>, O, const N: usize, const M: usize>(
         return;
     }
     let tile = H::tile(level, columns);
-    let blocks = sides.map(|terms| depth_blocks(terms, DEPTH_BLOCK * H::DEPTH));
+    let blocks = sides.map(depth_blocks::<T, H>);
     let lefts = std::array::from_fn::<_, N, _>(|side| {
-        let of_block = |block: &Block| -> Vec<_> {
-            let left = |(term, depth): &(usize, _)| {
-                HeldLeft::<H>::new(level, &sides[side][*term].left, &(0..rows), depth)
-            };
-            block.iter().map(left).collect()
-        };
+        let of_block = |block| HeldLeft::<H>::all(level, sides[side], block, &(0..rows));
         blocks[side].iter().map(of_block).collect::<Vec<_>>()
     });
     // What is packed at a time is no more than for a product of one side.
     let depth: usize = blocks.iter().flatten().map(held_depth::<T, H>).sum();
-    let most = (DEPTH_BLOCK * COLUMN_BLOCK / depth.max(1)).clamp(tile.columns, PIECE_COLUMNS);
+    let most = H::BLOCK / H::DEPTH * COLUMN_BLOCK / depth.max(1);
+    let most = most.clamp(tile.columns, PIECE_COLUMNS);
     let width = columns.div_ceil(columns.div_ceil(most));
     let width = width.next_multiple_of(tile.columns);
     let rows_per_task = even_share(rows, ROW_BLOCK.max(tile.rows));
@@ -293,12 +284,13 @@ fn held_depth<T, H: Held<T>>(block: &Block) -> usize {
     pieces.sum()
 }
 
-/// Cuts the joint depth of all terms into blocks of about equal depth, not much more than `most`.
-fn depth_blocks<T>(terms: &[Term<T>], most: usize) -> Vec<Block> {
+/// Cuts the joint depth of all terms into blocks of about equal depth, not much more than [`Held::BLOCK`].
+fn depth_blocks<T, H: Held<T>>(terms: &[Term<T>]) -> Vec<Block> {
+    let (most, cut) = (H::BLOCK, H::DEPTH.max(CUT));
     let total: usize = terms.iter().map(|term| term.left.depth).sum();
     // A short tail, a low-rank branch say, rides along with the last block.
     let count = (total.saturating_sub(most / 4)).div_ceil(most).max(1);
-    let length = total.div_ceil(count).next_multiple_of(CUT);
+    let length = total.div_ceil(count).next_multiple_of(cut);
     let mut blocks = vec![Block::new()];
     let mut room = length;
     for (index, term) in terms.iter().enumerate() {
@@ -308,7 +300,7 @@ fn depth_blocks<T>(terms: &[Term<T>], most: usize) -> Vec<Block> {
                 blocks.push(Block::new());
                 room = length;
             }
-            let end = term.left.depth.min(start + room.next_multiple_of(CUT));
+            let end = term.left.depth.min(start + room.next_multiple_of(cut));
             blocks
                 .last_mut()
                 .expect("there is always a block")
@@ -372,6 +364,23 @@ impl<H: Pooled> Values<'_, H> {
 }
 
 impl<'a, H: Pooled> HeldLeft<'a, H> {
+    /// Those of all pieces of a block.
+    fn all<T: Real>(
+        level: Level,
+        terms: &[Term<'a, T>],
+        block: &Block,
+        rows: &Range<usize>,
+    ) -> Vec<Self>
+    where
+        H: Held<T>,
+    {
+        let of_piece = |(term, depth): &(usize, _)| {
+            let left = &terms[*term].left;
+            Self::new(level, left, rows, depth)
+        };
+        block.iter().map(of_piece).collect()
+    }
+
     /// As they lie, where they are held so; otherwise copied.
     fn new<T: Real>(
         level: Level,
@@ -387,7 +396,7 @@ impl<'a, H: Pooled> HeldLeft<'a, H> {
             let values = Values::AsTheyLie(&values[at.min(values.len())..]);
             return Self { values, stride };
         }
-        let stride = depth.len().div_ceil(H::DEPTH);
+        let stride = H::stride(depth.len());
         let mut values = Scratch::new(rows.len() * stride);
         values
             .par_chunks_mut((COPIED_ROWS * stride).max(1))
@@ -431,6 +440,7 @@ impl<H: Pooled> RowTask<'_, H> {
     where
         H: Held<T>,
     {
+        let _multiplying = Multiplying::at(level);
         let tile = self.tile;
         let rows = out.len() / self.columns;
         let depth = held_depth::<T, H>(self.block);
@@ -441,43 +451,35 @@ impl<H: Pooled> RowTask<'_, H> {
                 row[self.range.clone()].fill(MaybeUninit::new(T::ZERO));
             }
         }
-        let mut edge = vec![MaybeUninit::new(T::ZERO); tile.rows * tile.columns];
+        let ragged = !self.range.len().is_multiple_of(tile.columns);
+        let edge = if ragged { tile.rows * tile.columns } else { 0 };
+        let mut edge = vec![MaybeUninit::new(T::ZERO); edge];
         for (panel, right) in self.packed.chunks_exact(depth * tile.columns).enumerate() {
             let column = self.range.start + panel * tile.columns;
             let width = tile.columns.min(self.range.end - column);
             for row in (0..rows).step_by(height_of_each) {
                 let height = height_of_each.min(rows - row);
                 let whole = width == tile.columns;
-                let mut right = right;
-                let mut add = self.add;
-                if !whole && add {
+                if !whole && self.add {
                     for r in 0..height {
                         let at = (row + r) * self.columns + column;
                         edge[r * tile.columns..][..width].copy_from_slice(&out[at..at + width]);
                     }
                 }
-                for ((_, depth), left) in self.block.iter().zip(self.lefts) {
-                    let depth = depth.len().div_ceil(H::DEPTH);
-                    let (now, rest) = right.split_at(depth * tile.columns);
-                    right = rest;
-                    let product = Product {
-                        tile,
-                        rows: height,
-                        depth,
-                        left: &left.values.slice()[(first_row + row) * left.stride..],
-                        left_stride: left.stride,
-                        right: now,
-                    };
-                    let (out, stride) = if whole {
-                        (&mut out[row * self.columns + column..], self.columns)
-                    } else {
-                        (&mut edge[..], tile.columns)
-                    };
-                    // SAFETY: the caller's promise; after the first piece the tile is there.
-                    let target = unsafe { Target::new(out, stride, add) };
-                    H::multiply(level, &product, target);
-                    add = true;
-                }
+                let pieces = self.block.iter().zip(self.lefts);
+                let pieces = pieces.map(|((_, depth), left)| Piece {
+                    left: &left.values.slice()[(first_row + row) * left.stride..],
+                    stride: left.stride,
+                    depth: depth.len().div_ceil(H::DEPTH),
+                });
+                let (out_of_tile, stride) = if whole {
+                    (&mut out[row * self.columns + column..], self.columns)
+                } else {
+                    (&mut edge[..], tile.columns)
+                };
+                // SAFETY: the caller's promise.
+                let target = unsafe { Target::new(out_of_tile, stride, self.add) };
+                H::multiply_pieces(level, tile, height, pieces, right, target);
                 if !whole {
                     for r in 0..height {
                         let at = (row + r) * self.columns + column;

@@ -43,6 +43,17 @@ pub struct Product<'a, H> {
     pub right: &'a [H],
 }
 
+/// Rows of the left operand of one of several products that are summed, whose numbers are held as `H`.
+#[derive(Clone, Copy)]
+pub struct Piece<'a, H> {
+    /// Row `r` is `left[r * stride..][..depth]`.
+    pub left: &'a [H],
+    /// Distance of two rows.
+    pub stride: usize,
+    /// Length of the sums, in `H`.
+    pub depth: usize,
+}
+
 /// The right operand of a tile as it is stored, row by row.
 #[derive(Clone, Copy)]
 pub struct Lying<'a, H> {
@@ -72,6 +83,20 @@ impl<'a, T> Target<'a, T> {
     #[expect(unsafe_code, reason = "a promise of the caller")]
     pub(super) unsafe fn new(out: &'a mut [MaybeUninit<T>], stride: usize, add: bool) -> Self {
         Self { out, stride, add }
+    }
+
+    /// The same place, for one of several tiles that are summed there.
+    pub(super) fn again(&mut self, add: bool) -> Target<'_, T> {
+        Target {
+            out: &mut *self.out,
+            stride: self.stride,
+            add,
+        }
+    }
+
+    /// Whether the tile is added to what is there.
+    pub(super) fn adds(&self) -> bool {
+        self.add
     }
 
     /// The same of numbers, to which a tile may always be added.
@@ -144,6 +169,87 @@ impl Pair {
     }
 }
 
+/// Pairs of a part of [`Steps`].
+pub(super) const PAIRS: usize = 16;
+
+/// Numbers that follow each other in depth, 32 of them, as many as the registers of AMX take in a step: pairs of numbers of
+/// bf16, which are rounded, or of three `PARTS` whose sum is the number.
+///
+/// A row of a left operand is one after the other. Of a panel, the first `columns` of them are a depth of 32: for each part
+/// 16 rows of pairs, `[pair · columns + column]`; then come the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Steps<const PARTS: usize>([[Pair; PAIRS]; PARTS]);
+
+impl<const PARTS: usize> Default for Steps<PARTS> {
+    fn default() -> Self {
+        Self([[Pair::default(); PAIRS]; PARTS])
+    }
+}
+
+impl<const PARTS: usize> Steps<PARTS> {
+    /// Which part of the left operand is multiplied with which of the right one, the smallest products first. Of three
+    /// parts, the products that are left out are together less than 2⁻²³ of the whole.
+    const PRODUCTS: &[(usize, usize)] = match PARTS {
+        1 => &[(0, 0)],
+        3 => &[(2, 0), (1, 0), (0, 0), (0, 2), (0, 1), (1, 1)],
+        _ => panic!("numbers are whole or in three parts"),
+    };
+
+    /// All pairs, part by part.
+    #[expect(unsafe_code, reason = "the same bytes, read a pair at a time")]
+    pub(super) fn pairs(steps: &[Self]) -> &[Pair] {
+        // SAFETY: it is made of pairs alone, without a gap.
+        let (before, pairs, after) = unsafe { steps.align_to::<Pair>() };
+        debug_assert!(before.is_empty() && after.is_empty());
+        pairs
+    }
+
+    /// [`Steps::pairs`], to be written.
+    #[expect(unsafe_code, reason = "the same bytes, written a pair at a time")]
+    pub(super) fn pairs_mut(steps: &mut [Self]) -> &mut [Pair] {
+        // SAFETY: as above; any pairs are such numbers.
+        let (before, pairs, after) = unsafe { steps.align_to_mut::<Pair>() };
+        debug_assert!(before.is_empty() && after.is_empty());
+        pairs
+    }
+}
+
+impl Steps<1> {
+    /// Pairs as numbers of one part, where they begin at a line of the cache and are as many as a multiple of 16.
+    #[expect(unsafe_code, reason = "the same bytes, read 16 pairs at a time")]
+    pub(super) fn of_pairs(pairs: &[Pair]) -> Option<&[Self]> {
+        // SAFETY: any pairs are such numbers.
+        let (before, steps, after) = unsafe { pairs.align_to::<Self>() };
+        (before.is_empty() && after.is_empty()).then_some(steps)
+    }
+}
+
+/// Held by a task while it multiplies: what its products need of the processor besides instructions is given back when it
+/// is dropped.
+pub(crate) struct Multiplying(Level);
+
+impl Multiplying {
+    pub(crate) fn at(level: Level) -> Self {
+        Self(level)
+    }
+}
+
+impl Drop for Multiplying {
+    #[cfg_attr(
+        target_arch = "x86_64",
+        expect(unsafe_code, reason = "an instruction that only some processors have")
+    )]
+    fn drop(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Level::AmxBf16 {
+            // SAFETY: the level is found only where the system lets this process use the registers.
+            unsafe { amx::release() };
+        }
+        let _ = self.0;
+    }
+}
+
 /// An element type with microkernels.
 pub trait Kernel: Element {
     /// The tile of the microkernels at this level, for an output of so many columns.
@@ -153,6 +259,17 @@ pub trait Kernel: Element {
     fn tile_of_pairs(level: Level, columns: usize) -> Tile {
         Self::tile(level, columns)
     }
+
+    /// The sum of the products of several pieces of depth, of numbers in [`Steps`]; `right` is their depths of a panel,
+    /// one after the other.
+    fn multiply_steps<'a, const PARTS: usize>(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        pieces: impl Iterator<Item = Piece<'a, Steps<PARTS>>> + Clone,
+        right: &[Steps<PARTS>],
+        target: Target<Self>,
+    );
 
     /// Computes a tile.
     fn multiply(level: Level, product: &Product<Self>, target: Target<Self>);
@@ -179,6 +296,9 @@ pub trait Kernel: Element {
 
     /// Whether pairs are multiplied faster than plain numbers at this level.
     fn pairs_are_faster(level: Level) -> bool;
+
+    /// Whether numbers in [`Steps`] are multiplied faster, rounded ones than pairs and those of three parts than plain ones.
+    fn steps_are_faster(level: Level) -> bool;
 
     /// The inner product of two slices of equal length.
     fn dot(level: Level, x: &[Self], y: &[Self]) -> Self;
@@ -217,6 +337,21 @@ impl Kernel for f64 {
 
     fn pairs_are_faster(_: Level) -> bool {
         false
+    }
+
+    fn steps_are_faster(_: Level) -> bool {
+        false
+    }
+
+    fn multiply_steps<'a, const PARTS: usize>(
+        _: Level,
+        tile: Tile,
+        rows: usize,
+        pieces: impl Iterator<Item = Piece<'a, Steps<PARTS>>> + Clone,
+        right: &[Steps<PARTS>],
+        target: Target<Self>,
+    ) {
+        portable_steps(tile, rows, pieces, right, target);
     }
 
     fn dot(_: Level, x: &[Self], y: &[Self]) -> Self {
@@ -451,6 +586,49 @@ impl Kernel for f32 {
         }
     }
 
+    fn steps_are_faster(level: Level) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::AmxBf16 {
+            return true;
+        }
+        let _ = level;
+        false
+    }
+
+    #[cfg_attr(
+        target_arch = "x86_64",
+        expect(unsafe_code, reason = "the vector microkernels")
+    )]
+    fn multiply_steps<'a, const PARTS: usize>(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        pieces: impl Iterator<Item = Piece<'a, Steps<PARTS>>> + Clone,
+        right: &[Steps<PARTS>],
+        target: Target<Self>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::AmxBf16 {
+            let mut target = target;
+            assert!((1..=tile.rows).contains(&rows));
+            assert!(target.out.len() >= (rows - 1) * target.stride + tile.columns);
+            let mut depth = 0;
+            for piece in pieces.clone() {
+                assert!(piece.left.len() >= (rows - 1) * piece.stride + piece.depth);
+                depth += piece.depth;
+            }
+            assert!(right.len() >= depth * tile.columns);
+            // SAFETY: the level is found only where the system lets this process use the registers; the assertions bound
+            // what is read and written.
+            unsafe {
+                amx::multiply_steps(tile.columns, rows, &pieces, right, &mut target);
+            }
+            return;
+        }
+        assert_eq!(tile, PORTABLE, "{level:?} has no microkernel for steps");
+        portable_steps(tile, rows, pieces, right, target);
+    }
+
     #[expect(unsafe_code, reason = "the vector inner product")]
     fn dot(level: Level, x: &[Self], y: &[Self]) -> Self {
         assert_eq!(x.len(), y.len());
@@ -480,6 +658,48 @@ fn portable_lying<T: Element>(product: &Product<T>, right: Lying<T>, target: Tar
 
 fn portable_pairs<T: Element>(product: &Product<Pair>, target: Target<T>) {
     portable_tile(product, target, |d| packed(product, d), multiply_add_pairs);
+}
+
+fn portable_steps<'a, T: Element, const PARTS: usize>(
+    tile: Tile,
+    rows: usize,
+    pieces: impl Iterator<Item = Piece<'a, Steps<PARTS>>>,
+    right: &[Steps<PARTS>],
+    target: Target<T>,
+) {
+    let columns = tile.columns;
+    let mut sums = vec![T::ZERO; rows * columns];
+    let mut steps = right.chunks_exact(columns).map(Steps::pairs);
+    for piece in pieces {
+        for (d, right) in steps.by_ref().take(piece.depth).enumerate() {
+            for (row, sums) in sums.chunks_exact_mut(columns).enumerate() {
+                let Steps(left) = &piece.left[row * piece.stride + d];
+                for &(of_left, of_right) in Steps::<PARTS>::PRODUCTS {
+                    let right = right[of_right * PAIRS * columns..].chunks_exact(columns);
+                    for (left, right) in left[of_left].iter().zip(right) {
+                        for (sum, right) in sums.iter_mut().zip(right) {
+                            multiply_add_pairs(sum, *left, *right);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let Target { out, stride, add } = target;
+    for (row, sums) in sums.chunks_exact(columns).enumerate() {
+        for (place, sum) in out[row * stride..].iter_mut().zip(sums) {
+            let before = if add {
+                // SAFETY: places that are added to hold numbers.
+                #[expect(unsafe_code, reason = "places hold numbers already")]
+                unsafe {
+                    place.assume_init()
+                }
+            } else {
+                T::ZERO
+            };
+            place.write(before + *sum);
+        }
+    }
 }
 
 fn portable_lying_pairs<T: Element>(

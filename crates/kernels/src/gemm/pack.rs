@@ -9,7 +9,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::kernel::{Kernel, Lying, Pair, Product, Target, Tile};
+use super::kernel::{Kernel, Lying, PAIRS, Pair, Piece, Product, Steps, Target, Tile};
 use super::pairs::{self, Round, round};
 use super::scratch::{Pooled, Scratch};
 use super::{Left, Right, Rows, Term};
@@ -92,7 +92,8 @@ impl<T: Real> Rows<T> for Dense<'_, T> {
 pub(crate) struct Rounded {
     /// An odd last number of a row is paired with 0.
     pairs: Scratch<Pair>,
-    columns: usize,
+    /// Pairs of a row, of which the last are 0 where steps take more than there are.
+    length: usize,
 }
 
 impl Rounded {
@@ -104,19 +105,23 @@ impl Rounded {
         if !T::pairs_are_faster(level) || columns == 0 {
             return None;
         }
-        let length = columns.div_ceil(2);
+        let length = if T::steps_are_faster(level) {
+            <Steps<1> as Held<T>>::stride(columns) * PAIRS
+        } else {
+            columns.div_ceil(2)
+        };
         let mut pairs = Scratch::new(values.len() / columns * length);
         pairs
             .par_chunks_mut(ROWS * length)
             .zip(values.par_chunks(ROWS * columns))
-            .for_each(|(out, values)| along::<T>(level, values, columns, out));
-        Some(Self { pairs, columns })
+            .for_each(|(out, values)| along::<T>(level, values, columns, out, length));
+        Some(Self { pairs, length })
     }
 
     pub(super) fn pairs(&self) -> Pairs<'_> {
         Pairs {
             pairs: &self.pairs,
-            length: self.columns.div_ceil(2),
+            length: self.length,
         }
     }
 }
@@ -124,9 +129,9 @@ impl Rounded {
 /// Rows of pairs.
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs<'a> {
-    pairs: &'a [Pair],
+    pub(super) pairs: &'a [Pair],
     /// Pairs of a row.
-    length: usize,
+    pub(super) length: usize,
 }
 
 impl<'a> Pairs<'a> {
@@ -199,11 +204,22 @@ impl<T: Real> Rows<T> for DenseBf16<'_> {
 pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
     /// Numbers of depth in one.
     const DEPTH: usize;
+    /// Greatest depth of a block, in numbers: so much of a task's rows stays in a core's second-level cache.
+    const BLOCK: usize;
+
+    /// Whether a product's output is cleared before it is written. That brings its lines into the cache without reading
+    /// them, which stores of a few lines at a time would do.
+    const CLEAR: bool = true;
+
+    /// Distance of the rows of a left operand of so great a depth, where it is copied.
+    fn stride(depth: usize) -> usize {
+        depth.div_ceil(Self::DEPTH)
+    }
 
     /// A left operand's numbers and its row stride, where they are held so already.
     fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)>;
 
-    /// Copies rows of a left operand: `out[row * length + d]`, `length` long enough for `depth`.
+    /// Copies rows of a left operand: `out[row * stride + d]`, by [`Held::stride`].
     fn copy_left(
         level: Level,
         left: &Left<T>,
@@ -221,9 +237,43 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         pieces: Pieces<Self>,
     );
 
+    /// Packs columns `depth` of `matrix`, rows `rows`, as columns.
+    fn pack_transposed(
+        level: Level,
+        matrix: &dyn Rows<T>,
+        depth: Range<usize>,
+        rows: Range<usize>,
+        mut pieces: Pieces<Self>,
+    ) {
+        let width = pieces.width;
+        let stored = Self::stored(matrix, &depth);
+        let held = depth.len().div_ceil(Self::DEPTH);
+        let end = rows.end;
+        for (rows, out) in pieces.each(rows) {
+            if rows.len() < width {
+                out.fill(Self::default());
+            }
+            if let Some((values, stride)) = stored {
+                ask_for(
+                    values,
+                    stride,
+                    rows.end..end.min(rows.end + width),
+                    &(0..held),
+                );
+                let from = &values[rows.start * stride..];
+                transpose::<Self>(level, from, stride, rows.len(), held, out, width);
+            } else {
+                in_strips(level, matrix, rows, &depth, width, out);
+            }
+        }
+    }
+
     /// The columns `depth` of `matrix`, from its first row on, and the stride of its rows, where its numbers are
     /// stored as they are held.
-    fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)>;
+    fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)> {
+        let _ = (matrix, depth);
+        None
+    }
 
     /// The rows `depth` of `matrix` as they lie, where products can read them so.
     fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
@@ -248,7 +298,14 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         values: &'a [T],
         width: usize,
         buffer: &'a mut Scratch<Self>,
-    ) -> (&'a [Self], usize);
+    ) -> (&'a [Self], usize) {
+        let rows = values.len() / width.max(1);
+        let stride = Self::stride(width);
+        buffer.resize(rows * stride);
+        let left = Left::plain(values, rows, width);
+        Self::copy_left(level, &left, 0..rows, 0..width, buffer);
+        (buffer, stride)
+    }
 
     /// The tile of products of numbers held so, at this level, for an output of so many columns.
     fn tile(level: Level, columns: usize) -> Tile;
@@ -256,26 +313,64 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
     /// [`Kernel::multiply`](super::Kernel::multiply) of numbers held so.
     fn multiply(level: Level, product: &Product<Self>, target: Target<T>);
 
-    /// The same with a right operand as it lies.
-    fn multiply_lying(level: Level, product: &Product<Self>, right: Lying<Self>, target: Target<T>);
+    /// The sum of the products of several pieces of depth; `right` is their depths of a panel, one after the other.
+    fn multiply_pieces<'a>(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
+        right: &[Self],
+        mut target: Target<T>,
+    ) {
+        let mut add = target.adds();
+        let mut rest = right;
+        for piece in pieces {
+            let (right, after) = rest.split_at(piece.depth * tile.columns);
+            rest = after;
+            let product = Product {
+                tile,
+                rows,
+                depth: piece.depth,
+                left: piece.left,
+                left_stride: piece.stride,
+                right,
+            };
+            Self::multiply(level, &product, target.again(add));
+            add = true;
+        }
+    }
+
+    /// The same with a right operand as it lies, which [`Held::lying`] gave.
+    fn multiply_lying(
+        level: Level,
+        product: &Product<Self>,
+        right: Lying<Self>,
+        target: Target<T>,
+    ) {
+        let _ = (level, product, right, target);
+        unreachable!("no operand lies as it is held")
+    }
 }
 
 /// The part of some panels that one piece of depth takes.
 pub(crate) struct Pieces<'a, H> {
-    values: &'a mut [H],
+    pub(super) values: &'a mut [H],
     /// Distance of two panels.
-    length: usize,
+    pub(super) length: usize,
     /// Where the piece begins within each panel.
-    start: usize,
+    pub(super) start: usize,
     /// Numbers of the piece within each.
-    size: usize,
+    pub(super) size: usize,
     /// Columns of each.
-    width: usize,
+    pub(super) width: usize,
 }
 
 impl<H> Pieces<'_, H> {
     /// The piece in each panel, with the columns out of `columns` that are there.
-    fn each(&mut self, columns: Range<usize>) -> impl Iterator<Item = (Range<usize>, &mut [H])> {
+    pub(super) fn each(
+        &mut self,
+        columns: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, &mut [H])> {
         let (width, piece) = (self.width, self.start..self.start + self.size);
         self.values
             .chunks_exact_mut(self.length.max(1))
@@ -292,6 +387,7 @@ impl<H> Pieces<'_, H> {
 
 impl<T: Real> Held<T> for T {
     const DEPTH: usize = 1;
+    const BLOCK: usize = 576;
 
     fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)> {
         (left.depth_stride == 1).then_some((left.values, left.row_stride))
@@ -393,13 +489,11 @@ impl<T: Real> Held<T> for T {
 
 impl<T: Real> Held<T> for Pair {
     const DEPTH: usize = 2;
+    const BLOCK: usize = 1152;
 
     fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)> {
         let rounded = left.rounded?;
-        debug_assert_eq!(
-            (rounded.length, left.depth_stride),
-            (left.depth.div_ceil(2), 1)
-        );
+        debug_assert!(rounded.length >= left.depth.div_ceil(2) && left.depth_stride == 1);
         Some((rounded.pairs, rounded.length))
     }
 
@@ -411,28 +505,7 @@ impl<T: Real> Held<T> for Pair {
         out: &mut [Self],
     ) {
         let length = depth.len().div_ceil(2);
-        let count = rows.len();
-        let at = |row: usize, depth: usize| depth * left.depth_stride + row * left.row_stride;
-        if left.depth_stride == 1 {
-            for (row, out) in rows.zip(out.chunks_exact_mut(length.max(1))) {
-                let from = &left.values[at(row, depth.start)..][..depth.len()];
-                pairs::along::<T>(level, from, out);
-            }
-            return;
-        }
-        assert_eq!(left.row_stride, 1, "left operands lie along one direction");
-        let mut across = Scratch::new(length * count);
-        let from = &left.values[at(rows.start, depth.start)..];
-        pairs::across::<T>(
-            level,
-            from,
-            left.depth_stride,
-            depth.len(),
-            count,
-            count,
-            &mut across,
-        );
-        transpose::<Pair>(level, &across, count, length, count, out, length);
+        copy_pairs(level, left, rows, depth, out, length);
     }
 
     fn pack_plain(
@@ -492,7 +565,7 @@ impl<T: Real> Held<T> for Pair {
     ) -> (&'a [Self], usize) {
         let stride = width.div_ceil(2);
         buffer.resize(values.len() / width.max(1) * stride);
-        along::<T>(level, values, width, buffer);
+        along::<T>(level, values, width, buffer, stride);
         (buffer, stride)
     }
 
@@ -512,6 +585,40 @@ impl<T: Real> Held<T> for Pair {
     ) {
         T::multiply_lying_pairs(level, product, right, target);
     }
+}
+
+/// Copies rows of a left operand as pairs, `out[row · stride + d]`.
+pub(super) fn copy_pairs<T: Real>(
+    level: Level,
+    left: &Left<T>,
+    rows: Range<usize>,
+    depth: Range<usize>,
+    out: &mut [Pair],
+    stride: usize,
+) {
+    let length = depth.len().div_ceil(2);
+    let count = rows.len();
+    let at = |row: usize, depth: usize| depth * left.depth_stride + row * left.row_stride;
+    if left.depth_stride == 1 {
+        for (row, out) in rows.zip(out.chunks_exact_mut(stride.max(1))) {
+            let from = &left.values[at(row, depth.start)..][..depth.len()];
+            pairs::along::<T>(level, from, out);
+        }
+        return;
+    }
+    assert_eq!(left.row_stride, 1, "left operands lie along one direction");
+    let mut across = Scratch::new(length * count);
+    let from = &left.values[at(rows.start, depth.start)..];
+    pairs::across::<T>(
+        level,
+        from,
+        left.depth_stride,
+        depth.len(),
+        count,
+        count,
+        &mut across,
+    );
+    transpose::<Pair>(level, &across, count, length, count, out, stride);
 }
 
 /// Packs the columns `columns` of one block of terms into panels of `width` columns.
@@ -567,17 +674,17 @@ pub(crate) fn whole<T: Element, H: Held<T>>(
     values
 }
 
-/// Rows of `width` numbers that follow each other as rows of pairs.
-fn along<T: Real>(level: Level, values: &[T], width: usize, out: &mut [Pair]) {
-    if width.is_multiple_of(2) {
+/// Rows of `width` numbers that follow each other as rows of pairs, `stride` to each, of which those past the row are 0.
+fn along<T: Real>(level: Level, values: &[T], width: usize, out: &mut [Pair], stride: usize) {
+    let length = width.div_ceil(2);
+    if width.is_multiple_of(2) && stride == length {
         pairs::along::<T>(level, values, out);
         return;
     }
-    let rows = values
-        .chunks_exact(width)
-        .zip(out.chunks_exact_mut(width.div_ceil(2)));
-    for (row, out) in rows {
-        pairs::along::<T>(level, row, out);
+    for (row, out) in values.chunks_exact(width).zip(out.chunks_exact_mut(stride)) {
+        let (pairs, past) = out.split_at_mut(length);
+        pairs::along::<T>(level, row, pairs);
+        past.fill(Pair::default());
     }
 }
 
@@ -587,32 +694,11 @@ fn pack<T: Element, H: Held<T>>(
     right: Right<T>,
     depth: Range<usize>,
     columns: Range<usize>,
-    mut pieces: Pieces<H>,
+    pieces: Pieces<H>,
 ) {
-    let matrix = match right {
-        Right::Plain(matrix) => return H::pack_plain(level, matrix, depth, columns, pieces),
-        Right::Transposed(matrix) => matrix,
-    };
-    let width = pieces.width;
-    let stored = H::stored(matrix, &depth);
-    let held = depth.len().div_ceil(H::DEPTH);
-    let end = columns.end;
-    for (rows, out) in pieces.each(columns) {
-        if rows.len() < width {
-            out.fill(H::default());
-        }
-        if let Some((values, stride)) = stored {
-            ask_for(
-                values,
-                stride,
-                rows.end..end.min(rows.end + width),
-                &(0..held),
-            );
-            let from = &values[rows.start * stride..];
-            transpose::<H>(level, from, stride, rows.len(), held, out, width);
-        } else {
-            in_strips(level, matrix, rows, &depth, width, out);
-        }
+    match right {
+        Right::Plain(matrix) => H::pack_plain(level, matrix, depth, columns, pieces),
+        Right::Transposed(matrix) => H::pack_transposed(level, matrix, depth, columns, pieces),
     }
 }
 
@@ -646,10 +732,10 @@ fn in_strips<T, H: Held<T>>(
 }
 
 /// Rows of a right operand that are packed at a time, for all panels of a task: an even number.
-const STRIP: usize = 16;
+pub(super) const STRIP: usize = 16;
 
 /// Consecutive pieces of a depth, each of [`STRIP`] rows but the last.
-fn strips(depth: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn strips(depth: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = depth.end;
     depth
         .step_by(STRIP)
@@ -657,12 +743,12 @@ fn strips(depth: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// The strip after one.
-fn next(strip: &Range<usize>, depth: &Range<usize>) -> Range<usize> {
+pub(super) fn next(strip: &Range<usize>, depth: &Range<usize>) -> Range<usize> {
     strip.end..depth.end.min(strip.end + STRIP)
 }
 
 /// Asks the cache for the columns `columns` of the rows `rows`.
-fn ask_for<N>(values: &[N], stride: usize, rows: Range<usize>, columns: &Range<usize>) {
+pub(super) fn ask_for<N>(values: &[N], stride: usize, rows: Range<usize>, columns: &Range<usize>) {
     for row in rows {
         prefetch(&values[row * stride..][columns.clone()]);
     }

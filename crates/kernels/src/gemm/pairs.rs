@@ -164,7 +164,7 @@ levels! {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod vectors {
+pub(super) mod vectors {
     use std::arch::x86_64::*;
 
     use super::Pair;
@@ -175,7 +175,7 @@ mod vectors {
     /// The numbers of `low`, then those of `high`, each rounded to bf16.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn rounded(low: __m512, high: __m512) -> __m512i {
+    pub(in super::super) fn rounded(low: __m512, high: __m512) -> __m512i {
         let numbers = _mm512_cvtne2ps_pbh(high, low);
         // SAFETY: the same bits, of a vector as long.
         #[expect(unsafe_code, reason = "named as whole numbers")]
@@ -185,8 +185,28 @@ mod vectors {
     }
 
     /// A mask of the first `count` of 16, of all if there are more.
-    fn first(count: usize) -> __mmask16 {
+    pub(in super::super) fn first(count: usize) -> __mmask16 {
         u16::MAX >> (LANES - count.min(LANES))
+    }
+
+    /// Pairs of each number of the lower half with its like of the upper.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(in super::super) fn interleaved(numbers: __m512i) -> __m512i {
+        // Place `2 i` is number `i` of the lower half, place `2 i + 1` of the upper.
+        const PLACES: [u16; 2 * LANES] = {
+            let mut places = [0; 2 * LANES];
+            let mut i = 0;
+            while i < LANES {
+                (places[2 * i], places[2 * i + 1]) = (i as u16, (LANES + i) as u16);
+                i += 1;
+            }
+            places
+        };
+        // SAFETY: as many bytes as a vector has.
+        #[expect(unsafe_code, reason = "reads by an address")]
+        let places = unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) };
+        _mm512_permutexvar_epi16(places, numbers)
     }
 
     /// # Safety
@@ -233,11 +253,6 @@ mod vectors {
         count: usize,
         out: *mut Pair,
     ) {
-        // Place `2 i` is number `i` of the lower half, place `2 i + 1` of the upper.
-        let places: [u16; 2 * LANES] =
-            std::array::from_fn(|place| (place / 2 + place % 2 * LANES) as u16);
-        // SAFETY: as many bytes as a vector has.
-        let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
         for at in (0..count).step_by(LANES) {
             let there = first(count - at);
             // SAFETY: the masks leave what is there of 16 numbers and places.
@@ -247,7 +262,7 @@ mod vectors {
                     Some(next) => _mm512_maskz_loadu_ps(there, next.add(at)),
                     None => _mm512_setzero_ps(),
                 };
-                let pairs = _mm512_permutexvar_epi16(places, rounded(low, high));
+                let pairs = interleaved(rounded(low, high));
                 if there == u16::MAX {
                     _mm512_storeu_si512(out.add(at).cast(), pairs);
                 } else {

@@ -6,7 +6,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-use super::kernel::Pair;
+use super::kernel::{Pair, Steps};
 use crate::arena::lasting;
 
 /// What buffers are made of.
@@ -26,7 +26,7 @@ macro_rules! pooled {
     )*};
 }
 
-pooled!(f32, f64, Pair);
+pooled!(f32, f64, Pair, Steps<1>, Steps<3>);
 
 /// Buffers begin at a multiple of so many bytes, a line of the cache: a vector, or a row of a matrix register, that lies
 /// in two lines is read more slowly, the latter three times.
