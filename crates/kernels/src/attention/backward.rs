@@ -15,7 +15,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Held, Scratch};
+use crate::gemm::{Held, Multiplying, Scratch};
 use crate::host::zeroed;
 use crate::transpose::transpose;
 use crate::vector::{LANES, Real, dot, levels, soften, softened_slope};
@@ -221,6 +221,7 @@ fn add<T: Real>(
 }
 
 fn run<T: Real, H: Held<T>>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
+    let _multiplying = Multiplying::at(level);
     let shape = inputs.shape;
     let (head_dim, window) = (shape.head_dim, shape.reach());
     let length = task.document.len();

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Dense, Held, Multiplying, Pooled, Product, Right, Scratch, Target, Tile, whole};
+use crate::gemm::{Dense, Held, Pooled, Product, Right, Scratch, Target, Tile, whole};
 use crate::vector::{Real, levels};
 
 /// The rows of one head, within the rows of all heads.
@@ -161,6 +161,7 @@ pub(super) struct Part {
 
 /// `out = left · right` (`+=` if `add`) for `rows` rows of `left`, which begins at the depth
 /// `first_depth` of the right operand, an even one, as `out` does at its column `first_column`.
+/// The caller holds a [`Multiplying`](crate::gemm::Multiplying).
 ///
 /// `part` says for a range of rows what matters; whole panels that hold a part of it are computed,
 /// others are left as they are.
@@ -174,7 +175,6 @@ pub(super) fn product<T: Real, H: Held<T>>(
     add: bool,
     part: impl Fn(Range<usize>) -> Part,
 ) {
-    let _multiplying = Multiplying::at(level);
     let tile = right.tile;
     let width = tile.columns;
     debug_assert_eq!(first_column % width, 0, "blocks begin at a panel's edge");

@@ -12,7 +12,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Held, Pooled, Scratch};
+use crate::gemm::{Held, Multiplying, Pooled, Scratch};
 use crate::host::zeroed;
 use crate::vector::{LANES, Real, levels, reduce, soften};
 
@@ -99,6 +99,7 @@ fn run<T: Real, H: Held<T>>(
     shape: &AttentionShape,
     task: &mut Task<T>,
 ) -> Vec<T> {
+    let _multiplying = Multiplying::at(level);
     let count = task.queries.len();
     let window = shape.reach();
     let padded = caches[0].values.columns();

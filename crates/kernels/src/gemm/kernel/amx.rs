@@ -185,6 +185,25 @@ macro_rules! right {
     };
 }
 
+/// Asks the nearest cache for a sixth of the panel's next step, whose first bytes are the named ones: a panel of numbers in
+/// parts does not stay there while all rows pass by.
+macro_rules! ask {
+    (two, $ahead:literal) => {
+        concat!(
+            ".irp at, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960\n",
+            "prefetcht0 [{right} + {", $ahead, "} + \\at]\n",
+            ".endr"
+        )
+    };
+    (one, $ahead:literal) => {
+        concat!(
+            ".irp at, 0, 64, 128, 192, 256, 320, 384, 448\n",
+            "prefetcht0 [{right} + {", $ahead, "} + \\at]\n",
+            ".endr"
+        )
+    };
+}
+
 /// Multiplies what has been loaded.
 macro_rules! multiply {
     (both, two) => {
@@ -284,16 +303,22 @@ macro_rules! shape {
                     right!($columns, "high"),
                     left!($rows, "128"),
                     multiply!($rows, $columns),
+                    ask!($columns, "first"),
                     left!($rows, "64"),
                     multiply!($rows, $columns),
+                    ask!($columns, "second"),
                     left!($rows, "0"),
                     multiply!($rows, $columns),
+                    ask!($columns, "third"),
                     right!($columns, "low"),
                     multiply!($rows, $columns),
+                    ask!($columns, "fourth"),
                     right!($columns, "middle"),
                     multiply!($rows, $columns),
+                    ask!($columns, "fifth"),
                     left!($rows, "64"),
                     multiply!($rows, $columns),
+                    ask!($columns, "sixth"),
                     "add {left}, 192",
                     "add {lower}, 192",
                     "add {right}, {step}",
@@ -308,6 +333,12 @@ macro_rules! shape {
                     high = const 0,
                     middle = const PART,
                     low = const 2 * PART,
+                    first = const 3 * PART,
+                    second = const 3 * PART + PART / 2,
+                    third = const 3 * PART + 2 * PART / 2,
+                    fourth = const 3 * PART + 3 * PART / 2,
+                    fifth = const 3 * PART + 4 * PART / 2,
+                    sixth = const 3 * PART + 5 * PART / 2,
                     step = const 3 * PART,
                     options(nostack, readonly),
                 );
