@@ -49,7 +49,7 @@ peers python="python3" *arguments="":
 peers-rows data tokenizer python="python3" *arguments="":
     cargo build --release
     {{python}} tests/peers/peft_peer.py --data target/peers --write-rows {{data}} --tokenizer {{tokenizer}} --rows target/peers/rows.safetensors
-    {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --rows target/peers/rows.safetensors --arms f32-rows --output target/peers/rows {{arguments}}
+    {{python}} tests/peers/peers.py --sparsam target/release/sparsam --python {{python}} --data target/peers --rows target/peers/rows.safetensors --arms f32-rows,f32-rows-selective --output target/peers/rows {{arguments}}
 
 # Generation beside candle's own Llama, in turn: tokens a second of prompt and answer (FOLDER: a Llama in f32)
 peers-generate folder="target/peers/135m" tokens="256" new="64":

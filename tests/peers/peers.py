@@ -35,11 +35,13 @@ ARMS = {  # name: the arguments both programs understand
     "f32-checkpointing": ["--method", "lora", "--dtype", "f32", "--quantize", "none", "--gradient-checkpointing"],
     "f32-selective": ["--method", "lora", "--dtype", "f32", "--quantize", "none", "--gradient-checkpointing"],
     "f32-rows": ["--method", "lora", "--dtype", "f32", "--quantize", "none"],
+    "f32-rows-selective": ["--method", "lora", "--dtype", "f32", "--quantize", "none"],
 }
-ROWS = "f32-rows"  # the arm of rows of uneven length, where there are others beside it
-SELECTIVE = "f32-selective"  # sparsam computes only units again, PEFT whole blocks, as it knows no less
-EAGER_ONLY = {"f32-checkpointing", SELECTIVE, ROWS}
-EXACT = {"f32", "nf4-f32", "full", "f32-checkpointing", SELECTIVE, ROWS}  # both sides compute in f32: the losses must agree
+ROWS = ["f32-rows", "f32-rows-selective"]  # the arms of rows of uneven length, where there are others beside them
+# sparsam computes only units again; PEFT, which knows no less, whole blocks, or of uneven rows nothing, which is faster
+SELECTIVE = {"f32-selective", "f32-rows-selective"}
+EAGER_ONLY = {"f32-checkpointing"} | SELECTIVE | {*ROWS}
+EXACT = {"f32", "nf4-f32", "full"} | EAGER_ONLY  # both sides compute in f32: the losses must agree
 LOSS_TOLERANCE = 1e-5  # relative
 CPU_FLAGS = ["avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
              "asimd", "bf16", "i8mm", "sve"]
@@ -53,22 +55,22 @@ def arguments():
     p.add_argument("--output", default="peers", help="path without extension")
     p.add_argument("--shape", default="135m")
     p.add_argument("--arms", help=f"some of {','.join(ARMS)}; without it f32, bf16, nf4, f32-checkpointing, "
-                                  f"f32-selective, full, and {ROWS} if there is --rows")
+                                  f"f32-selective, full, and {', '.join(ROWS)} if there is --rows")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--seq", type=int, default=256)
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--gradient-checkpointing", action="store_true", help="in every arm")
-    p.add_argument("--rows", help=f"rows of uneven length, as `peft_peer.py --write-rows` leaves them: for the arm {ROWS} "
+    p.add_argument("--rows", help=f"rows of uneven length, as `peft_peer.py --write-rows` leaves them: for {', '.join(ROWS)} "
                                   "where it is named, else for every arm")
     p.add_argument("--compile", action="store_true", help="let PEFT also try torch.compile")
     p.add_argument("--only", choices=["peft", "sparsam"], help="measure one side")
     a = p.parse_args()
-    usual = ["f32", "bf16", "nf4", "f32-checkpointing", SELECTIVE, "full"] + ([ROWS] if a.rows else [])
+    usual = ["f32", "bf16", "nf4", "f32-checkpointing", "f32-selective", "full"] + (ROWS if a.rows else [])
     a.arms = a.arms.split(",") if a.arms else usual
-    if ROWS in a.arms and not a.rows:
-        p.error(f"the arm {ROWS} needs --rows")
+    if (uneven := set(ROWS) & set(a.arms)) and not a.rows:
+        p.error(f"{', '.join(sorted(uneven))}: needs --rows")
     if unknown := [arm for arm in a.arms if arm not in ARMS]:
         p.error(f"no arm named {', '.join(unknown)}; there are {', '.join(ARMS)}")
     if a.rounds < 1:
@@ -82,7 +84,7 @@ def common(a, arm):
     words = [*ARMS[arm], "--batch", str(a.batch), "--seq", str(a.seq), "--steps", str(a.steps)]
     if a.gradient_checkpointing and "--gradient-checkpointing" not in words:
         words.append("--gradient-checkpointing")
-    uneven = a.rows and (arm == ROWS or ROWS not in a.arms)
+    uneven = a.rows and (arm in ROWS or not set(ROWS) & set(a.arms))
     return words + (["--rows", str(Path(a.rows).resolve())] if uneven else [])
 
 
@@ -94,8 +96,8 @@ def peft_command(a, arm, compiled=False):
 def sparsam_command(a, arm):
     data = Path(a.data)
     words = common(a, arm)
-    if arm == SELECTIVE:
-        words[words.index("--gradient-checkpointing")] += "=selective"
+    if arm in SELECTIVE:
+        words = [word for word in words if word != "--gradient-checkpointing"] + ["--gradient-checkpointing=selective"]
     return [a.sparsam, "bench", "--model", str(data / a.shape), "--lora-init", str(data / f"{a.shape}-lora.safetensors"),
             "--batches", str(data / f"{a.shape}-batches.safetensors"), *words, "--json"]
 

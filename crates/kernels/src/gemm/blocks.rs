@@ -1,8 +1,8 @@
 //! Products of many rows: both operands are cut into blocks that stay in the caches.
 //!
-//! For each block of depth the left operand's numbers are brought into the form in which they are held,
-//! once, and the right operand is packed into panels, many columns at a time; then every thread takes
-//! rows of the output. A thread keeps its rows in its second-level cache while the panels pass by.
+//! For each block of depth the right operand is packed into panels, many columns at a time; then every thread takes rows
+//! of the output. It brings its rows of the left operand into the form in which they are held, where they are not, and keeps
+//! them in its second-level cache while the panels pass by.
 //!
 //! Few rows would not repay the packing of what they are multiplied with once: a right operand that lies row by row
 //! is then read from where it lies, and every thread takes columns. The sums are the same to the bit.
@@ -425,8 +425,7 @@ struct RowTask<'a, H: Pooled> {
     /// Row stride of the output.
     columns: usize,
     add: bool,
-    /// Whether the output is cleared first if nothing is added to it. Clearing brings its lines into the cache without
-    /// reading them, which the tiles' stores, a few lines at a time, would do.
+    /// Whether the output is cleared first if nothing is added to it: [`Held::CLEAR`], if it is not in the cache.
     clear: bool,
 }
 
