@@ -25,7 +25,7 @@ ARMS = {
 KINDS = [  # name, expression over the function's name
     ("attention", r"attention"),
     ("multiplying", r"gemm::kernel|few_rows"),
-    ("rounding and packing operands", r"gemm::pack|gemm::pairs|gemm::blocks|transpose|widen|nf4|int8|Lookup|expand|ggml"),
+    ("rounding and packing operands", r"gemm::pack|gemm::pairs|gemm::steps|gemm::blocks|transpose|widen|nf4|int8|Lookup|expand|ggml"),
     ("norms, rotation, activation, dropout", r"norm|rope|activation|gated|dropout"),
     ("loss", r"cross_entropy"),
     ("low rank and sums", r"lora|linear|add_in_place|bias"),
