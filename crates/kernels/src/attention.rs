@@ -238,7 +238,7 @@ pub fn attention_backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gemm::{Held, Kernel as _};
+    use crate::gemm::{Kernel as _, Stored};
 
     fn numbers<T: Real>(seed: f64, length: usize) -> Vec<T> {
         (0..length)
@@ -247,7 +247,7 @@ mod tests {
     }
 
     /// Output, log-sum-exp and gradients, each, from products of numbers held as `H`.
-    fn everything<T: Real, H: Held<T>>(lengths: &[usize], shape: &AttentionShape) -> [Vec<T>; 5] {
+    fn everything<T: Real, H: Stored<T>>(lengths: &[usize], shape: &AttentionShape) -> [Vec<T>; 5] {
         let documents = Documents::from_lengths(lengths);
         let tokens = documents.tokens();
         let (wide, narrow) = (tokens * shape.width(), tokens * shape.kv_width());

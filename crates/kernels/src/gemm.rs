@@ -34,7 +34,7 @@ use half::bf16;
 pub(crate) use kernel::Multiplying;
 pub use kernel::{Kernel, Lying, Pair, Piece, Product, Steps, Target, Tile};
 pub use pack::Dense;
-pub(crate) use pack::{DenseBf16, Held, Pairs, Rounded, whole};
+pub(crate) use pack::{DenseBf16, Held, Pairs, Rounded, Stored, whole};
 pub(crate) use pairs::round;
 pub use scratch::Pooled;
 pub(crate) use scratch::Scratch;

@@ -15,7 +15,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Held, Multiplying, Scratch};
+use crate::gemm::{Multiplying, Scratch, Stored};
 use crate::host::zeroed;
 use crate::transpose::transpose;
 use crate::vector::{LANES, Real, dot, levels, soften, softened_slope};
@@ -70,7 +70,7 @@ struct Sums<T> {
 }
 
 /// The gradients of q, k and v, from products of numbers held as `H`.
-pub(super) fn all<T: Real, H: Held<T>>(
+pub(super) fn all<T: Real, H: Stored<T>>(
     inputs: &Inputs<T>,
     documents: &Documents,
 ) -> (Vec<T>, Vec<T>, Vec<T>) {
@@ -220,7 +220,7 @@ fn add<T: Real>(
     });
 }
 
-fn run<T: Real, H: Held<T>>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
+fn run<T: Real, H: Stored<T>>(level: Level, inputs: &Inputs<T>, task: &Task) -> Sums<T> {
     let _multiplying = Multiplying::at(level);
     let shape = inputs.shape;
     let (head_dim, window) = (shape.head_dim, shape.reach());

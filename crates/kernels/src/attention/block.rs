@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Dense, Held, Pooled, Product, Right, Scratch, Target, Tile, whole};
+use crate::gemm::{Dense, Held, Piece, Pooled, Right, Scratch, Target, Tile, whole};
 use crate::vector::{Real, levels};
 
 /// The rows of one head, within the rows of all heads.
@@ -197,16 +197,15 @@ pub(super) fn product<T: Real, H: Held<T>>(
             if !panels.contains(&panel) {
                 continue;
             }
-            let product = Product {
-                tile,
-                rows: *height,
-                depth: depth.len(),
+            let piece = Piece {
                 left: &left[row * left_stride + depth.start - first_depth / H::DEPTH..],
-                left_stride,
-                right: &numbers[depth.start * width..depth.end * width],
+                stride: left_stride,
+                depth: depth.len(),
             };
+            let right = &numbers[depth.start * width..depth.end * width];
             let out = &mut out[row * stride + (panel - first_panel) * width..];
-            H::multiply(level, &product, Target::of_numbers(out, stride, add));
+            let (pieces, target) = (std::iter::once(piece), Target::of_numbers(out, stride, add));
+            H::multiply(level, tile, *height, pieces, right, target);
         }
     }
 }

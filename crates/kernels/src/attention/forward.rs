@@ -12,7 +12,7 @@ use super::AttentionShape;
 use super::block::{HeadRows, Panels, Part, by_head, problems, product};
 use crate::cpu::Level;
 use crate::documents::Documents;
-use crate::gemm::{Held, Multiplying, Pooled, Scratch};
+use crate::gemm::{Multiplying, Pooled, Scratch, Stored};
 use crate::host::zeroed;
 use crate::vector::{LANES, Real, levels, reduce, soften};
 
@@ -42,7 +42,7 @@ struct Task<'a, T> {
 
 /// Output `[tokens, heads · head_dim]` and log-sum-exp `[heads, tokens]` of checked inputs, whose products
 /// are of numbers held as `H`.
-pub(super) fn all<T: Real, H: Held<T>>(
+pub(super) fn all<T: Real, H: Stored<T>>(
     q: &[T],
     k: &[T],
     v: &[T],
@@ -92,7 +92,7 @@ pub(super) fn all<T: Real, H: Held<T>>(
 }
 
 /// Writes the output of a task and returns its log-sum-exp, `[heads, queries]`.
-fn run<T: Real, H: Held<T>>(
+fn run<T: Real, H: Stored<T>>(
     level: Level,
     q: &[T],
     caches: &[Cache<H>],

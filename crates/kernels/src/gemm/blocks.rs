@@ -478,7 +478,7 @@ impl<H: Pooled> RowTask<'_, H> {
                 };
                 // SAFETY: the caller's promise.
                 let target = unsafe { Target::new(out_of_tile, stride, self.add) };
-                H::multiply_pieces(level, tile, height, pieces, right, target);
+                H::multiply(level, tile, height, pieces, right, target);
                 if !whole {
                     for r in 0..height {
                         let at = (row + r) * self.columns + column;

@@ -269,7 +269,10 @@ pub trait Kernel: Element {
         pieces: impl Iterator<Item = Piece<'a, Steps<PARTS>>> + Clone,
         right: &[Steps<PARTS>],
         target: Target<Self>,
-    );
+    ) {
+        let _ = level;
+        portable_steps(tile, rows, pieces, right, target);
+    }
 
     /// Computes a tile.
     fn multiply(level: Level, product: &Product<Self>, target: Target<Self>);
@@ -298,7 +301,10 @@ pub trait Kernel: Element {
     fn pairs_are_faster(level: Level) -> bool;
 
     /// Whether numbers in [`Steps`] are multiplied faster, rounded ones than pairs and those of three parts than plain ones.
-    fn steps_are_faster(level: Level) -> bool;
+    fn steps_are_faster(level: Level) -> bool {
+        let _ = level;
+        false
+    }
 
     /// The inner product of two slices of equal length.
     fn dot(level: Level, x: &[Self], y: &[Self]) -> Self;
@@ -337,21 +343,6 @@ impl Kernel for f64 {
 
     fn pairs_are_faster(_: Level) -> bool {
         false
-    }
-
-    fn steps_are_faster(_: Level) -> bool {
-        false
-    }
-
-    fn multiply_steps<'a, const PARTS: usize>(
-        _: Level,
-        tile: Tile,
-        rows: usize,
-        pieces: impl Iterator<Item = Piece<'a, Steps<PARTS>>> + Clone,
-        right: &[Steps<PARTS>],
-        target: Target<Self>,
-    ) {
-        portable_steps(tile, rows, pieces, right, target);
     }
 
     fn dot(_: Level, x: &[Self], y: &[Self]) -> Self {

@@ -243,50 +243,48 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         matrix: &dyn Rows<T>,
         depth: Range<usize>,
         rows: Range<usize>,
-        mut pieces: Pieces<Self>,
-    ) {
-        let width = pieces.width;
-        let stored = Self::stored(matrix, &depth);
-        let held = depth.len().div_ceil(Self::DEPTH);
-        let end = rows.end;
-        for (rows, out) in pieces.each(rows) {
-            if rows.len() < width {
-                out.fill(Self::default());
-            }
-            if let Some((values, stride)) = stored {
-                ask_for(
-                    values,
-                    stride,
-                    rows.end..end.min(rows.end + width),
-                    &(0..held),
-                );
-                let from = &values[rows.start * stride..];
-                transpose::<Self>(level, from, stride, rows.len(), held, out, width);
-            } else {
-                in_strips(level, matrix, rows, &depth, width, out);
-            }
-        }
-    }
-
-    /// The columns `depth` of `matrix`, from its first row on, and the stride of its rows, where its numbers are
-    /// stored as they are held.
-    fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)> {
-        let _ = (matrix, depth);
-        None
-    }
+        pieces: Pieces<Self>,
+    );
 
     /// The rows `depth` of `matrix` as they lie, where products can read them so.
     fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
     where
         T: 'a,
     {
-        let (values, stride) = Self::stored(matrix, &(0..matrix.columns()))?;
-        Some(Lying {
-            rows: &values[depth.start * stride..],
-            stride,
-            count: depth.len(),
-        })
+        let _ = (matrix, depth);
+        None
     }
+
+    /// The tile of products of numbers held so, at this level, for an output of so many columns.
+    fn tile(level: Level, columns: usize) -> Tile;
+
+    /// The sum of the products of several pieces of depth; `right` is their depths of a panel, one after the other.
+    fn multiply<'a>(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
+        right: &[Self],
+        target: Target<T>,
+    );
+
+    /// The product of one piece with a right operand as it lies, which [`Held::lying`] gave.
+    fn multiply_lying(
+        level: Level,
+        product: &Product<Self>,
+        right: Lying<Self>,
+        target: Target<T>,
+    ) {
+        let _ = (level, product, right, target);
+        unreachable!("no operand lies as it is held")
+    }
+}
+
+/// Numbers that are held as a matrix may store them, one by one or in pairs.
+pub(crate) trait Stored<T>: Held<T> {
+    /// The columns `depth` of `matrix`, from its first row on, and the stride of its rows, where its numbers are
+    /// stored as they are held.
+    fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)>;
 
     /// Writes a piece of a row of `matrix`.
     fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]);
@@ -298,57 +296,50 @@ pub(crate) trait Held<T>: Plain + Pooled + Send + Sync {
         values: &'a [T],
         width: usize,
         buffer: &'a mut Scratch<Self>,
-    ) -> (&'a [Self], usize) {
-        let rows = values.len() / width.max(1);
-        let stride = Self::stride(width);
-        buffer.resize(rows * stride);
-        let left = Left::plain(values, rows, width);
-        Self::copy_left(level, &left, 0..rows, 0..width, buffer);
-        (buffer, stride)
-    }
+    ) -> (&'a [Self], usize);
+}
 
-    /// The tile of products of numbers held so, at this level, for an output of so many columns.
-    fn tile(level: Level, columns: usize) -> Tile;
+/// [`Held::lying`] of what is stored as it is held.
+fn as_stored<'a, T: 'a, H: Stored<T>>(
+    matrix: &'a dyn Rows<T>,
+    depth: &Range<usize>,
+) -> Option<Lying<'a, H>> {
+    let (values, stride) = H::stored(matrix, &(0..matrix.columns()))?;
+    Some(Lying {
+        rows: &values[depth.start * stride..],
+        stride,
+        count: depth.len(),
+    })
+}
 
-    /// [`Kernel::multiply`](super::Kernel::multiply) of numbers held so.
-    fn multiply(level: Level, product: &Product<Self>, target: Target<T>);
-
-    /// The sum of the products of several pieces of depth; `right` is their depths of a panel, one after the other.
-    fn multiply_pieces<'a>(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
-        right: &[Self],
-        mut target: Target<T>,
-    ) {
-        let mut add = target.adds();
-        let mut rest = right;
-        for piece in pieces {
-            let (right, after) = rest.split_at(piece.depth * tile.columns);
-            rest = after;
-            let product = Product {
-                tile,
-                rows,
-                depth: piece.depth,
-                left: piece.left,
-                left_stride: piece.stride,
-                right,
-            };
-            Self::multiply(level, &product, target.again(add));
-            add = true;
+/// [`Held::pack_transposed`] of what a matrix may store.
+fn turned<T, H: Stored<T>>(
+    level: Level,
+    matrix: &dyn Rows<T>,
+    depth: Range<usize>,
+    rows: Range<usize>,
+    mut pieces: Pieces<H>,
+) {
+    let width = pieces.width;
+    let stored = H::stored(matrix, &depth);
+    let held = depth.len().div_ceil(H::DEPTH);
+    let end = rows.end;
+    for (rows, out) in pieces.each(rows) {
+        if rows.len() < width {
+            out.fill(H::default());
         }
-    }
-
-    /// The same with a right operand as it lies, which [`Held::lying`] gave.
-    fn multiply_lying(
-        level: Level,
-        product: &Product<Self>,
-        right: Lying<Self>,
-        target: Target<T>,
-    ) {
-        let _ = (level, product, right, target);
-        unreachable!("no operand lies as it is held")
+        if let Some((values, stride)) = stored {
+            ask_for(
+                values,
+                stride,
+                rows.end..end.min(rows.end + width),
+                &(0..held),
+            );
+            let from = &values[rows.start * stride..];
+            transpose::<H>(level, from, stride, rows.len(), held, out, width);
+        } else {
+            in_strips(level, matrix, rows, &depth, width, out);
+        }
     }
 }
 
@@ -451,6 +442,50 @@ impl<T: Real> Held<T> for T {
         }
     }
 
+    fn pack_transposed(
+        level: Level,
+        matrix: &dyn Rows<T>,
+        depth: Range<usize>,
+        rows: Range<usize>,
+        pieces: Pieces<Self>,
+    ) {
+        turned::<T, Self>(level, matrix, depth, rows, pieces);
+    }
+
+    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
+    where
+        T: 'a,
+    {
+        as_stored(matrix, depth)
+    }
+
+    fn tile(level: Level, columns: usize) -> Tile {
+        <T as Kernel>::tile(level, columns)
+    }
+
+    fn multiply<'a>(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
+        right: &[Self],
+        target: Target<T>,
+    ) {
+        let one = <T as Kernel>::multiply;
+        one_by_one(level, tile, rows, pieces, right, target, one);
+    }
+
+    fn multiply_lying(
+        level: Level,
+        product: &Product<Self>,
+        right: Lying<Self>,
+        target: Target<T>,
+    ) {
+        T::multiply_lying(level, product, right, target);
+    }
+}
+
+impl<T: Real> Stored<T> for T {
     fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)> {
         let (values, stride) = matrix.dense()?;
         Some((&values[depth.start..], stride))
@@ -467,23 +502,6 @@ impl<T: Real> Held<T> for T {
         _: &'a mut Scratch<Self>,
     ) -> (&'a [Self], usize) {
         (values, width)
-    }
-
-    fn tile(level: Level, columns: usize) -> Tile {
-        <T as Kernel>::tile(level, columns)
-    }
-
-    fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
-        T::multiply(level, product, target);
-    }
-
-    fn multiply_lying(
-        level: Level,
-        product: &Product<Self>,
-        right: Lying<Self>,
-        target: Target<T>,
-    ) {
-        T::multiply_lying(level, product, right, target);
     }
 }
 
@@ -542,6 +560,49 @@ impl<T: Real> Held<T> for Pair {
         }
     }
 
+    fn pack_transposed(
+        level: Level,
+        matrix: &dyn Rows<T>,
+        depth: Range<usize>,
+        rows: Range<usize>,
+        pieces: Pieces<Self>,
+    ) {
+        turned::<T, Self>(level, matrix, depth, rows, pieces);
+    }
+
+    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
+    where
+        T: 'a,
+    {
+        as_stored(matrix, depth)
+    }
+
+    fn tile(level: Level, columns: usize) -> Tile {
+        T::tile_of_pairs(level, columns)
+    }
+
+    fn multiply<'a>(
+        level: Level,
+        tile: Tile,
+        rows: usize,
+        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
+        right: &[Self],
+        target: Target<T>,
+    ) {
+        one_by_one(level, tile, rows, pieces, right, target, T::multiply_pairs);
+    }
+
+    fn multiply_lying(
+        level: Level,
+        product: &Product<Self>,
+        right: Lying<Self>,
+        target: Target<T>,
+    ) {
+        T::multiply_lying_pairs(level, product, right, target);
+    }
+}
+
+impl<T: Real> Stored<T> for Pair {
     fn stored<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<(&'a [Self], usize)> {
         let (values, stride) = matrix.dense_bf16()?;
         let even = [stride, depth.start, depth.len()]
@@ -568,22 +629,32 @@ impl<T: Real> Held<T> for Pair {
         along::<T>(level, values, width, buffer, stride);
         (buffer, stride)
     }
+}
 
-    fn tile(level: Level, columns: usize) -> Tile {
-        T::tile_of_pairs(level, columns)
-    }
-
-    fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
-        T::multiply_pairs(level, product, target);
-    }
-
-    fn multiply_lying(
-        level: Level,
-        product: &Product<Self>,
-        right: Lying<Self>,
-        target: Target<T>,
-    ) {
-        T::multiply_lying_pairs(level, product, right, target);
+/// The products of some pieces, each added to those before it.
+fn one_by_one<'a, T, H: 'a>(
+    level: Level,
+    tile: Tile,
+    rows: usize,
+    pieces: impl Iterator<Item = Piece<'a, H>>,
+    mut right: &[H],
+    mut target: Target<T>,
+    multiply: impl Fn(Level, &Product<H>, Target<T>),
+) {
+    let mut add = target.adds();
+    for piece in pieces {
+        let (now, rest) = right.split_at(piece.depth * tile.columns);
+        right = rest;
+        let product = Product {
+            tile,
+            rows,
+            depth: piece.depth,
+            left: piece.left,
+            left_stride: piece.stride,
+            right: now,
+        };
+        multiply(level, &product, target.again(add));
+        add = true;
     }
 }
 
@@ -703,7 +774,7 @@ fn pack<T: Element, H: Held<T>>(
 }
 
 /// Turns rows that have to be expanded into the columns of a panel, strip by strip.
-fn in_strips<T, H: Held<T>>(
+fn in_strips<T, H: Stored<T>>(
     level: Level,
     matrix: &dyn Rows<T>,
     rows: Range<usize>,

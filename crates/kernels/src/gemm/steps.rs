@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::kernel::{Kernel as _, PAIRS, Pair, Piece, Product, Steps, Target, Tile};
+use super::kernel::{Kernel as _, PAIRS, Pair, Piece, Steps, Target, Tile};
 use super::pack::{Held, Pieces, STRIP, ask_for, copy_pairs, next, strips};
 use super::scratch::Scratch;
 use super::{Left, Rows};
@@ -91,21 +91,11 @@ impl<T: Real> Held<T> for Steps<1> {
         Pair::pack_transposed(level, matrix, depth.clone(), rows, in_pairs(pieces, &depth));
     }
 
-    fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
-        let (numbers, past) = Pair::numbers_mut(Steps::pairs_mut(out)).split_at_mut(columns.len());
-        matrix.fill_bf16(row, columns, numbers);
-        past.fill(bf16::ZERO);
-    }
-
     fn tile(level: Level, columns: usize) -> Tile {
         T::tile_of_pairs(level, columns)
     }
 
-    fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
-        multiply(level, product, target);
-    }
-
-    fn multiply_pieces<'a>(
+    fn multiply<'a>(
         level: Level,
         tile: Tile,
         rows: usize,
@@ -263,7 +253,7 @@ impl<T: Real> Held<T> for Steps<PARTS> {
                             let from = &values[row * stride..][piece.clone()];
                             along::<T>(level, from, split);
                         } else {
-                            Self::expand(matrix, row, piece.clone(), &mut split[..held]);
+                            expand::<T>(level, matrix, row, piece.clone(), &mut split[..held]);
                         }
                     }
                     let done = (start - depth.start) / NUMBERS * PARTS;
@@ -278,25 +268,11 @@ impl<T: Real> Held<T> for Steps<PARTS> {
         }
     }
 
-    fn expand(matrix: &dyn Rows<T>, row: usize, columns: Range<usize>, out: &mut [Self]) {
-        let mut numbers = [T::ZERO; NUMBERS];
-        for (start, out) in columns.clone().step_by(NUMBERS).zip(out) {
-            let columns = start..columns.end.min(start + NUMBERS);
-            let numbers = &mut numbers[..columns.len()];
-            matrix.fill(row, columns, numbers);
-            along::<T>(Level::detect(), numbers, std::slice::from_mut(out));
-        }
-    }
-
     fn tile(level: Level, columns: usize) -> Tile {
         T::tile_of_pairs(level, columns)
     }
 
-    fn multiply(level: Level, product: &Product<Self>, target: Target<T>) {
-        multiply(level, product, target);
-    }
-
-    fn multiply_pieces<'a>(
+    fn multiply<'a>(
         level: Level,
         tile: Tile,
         rows: usize,
@@ -313,26 +289,21 @@ const fn odd(steps: usize) -> usize {
     steps | 1
 }
 
-/// A product of one piece.
-fn multiply<T: Real, const PARTS: usize>(
+/// Writes the parts of a piece of a row.
+fn expand<T: Real>(
     level: Level,
-    product: &Product<Steps<PARTS>>,
-    target: Target<T>,
+    matrix: &dyn Rows<T>,
+    row: usize,
+    columns: Range<usize>,
+    out: &mut [Steps<PARTS>],
 ) {
-    let piece = Piece {
-        left: product.left,
-        stride: product.left_stride,
-        depth: product.depth,
-    };
-    let pieces = std::iter::once(piece);
-    T::multiply_steps(
-        level,
-        product.tile,
-        product.rows,
-        pieces,
-        product.right,
-        target,
-    );
+    let mut numbers = [T::ZERO; NUMBERS];
+    for (start, out) in columns.clone().step_by(NUMBERS).zip(out) {
+        let columns = start..columns.end.min(start + NUMBERS);
+        let numbers = &mut numbers[..columns.len()];
+        matrix.fill(row, columns, numbers);
+        along::<T>(level, numbers, std::slice::from_mut(out));
+    }
 }
 
 /// The parts of a number, from the greatest to the least, as bf16.
