@@ -19,7 +19,7 @@ use sparsam_base::network::Network;
 use sparsam_base::prefix::{Prefix, SharedPrefix, Store};
 use sparsam_base::projection::{Group, Hook, HookKept, Projection};
 use sparsam_kernels::Weight;
-use sparsam_kernels::activation::{Activation, gated_backward};
+use sparsam_kernels::activation::{Activation, gated_backward_in_place};
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::host::{clear, copy_into};
@@ -612,18 +612,20 @@ impl Hook for Trainable {
         &mut self,
         group: &Group,
         activation: Activation,
-        x: &Tensor,
+        x: Tensor,
         dy: Tensor,
-        [gate, up]: [&Tensor; 2],
+        [gate, up]: [Tensor; 2],
         kept: HookKept,
     ) -> candle_core::Result<(Tensor, Tensor)> {
         if gate.dtype() != DType::BF16 || !self.takes_bf16(group) {
-            let dx = self.backward(group, x, &[dy], kept)?;
-            return gated_backward(activation, &dx, gate, up);
+            let dx = self.backward(group, &x, &[dy], kept)?;
+            drop(x);
+            return gated_backward_in_place(activation, &dx, gate, up);
         }
         let products = self.products(group);
         let (kept, grads) = (kept_of(kept)?, self.branch_grads(group));
-        lora_gated_backward(activation, &[dy], x, &products, &kept, &grads, [gate, up])
+        let of_unit = [&gate, &up];
+        lora_gated_backward(activation, &[dy], &x, &products, &kept, &grads, of_unit)
     }
 
     fn again(&mut self, group: &Group, x: &Tensor) -> candle_core::Result<HookKept> {

@@ -144,7 +144,8 @@ pub(crate) fn parts<const N: usize>(
         [together] if N > 1 => {
             let mut start = 0;
             let cut = |width: usize| {
-                let part = together.narrow(1, start, width)?.contiguous();
+                // A storage of their own, also where there is one row, so that each may be written to.
+                let part = together.narrow(1, start, width)?.force_contiguous();
                 start += width;
                 part
             };
@@ -540,16 +541,15 @@ impl Block {
         let product = gated(self.activation, &unit.gate, &unit.up)?;
         let norm = self.unit_norm.as_ref();
         let dunit = self.outgoing_backward(norm, dy, unit.out.as_ref(), hook)?;
-        let of_unit = [&unit.gate, &unit.up];
+        let of_unit = [unit.gate, unit.up];
         let (dgate, dup) = hook.gated_backward(
             &self.down,
             self.activation,
-            &product,
+            product,
             dunit,
             of_unit,
             down_kept,
         )?;
-        drop((product, unit.gate, unit.up));
         let norm = self.post_norm.as_ref();
         let (normed, _) = self.norm_before(&self.gate_up, norm, &kept.middle, hook)?;
         let dgate_up = together(&self.gate_up, &[dgate, dup])?;

@@ -9,7 +9,7 @@ use std::any::Any;
 
 use candle_core::{Result, Tensor};
 use sparsam_kernels::Weight;
-use sparsam_kernels::activation::{Activation, gated, gated_backward, gated_to_bf16};
+use sparsam_kernels::activation::{Activation, gated, gated_backward_in_place, gated_to_bf16};
 use sparsam_kernels::dropout::DropoutKey;
 use sparsam_kernels::linear::{add_bias, linear};
 use sparsam_kernels::lora::{Projection as Product, lora_linear, lora_linear_backward};
@@ -84,7 +84,8 @@ pub trait Hook {
         kept: HookKept,
     ) -> Result<Tensor>;
 
-    /// Gradients of gate and up, from that of the outputs of the group that reads their product `x`.
+    /// Gradients of gate and up, from that of the outputs of the group that reads their product `x`; they may take the
+    /// places of gate and up.
     ///
     /// # Errors
     /// An operation on tensors failed.
@@ -92,13 +93,14 @@ pub trait Hook {
         &mut self,
         group: &Group,
         activation: Activation,
-        x: &Tensor,
+        x: Tensor,
         dy: Tensor,
-        [gate, up]: [&Tensor; 2],
+        [gate, up]: [Tensor; 2],
         kept: HookKept,
     ) -> Result<(Tensor, Tensor)> {
-        let dx = self.backward(group, x, &[dy], kept)?;
-        gated_backward(activation, &dx, gate, up)
+        let dx = self.backward(group, &x, &[dy], kept)?;
+        drop(x);
+        gated_backward_in_place(activation, &dx, gate, up)
     }
 
     /// Where the gradient of a parameter outside the projections (`model.norm.weight`, say) is added

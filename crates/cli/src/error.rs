@@ -154,6 +154,7 @@ fn render(error: &anyhow::Error, paint: Paint) -> String {
     let mut hints: Vec<String> = Vec::new();
     for cause in error.chain() {
         let part = cause.to_string();
+        let part = without_backtrace(&part).to_owned();
         // Anything may fail with a GPU's code, at any step.
         let explained = match cause.downcast_ref::<Failure>() {
             Some(_) => None,
@@ -191,6 +192,16 @@ fn render(error: &anyhow::Error, paint: Paint) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The text of an error of candle without the backtrace that follows it where `RUST_BACKTRACE` is set.
+fn without_backtrace(text: &str) -> &str {
+    let frames = text.match_indices('\n').find(|(at, _)| {
+        let line = &text[at + 1..];
+        let frame = line.trim_start_matches(' ');
+        frame.len() < line.len() && frame.starts_with("0: ")
+    });
+    frames.map_or(text, |(at, _)| text[..at].trim_end())
 }
 
 /// The sentence without the operating system's ` (os error 2)`.
@@ -288,6 +299,19 @@ mod tests {
             ),
         ] {
             assert_eq!(without_numbers(sentence), wanted);
+        }
+    }
+
+    #[test]
+    fn a_backtrace_is_left_out() {
+        let text = "unexpected rank\n   0: bt\n             at error.rs:260:25\n   1: dims3";
+        let error = anyhow::anyhow!("{text}").context("cannot read `a`");
+        assert_eq!(
+            render(&error, Paint::Plain),
+            "error: cannot read `a`: unexpected rank\n"
+        );
+        for whole in ["two\nlines", "a list\n0: none", "", "\n"] {
+            assert_eq!(without_backtrace(whole), whole);
         }
     }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::by_element;
 use crate::cpu::Level;
 use crate::gemm::round;
-use crate::host::{Fresh, tensor, view};
+use crate::host::{Fresh, tensor, update, view};
 use crate::vector::{Real, levels, widen};
 
 /// Numbers of one task.
@@ -230,6 +230,61 @@ pub fn gated_backward(
             });
         Ok((tensor(dgate.done(), gate.shape())?, tensor(dup.done(), gate.shape())?))
     })
+}
+
+/// [`gated_backward`], whose results take the places of `gate` and `up`, which nobody else may hold: where many tokens
+/// were kept for it, two tensors less are what decides whether they fit. On a GPU and of bf16 they are new tensors.
+///
+/// # Errors
+/// As [`gated`], and if `gate`, `up` and `dy` share their storage.
+pub fn gated_backward_in_place(
+    activation: Activation,
+    dy: &Tensor,
+    gate: Tensor,
+    up: Tensor,
+) -> Result<(Tensor, Tensor)> {
+    if !gate.device().is_cpu() || gate.dtype() == DType::BF16 {
+        return gated_backward(activation, dy, &gate, &up);
+    }
+    same("gated_backward_in_place", &gate, &up)?;
+    same("gated_backward_in_place", &gate, dy)?;
+    for (x, y) in [(&gate, &up), (&gate, dy), (&up, dy)] {
+        // Each is locked while it is written to.
+        if std::ptr::eq(&*x.storage_and_layout().0, &*y.storage_and_layout().0) {
+            bail!("`gated_backward_in_place`: two of the operands are parts of one tensor");
+        }
+    }
+    let level = Level::detect();
+    by_element!(gate, T => {
+        let dy = view::<T>(dy)?;
+        update(&gate, |gate: &mut [T]| {
+            update(&up, |up: &mut [T]| {
+                gate.par_chunks_mut(CHUNK)
+                    .zip(up.par_chunks_mut(CHUNK))
+                    .zip(dy.par_chunks(CHUNK))
+                    .for_each(|((gate, up), dy)| {
+                        in_place::<T>(level, activation, dy, gate, up);
+                    });
+                Ok(())
+            })
+        })?;
+    });
+    Ok((gate, up))
+}
+
+/// The adjoint of the product, written over its operands.
+fn in_place<T: Real>(level: Level, activation: Activation, dy: &[T], gate: &mut [T], up: &mut [T]) {
+    let mut held = [[T::ZERO; PIECE]; 2];
+    for ((gate, up), dy) in gate
+        .chunks_mut(PIECE)
+        .zip(up.chunks_mut(PIECE))
+        .zip(dy.chunks(PIECE))
+    {
+        let [g, u] = held.each_mut().map(|held| &mut held[..dy.len()]);
+        g.copy_from_slice(gate);
+        u.copy_from_slice(up);
+        activation.backward::<T>(level, dy, g, u, gate, up);
+    }
 }
 
 fn same(operation: &str, gate: &Tensor, other: &Tensor) -> Result<()> {

@@ -1,29 +1,28 @@
 //! The output head and the cross-entropy loss as one operation, forward and adjoint.
 //!
-//! The logits of a batch never exist at once: tokens are taken in chunks, and a chunk's logits are
-//! turned into their gradient in place while they are at hand. Tokens without a target cost nothing.
+//! The logits of a batch never exist at once. Tokens without a target cost nothing.
 //! For logits `z` and target `t`: `loss = log Σ eᶻ − z_t`, `dz = softmax(z) − onehot(t)`.
+//!
+//! There are two orders to take them in. Where the head is trained, tokens come in chunks, and a chunk's logits are
+//! turned into their gradient in place (`chunks`). Where it is not, the vocabulary comes in blocks with all tokens of
+//! each, so that the head is brought to the cache once for each direction and not once a chunk (`blocks`).
+
+mod blocks;
+mod chunks;
+mod softmax;
 
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::by_element;
-use crate::cpu::Level;
-use crate::gemm::{Dense, Left, Right, Rows, Term, gemm, product};
-use crate::host::{matrix, tensor, update, view, zeroed};
-use crate::vector::{LANES, Real, levels, reduce, soften, softened_slope};
+use crate::gemm::Rows;
+use crate::host::{matrix, tensor, update, view};
 use crate::weight::Weight;
 
 /// Marks a token without a target.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Numbers of the logits that exist at a time, 32 MiB in f32; twice as many where products are of rounded numbers,
-/// which are multiplied twice as fast, so that packing the head for a chunk takes as large a part of its time.
-const LOGITS: usize = 1 << 23;
-/// The same on a GPU: 256 MiB of f32.
+/// Numbers of the logits that exist at a time on a GPU: 256 MiB of f32.
 pub const LOGITS_ON_GPU: usize = 1 << 26;
-/// At least this many tokens make a chunk, however large the vocabulary.
-const FEWEST_TOKENS: usize = 48;
 
 /// What the adjoint is asked for, and what is done to the logits.
 #[derive(Clone, Copy, Default)]
@@ -73,37 +72,25 @@ pub fn linear_cross_entropy(
     if hidden.device().is_cuda() {
         return crate::cuda::linear_cross_entropy(hidden, head, targets, want);
     }
+    let counted = counted(targets);
     by_element!(hidden, T => {
         let hidden = view::<T>(hidden)?;
-        let mut gradient = want.grad_scale.map(|_| zeroed::<T>(tokens * width));
-        let mut loss = Loss { sum: 0.0, targets: 0, correct: 0, hidden_grad: None };
-        head.with_rows::<T, _>(|rows| {
-            in_chunks(&hidden, rows, targets, want.grad_scale, want.softcap, |chunk| {
-                loss.targets += chunk.losses.len();
-                for (nats, correct) in &chunk.losses {
-                    loss.sum += nats;
-                    loss.correct += usize::from(*correct);
-                }
-                let Some(gradient) = &mut gradient else { return Ok(()) };
-                let count = chunk.tokens.len();
-                let left = Left::plain(chunk.logits, count, vocabulary);
-                let dstates = product(&[Term { left, right: Right::Plain(rows) }], width);
-                for (token, from) in chunk.tokens.iter().zip(dstates.chunks_exact(width)) {
-                    gradient[token * width..][..width].copy_from_slice(from);
-                }
-                let Some(into) = want.weight_grad else { return Ok(()) };
-                let states = Dense::new(chunk.states, count, width);
-                let left = Left::transposed(chunk.logits, count, vocabulary);
-                update(into, |into: &mut [T]| {
-                    gemm(&[Term { left, right: Right::Plain(&states) }], width, into, true);
-                    Ok(())
-                })
-            })
+        let (outcomes, gradient) = head.with_rows::<T, _>(|head| {
+            let batch = Batch { hidden: &hidden, head, targets, counted: &counted, softcap: want.softcap };
+            match (want.grad_scale, want.weight_grad) {
+                (Some(scale), Some(into)) => update(into, |into: &mut [T]| {
+                    let (outcomes, gradient) = chunks::train(&batch, scale, into);
+                    Ok((outcomes, Some(gradient)))
+                }),
+                (scale, _) => Ok(blocks::pass(&batch, scale)),
+            }
         })?;
-        if let Some(gradient) = gradient {
-            loss.hidden_grad = Some(tensor(gradient, (tokens, width))?);
-        }
-        Ok(loss)
+        Ok(Loss {
+            sum: outcomes.iter().map(|outcome| outcome.nats).sum(),
+            targets: outcomes.len(),
+            correct: outcomes.iter().filter(|outcome| outcome.likeliest).count(),
+            hidden_grad: gradient.map(|gradient| tensor(gradient, (tokens, width))).transpose()?,
+        })
     })
 }
 
@@ -124,17 +111,56 @@ pub fn linear_token_losses(
     }
     by_element!(hidden, T => {
         let hidden = view::<T>(hidden)?;
-        let mut losses = vec![None; tokens];
-        head.with_rows::<T, _>(|rows| {
-            in_chunks::<T>(&hidden, rows, targets, None, None, |chunk| {
-                for (token, (nats, _)) in chunk.tokens.iter().zip(&chunk.losses) {
-                    losses[*token] = Some(*nats);
-                }
-                Ok(())
-            })
+        let counted = counted(targets);
+        let (outcomes, _) = head.with_rows::<T, _>(|head| {
+            let batch = Batch { hidden: &hidden, head, targets, counted: &counted, softcap: None };
+            Ok(blocks::pass(&batch, None))
         })?;
+        let mut losses = vec![None; tokens];
+        for (token, outcome) in counted.iter().zip(outcomes) {
+            losses[*token] = Some(outcome.nats);
+        }
         Ok(losses)
     })
+}
+
+/// Numbers of the logits in f32 that exist at a time on this processor, for so many tokens with targets.
+/// `trained`: whether the head has a gradient. `rounded`: whether its products may be of rounded numbers.
+pub fn logits_at_a_time(targets: usize, vocabulary: usize, trained: bool, rounded: bool) -> usize {
+    if trained {
+        return chunks::tokens_at_a_time::<f32>(targets, vocabulary, rounded) * vocabulary;
+    }
+    let (tokens, columns) = blocks::sizes(targets, vocabulary);
+    tokens * columns
+}
+
+/// What both orders work on.
+struct Batch<'a, T> {
+    /// `[tokens, width]`
+    hidden: &'a [T],
+    /// `[vocabulary, width]`
+    head: &'a dyn Rows<T>,
+    /// `[tokens]`
+    targets: &'a [u32],
+    /// The tokens with a target.
+    counted: &'a [usize],
+    /// See [`Want::softcap`].
+    softcap: Option<f64>,
+}
+
+/// The tokens with a target.
+fn counted(targets: &[u32]) -> Vec<usize> {
+    (0..targets.len())
+        .filter(|token| targets[*token] != IGNORE)
+        .collect()
+}
+
+/// The hidden states of some tokens, `[tokens, width]`.
+fn states_of<T: Copy>(hidden: &[T], tokens: &[usize], width: usize) -> Vec<T> {
+    let rows = tokens
+        .iter()
+        .flat_map(|token| &hidden[token * width..][..width]);
+    rows.copied().collect()
 }
 
 /// Tokens, vocabulary and width of inputs that fit.
@@ -155,136 +181,4 @@ fn check(hidden: &Tensor, head: &Weight, targets: &[u32]) -> Result<(usize, usiz
         bail!("`linear_cross_entropy`: target {target} is beyond the vocabulary of {vocabulary}");
     }
     Ok((tokens, vocabulary, width))
-}
-
-/// Some tokens with targets, while their logits are at hand.
-struct Chunk<'a, T> {
-    tokens: &'a [usize],
-    /// Hidden states, `[tokens, width]`.
-    states: &'a [T],
-    /// Gradient of the logits if it was asked for, `[tokens, vocabulary]`.
-    logits: &'a [T],
-    /// Loss in nats, and whether the target is the likeliest token.
-    losses: Vec<(f64, bool)>,
-}
-
-/// Numbers of the logits that exist at a time on a processor, where its products are of rounded numbers or of others.
-pub fn logits_at_a_time(rounded: bool) -> usize {
-    LOGITS << u32::from(rounded)
-}
-
-/// Lends the tokens with targets to `work`, chunk by chunk, in order.
-fn in_chunks<T: Real>(
-    hidden: &[T],
-    head: &dyn Rows<T>,
-    targets: &[u32],
-    grad_scale: Option<f64>,
-    softcap: Option<f64>,
-    mut work: impl FnMut(Chunk<T>) -> Result<()>,
-) -> Result<()> {
-    let level = Level::detect();
-    let (vocabulary, width) = (head.rows(), head.columns());
-    let counted: Vec<usize> = (0..targets.len())
-        .filter(|i| targets[*i] != IGNORE)
-        .collect();
-    // Chunks of about equal size: a short one would pay as much for the head's way into the cache.
-    let logits = logits_at_a_time(head.rounded() && T::pairs_are_faster(level));
-    let most = (logits / vocabulary.max(1)).max(FEWEST_TOKENS);
-    let chunks = counted.len().div_ceil(most).max(1);
-    let size = counted.len().div_ceil(chunks).max(1);
-    let mut buffer = zeroed::<T>(size * vocabulary);
-    for tokens in counted.chunks(size) {
-        let states: Vec<T> = tokens
-            .iter()
-            .flat_map(|token| &hidden[token * width..][..width])
-            .copied()
-            .collect();
-        let logits = &mut buffer[..tokens.len() * vocabulary];
-        let left = Left::plain(&states, tokens.len(), width);
-        gemm(
-            &[Term {
-                left,
-                right: Right::Transposed(head),
-            }],
-            vocabulary,
-            logits,
-            false,
-        );
-        let losses = logits
-            .par_chunks_mut(vocabulary)
-            .zip(tokens)
-            .map(|(logits, token)| {
-                let target = targets[*token] as usize;
-                let Some(cap) = softcap else {
-                    return softmax_loss::<T>(level, logits, target, grad_scale);
-                };
-                soften::<T>(level, logits, cap);
-                let slopes: Vec<T> = match grad_scale {
-                    Some(_) => logits.iter().map(|z| softened_slope(*z, cap)).collect(),
-                    None => Vec::new(),
-                };
-                let loss = softmax_loss::<T>(level, logits, target, grad_scale);
-                for (gradient, slope) in logits.iter_mut().zip(slopes) {
-                    *gradient *= slope;
-                }
-                loss
-            })
-            .collect();
-        work(Chunk {
-            tokens,
-            states: &states,
-            logits,
-            losses,
-        })?;
-    }
-    Ok(())
-}
-
-levels! {
-    /// Loss of one row of logits, which become their gradient if that is wanted; and whether the
-    /// target is the likeliest token.
-    fn softmax_loss<T: Real>(
-        logits: &mut [T],
-        target: usize,
-        grad_scale: Option<f64>,
-    ) -> (f64, bool) {
-        /// Vectors whose sum is formed in the element type before it is added to a sum in f64.
-        const BLOCK: usize = 16;
-        let chosen = logits[target];
-        let mut greatest = [T::NEG_INFINITY; LANES];
-        let (whole, rest) = logits.as_chunks::<LANES>();
-        for part in whole {
-            for lane in 0..LANES {
-                greatest[lane] = if part[lane] > greatest[lane] { part[lane] } else { greatest[lane] };
-            }
-        }
-        for (greatest, logit) in greatest.iter_mut().zip(rest) {
-            *greatest = if *logit > *greatest { *logit } else { *greatest };
-        }
-        let greatest = reduce(greatest, |a, b| if a > b { a } else { b });
-        let mut sum = 0.0;
-        let (whole, rest) = logits.as_chunks_mut::<LANES>();
-        for block in whole.chunks_mut(BLOCK) {
-            let mut sums = [T::ZERO; LANES];
-            for part in block {
-                for lane in 0..LANES {
-                    part[lane] = (part[lane] - greatest).exp_inline::<FMA>();
-                    sums[lane] += part[lane];
-                }
-            }
-            sum += reduce(sums, |a, b| a + b).to_f64();
-        }
-        for logit in rest {
-            *logit = (*logit - greatest).exp_inline::<FMA>();
-            sum += logit.to_f64();
-        }
-        if let Some(scale) = grad_scale {
-            let factor = T::of(scale / sum);
-            for probability in logits.iter_mut() {
-                *probability *= factor;
-            }
-            logits[target] -= T::of(scale);
-        }
-        (sum.ln() - (chosen.to_f64() - greatest.to_f64()), chosen == greatest)
-    }
 }

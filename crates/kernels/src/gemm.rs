@@ -102,6 +102,53 @@ impl<T, R: Rows<T>> Rows<T> for &R {
     }
 }
 
+/// Some successive rows of a matrix.
+pub(crate) struct RowRange<'a, T> {
+    matrix: &'a dyn Rows<T>,
+    rows: Range<usize>,
+}
+
+impl<'a, T> RowRange<'a, T> {
+    /// # Panics
+    /// If the matrix has fewer rows.
+    pub(crate) fn new(matrix: &'a dyn Rows<T>, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= matrix.rows());
+        Self { matrix, rows }
+    }
+}
+
+impl<T> Rows<T> for RowRange<'_, T> {
+    fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn columns(&self) -> usize {
+        self.matrix.columns()
+    }
+
+    fn fill(&self, row: usize, columns: Range<usize>, out: &mut [T]) {
+        self.matrix.fill(self.rows.start + row, columns, out);
+    }
+
+    fn dense(&self) -> Option<(&[T], usize)> {
+        let (values, stride) = self.matrix.dense()?;
+        Some((&values[self.rows.start * stride..], stride))
+    }
+
+    fn rounded(&self) -> bool {
+        self.matrix.rounded()
+    }
+
+    fn fill_bf16(&self, row: usize, columns: Range<usize>, out: &mut [bf16]) {
+        self.matrix.fill_bf16(self.rows.start + row, columns, out);
+    }
+
+    fn dense_bf16(&self) -> Option<(&[bf16], usize)> {
+        let (values, stride) = self.matrix.dense_bf16()?;
+        Some((&values[self.rows.start * stride..], stride))
+    }
+}
+
 /// The right operand of a product.
 #[derive(Clone, Copy)]
 pub enum Right<'a, T> {

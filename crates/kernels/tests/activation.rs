@@ -6,7 +6,9 @@ use candle_core::{DType, Result, Tensor};
 use common::{
     Generator, assert_close, assert_same, autograd, check_gradient, inner, on_threads, single,
 };
-use sparsam_kernels::activation::{Activation, gated, gated_backward, gated_to_bf16};
+use sparsam_kernels::activation::{
+    Activation, gated, gated_backward, gated_backward_in_place, gated_to_bf16,
+};
 
 const ALL: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
 
@@ -32,6 +34,32 @@ fn equals_composed_operations_and_their_gradients() -> Result<()> {
             // candle's gradients of GELU use constants of six digits.
             assert_close("dgate", &dgate, &grads[0], 1e-5);
             assert_close("dup", &dup, &grads[1], 1e-12);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_in_place_are_the_same() -> Result<()> {
+    let mut generator = Generator(7);
+    for activation in ALL {
+        // Pieces of a task and tasks of several pieces, and what is left of them.
+        for dims in [[1, 1], [3, 17], [1, 512], [70, 131], [3, 9001]] {
+            let gate = (generator.tensor(&dims)? * 4.0)?;
+            let (up, dy) = (generator.tensor(&dims)?, generator.tensor(&dims)?);
+            for dtype in [DType::F64, DType::F32, DType::BF16] {
+                let (gate, up) = (gate.to_dtype(dtype)?, up.to_dtype(dtype)?);
+                let dy = match dtype {
+                    DType::BF16 => dy.to_dtype(DType::F32)?,
+                    _ => dy.to_dtype(dtype)?,
+                };
+                let (dgate, dup) = gated_backward(activation, &dy, &gate, &up)?;
+                let (gate, up) = (gate.copy()?, up.copy()?);
+                let (dgate_in, dup_in) = gated_backward_in_place(activation, &dy, gate, up)?;
+                let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64);
+                assert_same("dgate", &wide(&dgate)?, &wide(&dgate_in)?);
+                assert_same("dup", &wide(&dup)?, &wide(&dup_in)?);
+            }
         }
     }
     Ok(())
@@ -131,6 +159,14 @@ fn refuses_shapes_that_differ() -> Result<()> {
     let (x, y) = (generator.tensor(&[2, 3])?, generator.tensor(&[3, 2])?);
     assert!(gated(Activation::Silu, &x, &y).is_err());
     assert!(gated_backward(Activation::Silu, &y, &x, &x).is_err());
+    assert!(gated_backward_in_place(Activation::Silu, &y, x.clone(), x.copy()?).is_err());
+    // Halves of one tensor, and the gradient itself.
+    let dy = x.copy()?;
+    let (one, other) = (x.narrow(0, 0, 1)?, x.narrow(0, 1, 1)?);
+    let dy_of_one = dy.narrow(0, 0, 1)?;
+    assert!(gated_backward_in_place(Activation::Silu, &dy_of_one, one, other).is_err());
+    assert!(gated_backward_in_place(Activation::Silu, &dy, x.copy()?, dy.clone()).is_err());
+    assert!(gated_backward_in_place(Activation::Silu, &x, x.clone(), y).is_err());
     assert!(gated(Activation::Silu, &x, &single(&x)?).is_err());
     Ok(())
 }

@@ -22,6 +22,16 @@ fn targets(generator: &mut Generator, tokens: usize, vocabulary: usize) -> Vec<u
         .collect()
 }
 
+/// The two orders in which logits are taken: chunks of tokens, for a head that is trained, and blocks of the
+/// vocabulary for one that is not.
+fn both(trained: Want) -> [Want; 2] {
+    let frozen = Want {
+        weight_grad: None,
+        ..trained
+    };
+    [trained, frozen]
+}
+
 /// Losses `[targets]` of the counted tokens.
 fn composed(
     hidden: &Tensor,
@@ -68,16 +78,18 @@ fn equals_composed_operations_and_their_gradients() -> Result<()> {
             softcap: None,
         };
         let weight = Weight::Dense(head.clone());
-        let loss = linear_cross_entropy(&hidden, &weight, &targets, want)?;
         let expected: f64 = values(&losses)?.iter().sum();
-        assert!(
-            (loss.sum - expected).abs() <= 1e-11 * expected.abs(),
-            "{} {expected}",
-            loss.sum
-        );
-        assert_eq!(loss.targets, count);
-        let grad = loss.hidden_grad.expect("a gradient was asked for");
-        assert_close("hidden", &grad, &grads[0], 1e-11);
+        for want in both(want) {
+            let loss = linear_cross_entropy(&hidden, &weight, &targets, want)?;
+            assert!(
+                (loss.sum - expected).abs() <= 1e-11 * expected.abs(),
+                "{} {expected}",
+                loss.sum
+            );
+            assert_eq!(loss.targets, count);
+            let grad = loss.hidden_grad.expect("a gradient was asked for");
+            assert_close("hidden", &grad, &grads[0], 1e-11);
+        }
         assert_close("head", &(weight_grad - 1.0)?, &grads[1], 1e-11);
 
         let singles = linear_token_losses(&hidden, &weight, &targets)?;
@@ -109,11 +121,13 @@ fn is_the_slope_of_its_loss() -> Result<()> {
     let loss = |hidden: &Tensor, head: &Tensor, want| {
         linear_cross_entropy(hidden, &Weight::Dense(head.clone()), &targets, want)
     };
-    let grad = loss(&hidden, &head, want)?
-        .hidden_grad
-        .expect("a gradient was asked for");
     let none = Want::default();
-    check_gradient("hidden", &hidden, &grad, |h| Ok(loss(h, &head, none)?.sum));
+    for want in both(want) {
+        let grad = loss(&hidden, &head, want)?
+            .hidden_grad
+            .expect("a gradient was asked for");
+        check_gradient("hidden", &hidden, &grad, |h| Ok(loss(h, &head, none)?.sum));
+    }
     check_gradient("head", &head, &weight_grad, |w| {
         Ok(loss(&hidden, w, none)?.sum)
     });
@@ -124,38 +138,39 @@ fn is_the_slope_of_its_loss() -> Result<()> {
 fn f32_is_near_f64_and_the_same_on_any_number_of_threads() -> Result<()> {
     let mut generator = Generator(3);
     let (hidden, head) = (
-        generator.tensor(&[150, 33])?,
+        generator.tensor(&[200, 33])?,
         generator.tensor(&[40_000, 33])?,
     );
-    let targets = targets(&mut generator, 150, 40_000);
+    // Two blocks of the vocabulary.
+    let targets = targets(&mut generator, 200, 40_000);
     let want = Want {
         grad_scale: Some(0.01),
         ..Want::default()
     };
     let exact = linear_cross_entropy(&hidden, &Weight::Dense(head.clone()), &targets, want)?;
-    let run = || -> Result<(f64, usize, Tensor, Tensor)> {
-        let weight_grad = Tensor::zeros((40_000, 33), DType::F32, &Device::Cpu)?;
-        let want = Want {
-            weight_grad: Some(&weight_grad),
-            ..want
+    let exact_grad = exact.hidden_grad.expect("a gradient was asked for");
+    for order in 0..2 {
+        let run = || -> Result<(f64, usize, Tensor, Tensor)> {
+            let weight_grad = Tensor::zeros((40_000, 33), DType::F32, &Device::Cpu)?;
+            let trained = Want {
+                weight_grad: Some(&weight_grad),
+                ..want
+            };
+            let head = Weight::Dense(single(&head)?);
+            let want = both(trained)[order];
+            let loss = linear_cross_entropy(&single(&hidden)?, &head, &targets, want)?;
+            let grad = loss.hidden_grad.expect("a gradient was asked for");
+            Ok((loss.sum, loss.correct, grad, weight_grad))
         };
-        let head = Weight::Dense(single(&head)?);
-        let loss = linear_cross_entropy(&single(&hidden)?, &head, &targets, want)?;
-        let grad = loss.hidden_grad.expect("a gradient was asked for");
-        Ok((loss.sum, loss.correct, grad, weight_grad))
-    };
-    let (one, three) = (on_threads(1, run)?, on_threads(3, run)?);
-    assert!((one.0 / exact.sum - 1.0).abs() < 1e-6);
-    assert_close(
-        "hidden",
-        &one.2,
-        &exact.hidden_grad.expect("a gradient"),
-        1e-5,
-    );
-    assert_eq!(one.0.to_bits(), three.0.to_bits());
-    assert_eq!(one.1, three.1);
-    assert_same("hidden", &one.2, &three.2);
-    assert_same("head", &one.3, &three.3);
+        let (one, three) = (on_threads(1, run)?, on_threads(3, run)?);
+        assert!((one.0 / exact.sum - 1.0).abs() < 1e-6);
+        assert_eq!(one.1, exact.correct);
+        assert_close("hidden", &one.2, &exact_grad, 1e-5);
+        assert_eq!(one.0.to_bits(), three.0.to_bits());
+        assert_eq!(one.1, three.1);
+        assert_same("hidden", &one.2, &three.2);
+        assert_same("head", &one.3, &three.3);
+    }
     Ok(())
 }
 
@@ -181,9 +196,16 @@ fn great_logits_stay_finite_and_no_target_is_no_loss() -> Result<()> {
         grad_scale: Some(1.0),
         ..Want::default()
     };
-    let loss = linear_cross_entropy(&hidden, &head, &[0], want)?;
-    assert_eq!(loss.sum, 0.0);
-    assert_eq!(values(&loss.hidden_grad.expect("a gradient"))?, [0.0, 0.0]);
+    let weight_grad = Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?;
+    let trained = Want {
+        weight_grad: Some(&weight_grad),
+        ..want
+    };
+    for want in both(trained) {
+        let loss = linear_cross_entropy(&hidden, &head, &[0], want)?;
+        assert_eq!(loss.sum, 0.0);
+        assert_eq!(values(&loss.hidden_grad.expect("a gradient"))?, [0.0, 0.0]);
+    }
     let none = linear_cross_entropy(&hidden, &head, &[IGNORE], want)?;
     assert_eq!((none.sum, none.targets), (0.0, 0));
     assert_eq!(values(&none.hidden_grad.expect("a gradient"))?, [0.0, 0.0]);
@@ -215,8 +237,13 @@ fn refuses_what_does_not_fit() -> Result<()> {
 #[test]
 fn softened_logits_have_their_own_loss_and_gradients() -> Result<()> {
     let mut generator = Generator(9);
-    let (hidden, head) = (generator.tensor(&[40, 16])?, generator.tensor(&[257, 16])?);
-    let targets = targets(&mut generator, 40, 257);
+    // Several blocks of the vocabulary.
+    let vocabulary = 90_001;
+    let (hidden, head) = (
+        generator.tensor(&[151, 9])?,
+        generator.tensor(&[vocabulary, 9])?,
+    );
+    let targets = targets(&mut generator, 151, vocabulary);
     let count = targets.iter().filter(|t| **t != IGNORE).count();
     let dy = Tensor::full(0.37, count, &Device::Cpu)?;
     let softcap = Some(2.0);
@@ -229,11 +256,57 @@ fn softened_logits_have_their_own_loss_and_gradients() -> Result<()> {
         weight_grad: Some(&weight_grad),
         softcap,
     };
-    let loss = linear_cross_entropy(&hidden, &Weight::Dense(head.clone()), &targets, want)?;
     let expected: f64 = values(&losses)?.iter().sum();
-    assert!((loss.sum - expected).abs() <= 1e-11 * expected.abs());
-    let grad = loss.hidden_grad.expect("a gradient was asked for");
-    assert_close("hidden", &grad, &grads[0], 1e-11);
+    for want in both(want) {
+        let loss = linear_cross_entropy(&hidden, &Weight::Dense(head.clone()), &targets, want)?;
+        assert!((loss.sum - expected).abs() <= 1e-11 * expected.abs());
+        let grad = loss.hidden_grad.expect("a gradient was asked for");
+        assert_close("hidden", &grad, &grads[0], 1e-11);
+    }
     assert_close("head", &weight_grad, &grads[1], 1e-11);
+    Ok(())
+}
+
+/// Neither order loses what products of rounded numbers keep: also where the target is so likely that the gradient
+/// is a small difference of great numbers.
+#[test]
+fn rounded_products_keep_the_gradient_of_sure_and_of_unsure_targets() -> Result<()> {
+    let (tokens, width, vocabulary) = (40, 64, 120_000);
+    let mut generator = Generator(10);
+    let head = generator
+        .tensor(&[vocabulary, width])?
+        .to_dtype(DType::BF16)?;
+    let exact = Weight::Dense(head.to_dtype(DType::F64)?);
+    let targets: Vec<u32> = (0..tokens).map(|i| (i * 2999) as u32).collect();
+    let chosen = Tensor::new(targets.as_slice(), &Device::Cpu)?;
+    let towards = head.index_select(&chosen, 0)?.to_dtype(DType::F64)?;
+    // Of bf16, so that what is rounded is the probabilities alone.
+    for sureness in [0.0, 0.4, 1.0] {
+        let hidden = ((generator.tensor(&[tokens, width])? * 0.1)? + (&towards * sureness)?)?;
+        let hidden = hidden.to_dtype(DType::BF16)?.to_dtype(DType::F64)?;
+        let weight_grad = Tensor::zeros((vocabulary, width), DType::F32, &Device::Cpu)?;
+        let trained = Want {
+            grad_scale: Some(1.0),
+            weight_grad: Some(&weight_grad),
+            softcap: None,
+        };
+        let [_, frozen] = both(trained);
+        let truth = linear_cross_entropy(&hidden, &exact, &targets, frozen)?;
+        let truth = values(&truth.hidden_grad.expect("a gradient was asked for"))?;
+        for want in both(trained) {
+            let head = Weight::Dense(head.clone());
+            let loss = linear_cross_entropy(&single(&hidden)?, &head, &targets, want)?;
+            let found = values(&loss.hidden_grad.expect("a gradient was asked for"))?;
+            // Each token's gradient by itself, as they differ by orders of magnitude.
+            for (found, truth) in found.chunks(width).zip(truth.chunks(width)) {
+                let squares = found.iter().zip(truth).map(|(a, b)| (a - b) * (a - b));
+                let distance = squares.sum::<f64>().sqrt();
+                let size = truth.iter().map(|v| v * v).sum::<f64>().sqrt();
+                // Twice the distance between neighbours of bf16.
+                let bound = 2f64.powi(-7) * size;
+                assert!(distance <= bound, "{sureness}: {distance} of {size}");
+            }
+        }
+    }
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use candle_core::{Result, Tensor};
 use sparsam_kernels::Documents;
-use sparsam_kernels::activation::{Activation, gated, gated_backward};
+use sparsam_kernels::activation::{Activation, gated, gated_backward_in_place};
 use sparsam_kernels::attention::{Bidirectional, bidirectional, bidirectional_backward};
 use sparsam_kernels::dropout::DropoutKey;
 use sparsam_kernels::gelu::{activate, activate_backward};
@@ -385,10 +385,10 @@ impl EncoderBlock {
         let dunit = self.thinned(dsum.clone(), pass, true)?;
         let dproduct = hook.backward(&self.down, &product, &[dunit], down_kept)?;
         drop(product);
-        let dup = match &inner.gate {
+        let dup = match inner.gate {
             Some(gate) => {
                 let (dinner, dgate) =
-                    gated_backward(self.activation, &dproduct, &inner.inner, gate)?;
+                    gated_backward_in_place(self.activation, &dproduct, inner.inner, gate)?;
                 together(&self.up, &[dinner, dgate])?
             }
             None => vec![activate_backward(self.activation, &dproduct, &inner.inner)?],

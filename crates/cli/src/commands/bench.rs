@@ -10,7 +10,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::DType;
-use sparsam_adapter::error::Error;
 use sparsam_adapter::lora::LoraConfig;
 use sparsam_adapter::optimizer::Optimizer;
 use sparsam_adapter::pass::{Input, differentiate};
@@ -25,6 +24,7 @@ use sparsam_kernels::cross_entropy::IGNORE;
 
 use crate::args::{BenchArgs, BenchMethod};
 use crate::device;
+use crate::error::Failure;
 use crate::machine::peak_memory;
 
 /// As the peer has them.
@@ -133,7 +133,17 @@ enum Prepared {
 impl Prepared {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let files = SafetensorsFiles::open(&[path.to_owned()])?;
-        let dims = files.tensor("ids")?.dims3().map_err(Error::from)?;
+        let ids = files.tensor("ids")?;
+        let Ok(dims) = ids.dims3() else {
+            let what = format!(
+                "`ids` of `{}` has the shape {:?}",
+                path.display(),
+                ids.dims()
+            );
+            let hint =
+                "`--batches` are of steps, rows and tokens; rows of uneven length go to `--rows`";
+            return Err(Failure::usage(what).hint(hint).into());
+        };
         let ids = numbers(&files, "ids")?;
         Ok(Self::Even { ids, dims })
     }

@@ -174,12 +174,16 @@ impl Shape {
         self.kept_before_unit() + 2.0 * self.wide * self.unit_bytes(recipe)
     }
 
-    /// Numbers of the logits that exist at a time.
-    fn logits(&self, recipe: &Recipe) -> f64 {
+    /// Numbers of the logits that exist at a time, of so many tokens that are learned.
+    fn logits(&self, recipe: &Recipe, targets: f64) -> f64 {
         if self.on_gpu {
-            return LOGITS_ON_GPU as f64;
+            let chunks = (targets * self.vocabulary / LOGITS_ON_GPU as f64).ceil();
+            return (targets / chunks.max(1.0)).ceil() * self.vocabulary;
         }
-        logits_at_a_time(recipe.dtype == Dtype::Bf16 && rounding_is_faster()) as f64
+        let saved = |module: &str| recipe.lora.modules_to_save.iter().any(|m| m == module);
+        let trained = recipe.method == Method::Full || saved("lm_head");
+        let rounded = recipe.dtype == Dtype::Bf16;
+        logits_at_a_time(targets as usize, self.vocabulary as usize, trained, rounded) as f64
     }
 
     /// Those of them that come before its unit.
@@ -261,13 +265,18 @@ pub(crate) fn estimate(
         GradientCheckpointing::Selective => (differentiated - 1.0) * before_unit + kept,
         GradientCheckpointing::Full => differentiated * tokens * w.hidden * F32 + kept,
     };
-    let at_a_time = (w.logits(recipe) / w.vocabulary).max(48.0);
-    let chunks = (targets / at_a_time).ceil().max(1.0);
-    let logits = w.multiplied * (targets / chunks).ceil() * w.vocabulary;
+    let logits = w.multiplied * w.logits(recipe, targets);
     let head = logits * F32 + 3.0 * tokens * w.hidden * F32;
-    // The gated product, its gradient and those of gate and up; q, k, v; two of the residual's width. Gate and up
-    // in bf16 come of those in f32, which is the most there is at a time then.
-    let of_unit = if w.unit_bytes(recipe) < F32 { 2.5 } else { 4.0 };
+    // The gated product and its gradient, and on a GPU those of gate and up, which take the places of gate and up
+    // elsewhere; q, k, v; two of the residual's width. Gate and up in bf16 come of those in f32, which is the most
+    // there is at a time then.
+    let of_unit = if w.unit_bytes(recipe) < F32 {
+        2.5
+    } else if w.on_gpu {
+        4.0
+    } else {
+        2.0
+    };
     let moment = tokens * (of_unit * w.wide + w.q + 2.0 * w.kv + 3.0 * w.hidden) * F32;
     Memory {
         weights,
