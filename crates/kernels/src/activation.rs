@@ -3,7 +3,7 @@
 //! With SiLU it is SwiGLU, with GELU it is GeGLU (Shazeer, arXiv 2002.05202). All are one pass over
 //! the operands in both directions; nothing is kept but the operands.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Storage, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -250,7 +250,8 @@ pub fn gated_backward_in_place(
     same("gated_backward_in_place", &gate, dy)?;
     for (x, y) in [(&gate, &up), (&gate, dy), (&up, dy)] {
         // Each is locked while it is written to.
-        if std::ptr::eq(&*x.storage_and_layout().0, &*y.storage_and_layout().0) {
+        let (x, y) = (x.storage_and_layout().0, y.storage_and_layout().0);
+        if std::ptr::from_ref::<Storage>(&x) == std::ptr::from_ref::<Storage>(&y) {
             bail!("`gated_backward_in_place`: two of the operands are parts of one tensor");
         }
     }

@@ -704,6 +704,44 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn some_rows_of_a_matrix_are_multiplied_as_a_matrix_of_their_own(
+            m in 1usize..60,
+            rows in 1usize..150,
+            columns in 1usize..90,
+            cut in (0.0f64..1.0, 0.0f64..1.0),
+            gap in 0usize..3,
+        ) {
+            let from = (cut.0.min(cut.1) * rows as f64) as usize;
+            let to = (cut.0.max(cut.1) * rows as f64) as usize + 1;
+            let count = to - from;
+            let stride = columns + gap;
+            let plain: Vec<f32> = (0..rows * stride).map(|i| (i as f32 * 0.37).sin()).collect();
+            let strided = Dense::strided(&plain, rows, columns, stride);
+            let own: Vec<f32> = (from..to).flat_map(|r| &plain[r * stride..][..columns]).copied().collect();
+            let of_bf16 = |values: &[f32]| values.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
+            let (narrow, own_narrow) = (of_bf16(&plain[..rows * columns]), of_bf16(&plain[from * columns..to * columns]));
+            let stored = DenseBf16::new(&narrow, rows, columns);
+            let (dense, bf) = (Dense::new(&own, count, columns), DenseBf16::new(&own_narrow, count, columns));
+            let cases: [(&dyn Rows<f32>, &dyn Rows<f32>); 3] =
+                [(&strided, &dense), (&Hidden(&strided), &dense), (&stored, &bf)];
+            for (matrix, alone) in cases {
+                let part = RowRange::new(matrix, from..to);
+                let left: Vec<f32> = (0..m * columns.max(count)).map(|i| (i as f32 * 0.21).cos()).collect();
+                let along = |right| {
+                    product(&[Term { left: Left::plain(&left[..m * columns], m, columns), right: Right::Transposed(right) }], count)
+                };
+                let across = |right| {
+                    product(&[Term { left: Left::plain(&left[..m * count], m, count), right: Right::Plain(right) }], columns)
+                };
+                prop_assert!(along(&part) == along(alone));
+                prop_assert!(across(&part) == across(alone));
+            }
+        }
+    }
+
     /// A matrix that does not say that it lies row by row, so that it is packed.
     struct Hidden<'a, R>(&'a R);
 
