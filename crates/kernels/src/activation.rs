@@ -215,21 +215,7 @@ pub fn gated_backward(
     if gate.dtype() == DType::BF16 {
         return gated_backward_bf16(activation, dy, gate, up);
     }
-    let level = Level::detect();
-    by_element!(gate, T => {
-        let (gate_values, up, dy) = (view::<T>(gate)?, view::<T>(up)?, view::<T>(dy)?);
-        let mut dgate = Fresh::<T>::new(gate_values.len());
-        let mut dup = Fresh::<T>::new(gate_values.len());
-        dgate.par_chunks_mut(CHUNK)
-            .zip(dup.par_chunks_mut(CHUNK))
-            .zip(gate_values.par_chunks(CHUNK))
-            .zip(up.par_chunks(CHUNK))
-            .zip(dy.par_chunks(CHUNK))
-            .for_each(|((((dgate, dup), gate), up), dy)| {
-                activation.backward::<T>(level, dy, gate, up, dgate, dup);
-            });
-        Ok((tensor(dgate.done(), gate.shape())?, tensor(dup.done(), gate.shape())?))
-    })
+    gated_backward_in_place(activation, dy, gate.copy()?, up.copy()?)
 }
 
 /// [`gated_backward`], whose results take the places of `gate` and `up`, which nobody else may hold: where many tokens

@@ -235,6 +235,28 @@ pub(crate) fn reduce<T: Copy>(mut lanes: [T; LANES], combine: impl Fn(T, T) -> T
     lanes[0]
 }
 
+/// The larger of two numbers; the second where the first is none.
+#[inline(always)]
+pub(crate) fn larger<T: Real>(a: T, b: T) -> T {
+    if a > b { a } else { b }
+}
+
+/// The greatest of some numbers; −∞ of none.
+#[inline(always)]
+pub(crate) fn greatest<T: Real>(values: &[T]) -> T {
+    let mut lanes = [T::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for part in whole {
+        for lane in 0..LANES {
+            lanes[lane] = larger(part[lane], lanes[lane]);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*value, *lane);
+    }
+    reduce(lanes, larger)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

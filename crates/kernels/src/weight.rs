@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Result, Storage, StorageRef, Tensor, bail};
 use half::bf16;
 
 use crate::cpu::Level;
-use crate::gemm::{Rows, round};
+use crate::gemm::{RowRange, Rows, round};
 use crate::ggml::Ggml;
 use crate::host;
 use crate::int8::Int8;
@@ -192,9 +192,9 @@ impl Weight {
     pub(crate) fn rows<T: Real>(&self) -> Result<Box<dyn Rows<T> + '_>> {
         Ok(match self {
             Self::Dense(tensor) => Box::new(DenseRows::new(tensor)?),
-            Self::Nf4(weight) => Box::new(weight),
-            Self::Int8(weight) => Box::new(weight),
-            Self::Ggml(weight) => Box::new(weight),
+            Self::Nf4(weight) => Box::new(RowRange::whole(weight)),
+            Self::Int8(weight) => Box::new(RowRange::whole(weight)),
+            Self::Ggml(weight) => Box::new(RowRange::whole(weight)),
             Self::OnDevice(_) => bail!("this product runs on the CPU only, the weight is on a GPU"),
         })
     }

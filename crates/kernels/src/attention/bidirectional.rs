@@ -19,7 +19,7 @@ use crate::cpu::Level;
 use crate::documents::Documents;
 use crate::host::{matrix, tensor, view, zeroed};
 use crate::transpose::transpose;
-use crate::vector::{LANES, Real, dot, levels, reduce};
+use crate::vector::{LANES, Real, dot, greatest, levels, reduce};
 
 /// Queries of a block: a multiple of every microkernel's rows.
 const QUERIES: usize = 48;
@@ -443,17 +443,7 @@ levels! {
         row[..seen.start].fill(T::ZERO);
         row[seen.end..].fill(T::ZERO);
         let row = &mut row[seen];
-        let mut lanes = [T::NEG_INFINITY; LANES];
-        let (whole, rest) = row.as_chunks::<LANES>();
-        for chunk in whole {
-            for lane in 0..LANES {
-                lanes[lane] = larger(chunk[lane], lanes[lane]);
-            }
-        }
-        for (lane, value) in lanes.iter_mut().zip(rest) {
-            *lane = larger(*value, *lane);
-        }
-        let greatest = reduce(lanes, larger);
+        let greatest = greatest(row);
         let mut lanes = [T::ZERO; LANES];
         let (whole, rest) = row.as_chunks_mut::<LANES>();
         for chunk in whole {
@@ -493,9 +483,4 @@ levels! {
     fn inner<T: Real>(x: &[T], y: &[T]) -> f64 {
         dot::<T, FMA>(x, y)
     }
-}
-
-#[inline(always)]
-fn larger<T: Real>(a: T, b: T) -> T {
-    if a > b { a } else { b }
 }

@@ -14,7 +14,7 @@ use crate::cpu::Level;
 use crate::documents::Documents;
 use crate::gemm::{Multiplying, Pooled, Scratch, Stored};
 use crate::host::zeroed;
-use crate::vector::{LANES, Real, levels, reduce, soften};
+use crate::vector::{LANES, Real, larger, levels, reduce, soften};
 
 /// Queries of a block: a multiple of every microkernel's rows.
 const QUERIES: usize = 48;
@@ -233,9 +233,4 @@ levels! {
             *sum += reduce(lanes, |a, b| a + b).to_f64();
         }
     }
-}
-
-#[inline(always)]
-fn larger<T: Real>(a: T, b: T) -> T {
-    if a > b { a } else { b }
 }

@@ -1,7 +1,7 @@
 //! The softmax of one token's logits, of which more and more become known.
 
 use crate::cpu::Level;
-use crate::vector::{LANES, Real, levels, reduce, soften, softened_slope};
+use crate::vector::{LANES, Real, greatest, larger, levels, reduce, soften, softened_slope};
 
 /// What became of a token with a target.
 pub(super) struct Outcome {
@@ -83,8 +83,7 @@ levels! {
         softmax: &mut Softmax<T>,
     ) -> T {
         let before = softmax.greatest;
-        let greatest = greatest_of(logits);
-        softmax.greatest = if greatest > before { greatest } else { before };
+        softmax.greatest = larger(greatest(logits), before);
         if let Some(target) = target {
             softmax.chosen = std::mem::replace(&mut logits[target], T::NEG_INFINITY);
         }
@@ -108,23 +107,6 @@ levels! {
             *value *= factor;
         }
     }
-}
-
-/// The greatest of some logits; −∞ of none.
-#[inline(always)]
-fn greatest_of<T: Real>(logits: &[T]) -> T {
-    let greater = |a: T, b: T| if a > b { a } else { b };
-    let mut greatest = [T::NEG_INFINITY; LANES];
-    let (whole, rest) = logits.as_chunks::<LANES>();
-    for part in whole {
-        for lane in 0..LANES {
-            greatest[lane] = greater(part[lane], greatest[lane]);
-        }
-    }
-    for (greatest, logit) in greatest.iter_mut().zip(rest) {
-        *greatest = greater(*logit, *greatest);
-    }
-    reduce(greatest, greater)
 }
 
 /// The sum of `eᶻ⁻ᵍ` over logits `z`, which become that times their slope.

@@ -299,8 +299,55 @@ pub(crate) trait Stored<T>: Held<T> {
     ) -> (&'a [Self], usize);
 }
 
+/// What [`Held`] asks for of numbers that are [`Stored`], given the tile, the product of one piece, and that with an
+/// operand as it lies.
+macro_rules! as_stored {
+    ($tile:expr, $one:expr, $lying:expr) => {
+        fn pack_transposed(
+            level: Level,
+            matrix: &dyn Rows<T>,
+            depth: Range<usize>,
+            rows: Range<usize>,
+            pieces: Pieces<Self>,
+        ) {
+            turned::<T, Self>(level, matrix, depth, rows, pieces);
+        }
+
+        fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
+        where
+            T: 'a,
+        {
+            as_it_lies(matrix, depth)
+        }
+
+        fn tile(level: Level, columns: usize) -> Tile {
+            $tile(level, columns)
+        }
+
+        fn multiply<'a>(
+            level: Level,
+            tile: Tile,
+            rows: usize,
+            pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
+            right: &[Self],
+            target: Target<T>,
+        ) {
+            one_by_one(level, tile, rows, pieces, right, target, $one);
+        }
+
+        fn multiply_lying(
+            level: Level,
+            product: &Product<Self>,
+            right: Lying<Self>,
+            target: Target<T>,
+        ) {
+            $lying(level, product, right, target);
+        }
+    };
+}
+
 /// [`Held::lying`] of what is stored as it is held.
-fn as_stored<'a, T: 'a, H: Stored<T>>(
+fn as_it_lies<'a, T: 'a, H: Stored<T>>(
     matrix: &'a dyn Rows<T>,
     depth: &Range<usize>,
 ) -> Option<Lying<'a, H>> {
@@ -442,47 +489,11 @@ impl<T: Real> Held<T> for T {
         }
     }
 
-    fn pack_transposed(
-        level: Level,
-        matrix: &dyn Rows<T>,
-        depth: Range<usize>,
-        rows: Range<usize>,
-        pieces: Pieces<Self>,
-    ) {
-        turned::<T, Self>(level, matrix, depth, rows, pieces);
-    }
-
-    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
-    where
-        T: 'a,
-    {
-        as_stored(matrix, depth)
-    }
-
-    fn tile(level: Level, columns: usize) -> Tile {
-        <T as Kernel>::tile(level, columns)
-    }
-
-    fn multiply<'a>(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
-        right: &[Self],
-        target: Target<T>,
-    ) {
-        let one = <T as Kernel>::multiply;
-        one_by_one(level, tile, rows, pieces, right, target, one);
-    }
-
-    fn multiply_lying(
-        level: Level,
-        product: &Product<Self>,
-        right: Lying<Self>,
-        target: Target<T>,
-    ) {
-        T::multiply_lying(level, product, right, target);
-    }
+    as_stored!(
+        <T as Kernel>::tile,
+        <T as Kernel>::multiply,
+        <T as Kernel>::multiply_lying
+    );
 }
 
 impl<T: Real> Stored<T> for T {
@@ -560,46 +571,7 @@ impl<T: Real> Held<T> for Pair {
         }
     }
 
-    fn pack_transposed(
-        level: Level,
-        matrix: &dyn Rows<T>,
-        depth: Range<usize>,
-        rows: Range<usize>,
-        pieces: Pieces<Self>,
-    ) {
-        turned::<T, Self>(level, matrix, depth, rows, pieces);
-    }
-
-    fn lying<'a>(matrix: &'a dyn Rows<T>, depth: &Range<usize>) -> Option<Lying<'a, Self>>
-    where
-        T: 'a,
-    {
-        as_stored(matrix, depth)
-    }
-
-    fn tile(level: Level, columns: usize) -> Tile {
-        T::tile_of_pairs(level, columns)
-    }
-
-    fn multiply<'a>(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
-        right: &[Self],
-        target: Target<T>,
-    ) {
-        one_by_one(level, tile, rows, pieces, right, target, T::multiply_pairs);
-    }
-
-    fn multiply_lying(
-        level: Level,
-        product: &Product<Self>,
-        right: Lying<Self>,
-        target: Target<T>,
-    ) {
-        T::multiply_lying_pairs(level, product, right, target);
-    }
+    as_stored!(T::tile_of_pairs, T::multiply_pairs, T::multiply_lying_pairs);
 }
 
 impl<T: Real> Stored<T> for Pair {

@@ -26,14 +26,35 @@ const NUMBERS: usize = 2 * PAIRS;
 /// Parts of an f32.
 const PARTS: usize = 3;
 
-impl<T: Real> Held<T> for Steps<1> {
-    const DEPTH: usize = NUMBERS;
-    const BLOCK: usize = 1152;
-    const CLEAR: bool = false;
+/// What [`Held`] asks for that does not depend on the number of parts.
+macro_rules! in_steps {
+    () => {
+        const DEPTH: usize = NUMBERS;
+        const CLEAR: bool = false;
 
-    fn stride(depth: usize) -> usize {
-        odd(depth.div_ceil(NUMBERS))
-    }
+        fn stride(depth: usize) -> usize {
+            odd(depth.div_ceil(NUMBERS))
+        }
+
+        fn tile(level: Level, columns: usize) -> Tile {
+            T::tile_of_pairs(level, columns)
+        }
+
+        fn multiply<'a>(
+            level: Level,
+            tile: Tile,
+            rows: usize,
+            pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
+            right: &[Self],
+            target: Target<T>,
+        ) {
+            T::multiply_steps(level, tile, rows, pieces, right, target);
+        }
+    };
+}
+
+impl<T: Real> Held<T> for Steps<1> {
+    const BLOCK: usize = 1152;
 
     fn as_is<'a>(left: &Left<'a, T>) -> Option<(&'a [Self], usize)> {
         let rounded = left.rounded?;
@@ -91,20 +112,7 @@ impl<T: Real> Held<T> for Steps<1> {
         Pair::pack_transposed(level, matrix, depth.clone(), rows, in_pairs(pieces, &depth));
     }
 
-    fn tile(level: Level, columns: usize) -> Tile {
-        T::tile_of_pairs(level, columns)
-    }
-
-    fn multiply<'a>(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
-        right: &[Self],
-        target: Target<T>,
-    ) {
-        T::multiply_steps(level, tile, rows, pieces, right, target);
-    }
+    in_steps!();
 }
 
 /// Panels of numbers of one part as those of pairs, which they are but for the end of an uneven depth, which is cleared.
@@ -134,13 +142,7 @@ fn in_pairs<'a>(pieces: Pieces<'a, Steps<1>>, depth: &Range<usize>) -> Pieces<'a
 }
 
 impl<T: Real> Held<T> for Steps<PARTS> {
-    const DEPTH: usize = NUMBERS;
     const BLOCK: usize = 576;
-    const CLEAR: bool = false;
-
-    fn stride(depth: usize) -> usize {
-        odd(depth.div_ceil(NUMBERS))
-    }
 
     fn as_is<'a>(_: &Left<'a, T>) -> Option<(&'a [Self], usize)> {
         None
@@ -268,20 +270,7 @@ impl<T: Real> Held<T> for Steps<PARTS> {
         }
     }
 
-    fn tile(level: Level, columns: usize) -> Tile {
-        T::tile_of_pairs(level, columns)
-    }
-
-    fn multiply<'a>(
-        level: Level,
-        tile: Tile,
-        rows: usize,
-        pieces: impl Iterator<Item = Piece<'a, Self>> + Clone,
-        right: &[Self],
-        target: Target<T>,
-    ) {
-        T::multiply_steps(level, tile, rows, pieces, right, target);
-    }
+    in_steps!();
 }
 
 /// An odd number of steps, this one or the next: rows that lie as far apart are in sets of the first cache of their own.
