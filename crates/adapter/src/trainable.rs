@@ -22,7 +22,7 @@ use sparsam_kernels::Weight;
 use sparsam_kernels::activation::{Activation, gated_backward_in_place};
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
-use sparsam_kernels::host::{clear, copy_into};
+use sparsam_kernels::host::{clear, copy_into, fetch};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
 use sparsam_kernels::lora::{
     BranchGrads, Kept, LowRank, Projection as Product, lora_gated, lora_gated_backward, lora_kept,
@@ -180,12 +180,6 @@ impl Trainable {
     /// Settings that are impossible or match no module.
     pub fn lora(model: &mut impl Network, config: &LoraConfig, seed: u64) -> Result<Self> {
         config.check()?;
-        if config.use_dora && !model.device().is_cpu() {
-            return Err(Error::config(
-                "use_dora",
-                "needs `device: cpu`: DoRA is not computed on a GPU",
-            ));
-        }
         let device = model.device().clone();
         let mut trainable = Self::none(model);
         trainable.dropout = config.lora_dropout;
@@ -231,13 +225,13 @@ impl Trainable {
                         }
                         _ => Tensor::zeros((out, shape.rank), DType::F32, &Device::Cpu)?,
                     };
+                    let (a, b) = (a.to_device(&device)?, b.to_device(&device)?);
                     // The magnitude starts as the norm: the rescaled weight is W + s B A at first.
                     let magnitude = if config.use_dora {
                         Some(row_norms(&projection.weight, &a, &b, shape.scale)?)
                     } else {
                         None
                     };
-                    let (a, b) = (a.to_device(&device)?, b.to_device(&device)?);
                     trainable.add_branch(&projection.name, a, b, shape.scale, magnitude)?;
                     trainable.lowest = trainable.lowest.min(layer);
                 }
@@ -443,7 +437,8 @@ impl Trainable {
             );
             return Err(Error::config("r", what));
         }
-        let (b, a) = principal(&projection.weight.dequantize()?, half, random)?;
+        let weight = fetch(&projection.weight.dequantize()?)?;
+        let (b, a) = principal(&weight, half, random)?;
         // The product of both is divided by the factor.
         let part = 1.0 / shape.scale.abs().sqrt();
         let (a, b) = ((a * part)?, (b * (part * shape.scale.signum()))?);

@@ -7,10 +7,10 @@
 //! from what is kept. A family is a configuration of this one block.
 
 use candle_core::{DType, Result, Tensor};
-use rayon::prelude::*;
 use sparsam_kernels::activation::{Activation, gated};
-use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
-use sparsam_kernels::host::{fetch, tensor, view};
+use sparsam_kernels::attention::{
+    AttentionShape, Cache, attention, attention_backward, attention_next,
+};
 use sparsam_kernels::linear::add_in_place;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_to_bf16};
 use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
@@ -123,16 +123,6 @@ struct Projected {
     v: Tensor,
     qk: Option<QkKept>,
     hook: HookKept,
-}
-
-/// Keys and values of one sequence in one block, for generation; in the host's memory, also where the model is
-/// on a GPU.
-#[derive(Clone, Debug, Default)]
-pub struct Cache {
-    /// `[length, kv_heads · head_dim]`
-    keys: Vec<f32>,
-    /// As `keys`.
-    values: Vec<f32>,
 }
 
 /// Outputs of a group: as many as `widths`, or one that holds them side by side.
@@ -363,39 +353,9 @@ impl Block {
         hook: &mut dyn Hook,
         caches: &mut [&mut Cache],
     ) -> Result<Tensor> {
-        if caches.len() != pass.documents.len() {
-            candle_core::bail!(
-                "{} caches for {} sequences",
-                caches.len(),
-                pass.documents.len()
-            );
-        }
         let p = self.project(x, pass, hook, false)?;
-        let fresh = caches.iter().all(|cache| cache.keys.is_empty());
-        {
-            let (k, v) = (fetch(&p.k)?, fetch(&p.v)?);
-            let (k, v) = (view::<f32>(&k)?, view::<f32>(&v)?);
-            let width = self.shape.kv_heads * self.shape.head_dim;
-            for (cache, range) in caches.iter_mut().zip(pass.documents.ranges()) {
-                let range = range.start * width..range.end * width;
-                cache.keys.extend_from_slice(&k[range.clone()]);
-                cache.values.extend_from_slice(&v[range]);
-            }
-        }
-        let attended = if fresh {
-            attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?.0
-        } else {
-            let q = fetch(&p.q)?;
-            let q = view::<f32>(&q)?;
-            let width = self.shape.heads * self.shape.head_dim;
-            let ranges: Vec<_> = pass.documents.ranges().collect();
-            let rows = caches.par_iter().zip(ranges).map(|(cache, range)| {
-                let q = &q[range.start * width..range.end * width];
-                attention_cached(q, &cache.keys, &cache.values, &self.shape)
-            });
-            let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
-            tensor(rows.concat(), p.q.dims())?.to_device(x.device())?
-        };
+        let shape = self.attention_shape();
+        let attended = attention_next(&p.q, &p.k, &p.v, caches, pass.documents, &shape)?;
         let (middle, ..) = self.attend(&attended, x, hook, false)?;
         let (product, _) = self.unit(&middle, hook, false)?;
         Ok(self.leave(&product, &middle, hook, false)?.0)

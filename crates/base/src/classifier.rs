@@ -190,23 +190,20 @@ impl Classifier {
         }
     }
 
-    /// Puts a decoder's weights into the memory of `device`; see [`Model::to_device`].
+    /// Puts the weights into the memory of `device`; see [`Model::move_to`].
     ///
     /// # Errors
-    /// An encoder on a GPU, as it computes on the processor; as [`Model::to_device`].
-    pub fn to_device(&mut self, device: &Device, compute: DType) -> crate::error::Result<()> {
+    /// Too little memory.
+    pub fn move_to(&mut self, device: &Device, compute: DType) -> crate::error::Result<()> {
         match &mut self.body {
-            Body::Decoder(model) => model.to_device(device, compute)?,
-            Body::Encoder(encoder) if device.is_cpu() => encoder.computed_in(compute),
-            Body::Encoder(_) => {
-                let what = "encoders compute on the processor alone".to_owned();
-                return Err(candle_core::Error::Msg(what).into());
-            }
+            Body::Decoder(model) => model.move_to(device, compute)?,
+            Body::Encoder(encoder) => encoder.move_to(device, compute)?,
         }
         for group in self.head.groups_mut() {
-            for projection in &mut group.projections {
-                projection.weight = projection.weight.to_device(device, DType::F32)?;
-            }
+            group.move_to(device, DType::F32)?;
+        }
+        if let Some(norm) = &mut self.head.norm {
+            norm.move_to(device)?;
         }
         Ok(())
     }

@@ -2,16 +2,15 @@
 //!
 //! One structure serves BERT, DistilBERT, RoBERTa, XLM-RoBERTa and ModernBERT; [`config`] says how they differ,
 //! [`block`] is their block and [`load`] knows their names. What is made of the vectors is the business of
-//! [`classifier`](crate::classifier). Encoders compute on the processor.
+//! [`classifier`](crate::classifier).
 
 pub mod block;
 pub mod config;
 mod load;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::embedding::add_rows;
-use sparsam_kernels::host::tensor;
 use sparsam_kernels::layer_norm::{Moments, layer_norm};
 use sparsam_kernels::linear::{add_in_place, bias_grad};
 use sparsam_kernels::rope::RopeTable;
@@ -81,19 +80,12 @@ impl Encoder {
 
     /// Rows of a table, `[ids, hidden]` in f32.
     fn rows(name: &str, table: &Weight, ids: &[u32]) -> crate::error::Result<Tensor> {
-        let (rows, width) = table.dims()?;
+        let (rows, _) = table.dims()?;
         if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
             let what = format!("has {rows} rows, {id} is beyond them");
             return Err(Error::weight(name, what));
         }
-        let mut values = vec![0f32; ids.len() * width];
-        table.with_rows::<f32, _>(|rows| {
-            for (id, out) in ids.iter().zip(values.chunks_exact_mut(width)) {
-                rows.fill(*id as usize, 0..width, out);
-            }
-            Ok(())
-        })?;
-        Ok(tensor(values, (ids.len(), width))?)
+        Ok(table.select(ids)?)
     }
 
     /// Sum of the embeddings of tokens, `[tokens, hidden]`, before the norm.
@@ -216,14 +208,29 @@ impl Encoder {
         Ok(())
     }
 
-    /// Lets quantised weights be multiplied in `compute`.
-    pub(crate) fn computed_in(&mut self, compute: DType) {
+    /// Puts its weights into the memory of `device`; see [`Model::move_to`](crate::model::Model::move_to).
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub(crate) fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
+        let embeddings = &mut self.embeddings;
+        embeddings.tokens.1 = embeddings.tokens.1.to_device(device, compute)?;
+        let tables = [&mut embeddings.positions, &mut embeddings.kinds];
+        for (_, table) in tables.into_iter().flatten() {
+            *table = table.to_device(device)?;
+        }
+        embeddings.norm.move_to(device)?;
         for block in &mut self.blocks {
             for group in block.groups_mut() {
-                for projection in &mut group.projections {
-                    projection.weight = projection.weight.clone().computed_in(compute);
-                }
+                group.move_to(device, compute)?;
             }
+            for norm in block.norms_mut() {
+                norm.move_to(device)?;
+            }
+        }
+        match &mut self.norm {
+            Some(norm) => norm.move_to(device),
+            None => Ok(()),
         }
     }
 

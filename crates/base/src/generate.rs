@@ -11,11 +11,11 @@ use std::ops::ControlFlow;
 use candle_core::Tensor;
 use candle_transformers::generation::LogitsProcessor;
 use sparsam_kernels::Documents;
+use sparsam_kernels::attention::Cache;
 use sparsam_kernels::awake::awake;
 use sparsam_kernels::host::fetch;
 use sparsam_kernels::rope::Positions;
 
-use crate::block::Cache;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::projection::Hook;

@@ -131,30 +131,13 @@ impl Model {
                 format!("has {vocabulary} rows, token {id} is beyond them"),
             ));
         }
-        let x = self.rows_of(ids)?;
+        let x = self.embedding.select(ids)?;
         let multiplier = self.config.embedding_multiplier;
         Ok(if multiplier == 1.0 {
             x
         } else {
             x.affine(multiplier, 0.0)?
         })
-    }
-
-    /// Rows of the embedding as they are stored.
-    fn rows_of(&self, ids: &[u32]) -> Result<Tensor> {
-        if let Weight::Dense(embedding) = &self.embedding {
-            let ids = Tensor::new(ids, embedding.device())?;
-            return Ok(embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?);
-        }
-        let width = self.config.hidden_size;
-        let mut values = vec![0f32; ids.len() * width];
-        self.embedding.with_rows::<f32, _>(|rows| {
-            for (id, out) in ids.iter().zip(values.chunks_exact_mut(width)) {
-                rows.fill(*id as usize, 0..width, out);
-            }
-            Ok(())
-        })?;
-        Ok(host::tensor(values, (ids.len(), width))?)
     }
 
     /// What the blocks share in a pass over documents whose tokens have these positions.
@@ -332,7 +315,7 @@ impl Model {
     ///
     /// # Errors
     /// Too little memory, or a form of weight that is not computed with there.
-    pub fn to_device(&mut self, device: &Device, compute: DType) -> Result<()> {
+    pub fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
         self.embedding = self.embedding.to_device(device, compute)?;
         self.head = if self.config.tie_word_embeddings {
             self.embedding.clone()
@@ -357,12 +340,7 @@ impl Model {
                 &mut block.gate_up,
                 &mut block.down,
             ] {
-                for projection in &mut group.projections {
-                    projection.weight = projection.weight.to_device(device, compute)?;
-                    if let Some(bias) = &mut projection.bias {
-                        *bias = bias.to_device(device)?;
-                    }
-                }
+                group.move_to(device, compute)?;
             }
         }
         for norm in norms {

@@ -7,7 +7,7 @@
 
 use std::any::Any;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use sparsam_kernels::Weight;
 use sparsam_kernels::activation::{Activation, gated, gated_backward_in_place, gated_to_bf16};
 use sparsam_kernels::dropout::DropoutKey;
@@ -33,6 +33,19 @@ pub struct Projection {
 pub struct Group {
     /// In the order of their outputs.
     pub projections: Vec<Projection>,
+}
+
+impl Group {
+    /// Puts its weights and biases into the memory of `device`; quantised weights stay so.
+    pub(crate) fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
+        for projection in &mut self.projections {
+            projection.weight = projection.weight.to_device(device, compute)?;
+            if let Some(bias) = &mut projection.bias {
+                *bias = bias.to_device(device)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a hook keeps of its forward pass for its backward pass.

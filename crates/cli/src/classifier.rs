@@ -23,6 +23,7 @@ use sparsam_base::tokenizer::Tokenizer;
 use sparsam_base::weights::Weights;
 use sparsam_hub::Need;
 
+use crate::device;
 use crate::error::Failure;
 use crate::from_hub::{self, Source, hub_name};
 use crate::opened::{Opened, Place, find, hash, text_of, within};
@@ -161,7 +162,7 @@ pub(crate) fn open_texts(named: &Named, quiet: bool) -> anyhow::Result<Texts> {
 /// Loads a classifier over `labels`.
 ///
 /// # Errors
-/// Weights that are missing, damaged or of another model; an encoder anywhere but on the processor.
+/// Weights that are missing, damaged or of another model, or that do not fit on the device.
 pub(crate) fn open(
     named: &Named,
     texts: Texts,
@@ -194,7 +195,8 @@ pub(crate) fn open(
         }
         Place::Gguf(_) => anyhow::bail!("a GGUF file was opened as a classifier"),
     };
-    model.to_device(options.device, options.dtype.unwrap_or(DType::BF16))?;
+    let compute = options.dtype.unwrap_or(DType::BF16);
+    device::put(&mut model, named.model, options.device, compute)?;
     Ok(Opened {
         parameters: model.parameters(),
         architecture: model.family().to_owned(),

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 
 use candle_core::{DType, Device, DeviceLocation};
+use sparsam_base::classifier::Classifier;
 use sparsam_base::model::Model;
 
 use crate::error::Failure;
@@ -97,19 +98,48 @@ pub(crate) fn open(choice: Choice) -> anyhow::Result<Place> {
     }
 }
 
+/// A model whose weights can be put somewhere else.
+pub(crate) trait Movable {
+    /// Memory of the weights as stored.
+    fn bytes(&self) -> usize;
+
+    /// See [`Model::move_to`].
+    fn move_to(&mut self, device: &Device, compute: DType) -> sparsam_base::error::Result<()>;
+}
+
+impl Movable for Model {
+    fn bytes(&self) -> usize {
+        Self::bytes(self)
+    }
+
+    fn move_to(&mut self, device: &Device, compute: DType) -> sparsam_base::error::Result<()> {
+        Self::move_to(self, device, compute)
+    }
+}
+
+impl Movable for Classifier {
+    fn bytes(&self) -> usize {
+        Self::bytes(self)
+    }
+
+    fn move_to(&mut self, device: &Device, compute: DType) -> sparsam_base::error::Result<()> {
+        Self::move_to(self, device, compute)
+    }
+}
+
 /// Puts a model's weights into the memory of a device. Quantised ones stay so and are expanded to `compute` for
 /// each product. On the processor nothing is done.
 ///
 /// # Errors
-/// A model that does not fit, or with weights in a form that is not computed with there.
+/// A model that does not fit.
 pub(crate) fn put(
-    model: &mut Model,
+    model: &mut impl Movable,
     name_of_model: &str,
     device: &Device,
     compute: DType,
 ) -> anyhow::Result<()> {
     let size = crate::figures::bytes(model.bytes() as u64);
-    model.to_device(device, compute).map_err(|error| {
+    model.move_to(device, compute).map_err(|error| {
         let text = error.to_string();
         let (reason, hint) = match explain(&text) {
             Some(explanation) => (explanation.sentence, Some(explanation.hint.to_owned())),

@@ -34,7 +34,7 @@ use crate::host::{matrix, tensor, view};
 use crate::vector::Real;
 
 pub use bidirectional::{Bidirectional, bidirectional, bidirectional_backward};
-pub use cached::attention_cached;
+pub use cached::{Cache, attention_cached, attention_next};
 
 /// The shape of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -163,7 +163,7 @@ pub fn attention(
     let tokens = shape.check_inputs(q, k, v, documents)?;
     #[cfg(feature = "cuda")]
     if q.device().is_cuda() {
-        return crate::cuda::attention(q, k, v, documents, shape);
+        return crate::cuda::attention(q, k, v, documents, &shape.into());
     }
     by_element!(q, T => {
         let (q, k, v) = (view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);
@@ -207,7 +207,8 @@ pub fn attention_backward(
     }
     #[cfg(feature = "cuda")]
     if q.device().is_cuda() {
-        return crate::cuda::attention_backward(dout, q, k, v, output, log_sums, documents, shape);
+        let shape = shape.into();
+        return crate::cuda::attention_backward(dout, q, k, v, output, log_sums, documents, &shape);
     }
     by_element!(q, T => {
         let (dout, q, k, v) = (view::<T>(dout)?, view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);

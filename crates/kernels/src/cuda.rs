@@ -27,14 +27,15 @@ mod update;
 
 use candle_core::{Device, Result};
 
-pub(crate) use attention::{attention, attention_backward};
+pub(crate) use attention::{DeviceRows, append, attention, attention_backward, attention_cached};
 pub(crate) use linear::{
-    linear, linear_input_grad, linear_weight_grad, lora_linear, lora_linear_backward,
+    linear, linear_input_grad, linear_weight_grad, lora_linear, lora_linear_backward, row_norms,
 };
 pub(crate) use loss::{linear_cross_entropy, linear_token_losses};
 pub(crate) use pointwise::{
-    add_bias, add_in_place, add_rows, bias_grad, copy_into, dropout, expand, gated, gated_backward,
-    rms_norm, rms_norm_backward, turn,
+    activate, activate_backward, add_bias, add_in_place, add_rows, bias_grad, copy_into, dropout,
+    expand, expand_rows, gated, gated_backward, layer_norm, layer_norm_backward, rms_norm,
+    rms_norm_backward, turn,
 };
 pub(crate) use update::{adamw_step, clear, grad_norm_squared};
 

@@ -63,7 +63,7 @@ fn inverse<T: Element>(norm: T) -> T {
 /// The sum is made, a few rows at a time, and measured. Expanding the square into
 /// `‖W‖² + 2s⟨W, BA⟩ + s²‖BA‖²` would need as many multiplications (`W Aᵀ` is as large as `B A`), and it
 /// loses its digits where the branch works against the weight. A quantised weight is expanded no further
-/// than those rows. Squares are summed in f64.
+/// than those rows. Squares are summed in f64. On a GPU the sum is made whole, and its squares are summed in f32.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -76,6 +76,10 @@ pub fn row_norms(weight: &Weight, a: &Tensor, b: &Tensor, scale: f64) -> Result<
             a.dims(),
             b.dims()
         );
+    }
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        return crate::cuda::row_norms(weight, a, b, scale);
     }
     by_element!(a, T => {
         let (a, b) = (view::<T>(a)?, view::<T>(b)?);

@@ -4,7 +4,7 @@
 //! millions of them a step. In f32 the normal distribution is therefore computed without a call or a branch:
 //! `Φ(x) = ½ q(t) e^(−x²/2)` for `x < 0` with `t = 1 / (1 + p |x| / √2)` and a polynomial `q` of degree 5
 //! (Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26), which is within 1.5e-7. In f64, which
-//! tests use, it is exact. Computed on the processor only.
+//! tests use, it is exact.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -23,6 +23,10 @@ const CHUNK: usize = 1 << 13;
 /// # Errors
 /// A tensor that is not contiguous on the CPU.
 pub fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::activate(activation, x);
+    }
     let level = Level::detect();
     by_element!(x, T => {
         let values = view::<T>(x)?;
@@ -49,6 +53,10 @@ pub fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor) -> Res
             dy.dims(),
             x.dims()
         );
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::activate_backward(activation, dy, x);
     }
     let level = Level::detect();
     by_element!(x, T => {

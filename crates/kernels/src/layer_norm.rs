@@ -1,7 +1,7 @@
 //! Layer normalisation and its adjoint (Ba, Kiros and Hinton, arXiv 1607.06450).
 //!
 //! `y = w ∘ (x − mean(x)) / √(var(x) + ε) + b` for every row, with the variance over all numbers of the row;
-//! the bias may be absent. Computed on the processor only.
+//! the bias may be absent.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -47,6 +47,10 @@ pub fn layer_norm(
     check("layer_norm", weight, width)?;
     if let Some(bias) = bias {
         check("layer_norm", bias, width)?;
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::layer_norm(x, weight, bias, epsilon);
     }
     let level = Level::detect();
     by_element!(x, T => {
@@ -109,6 +113,10 @@ pub fn layer_norm_backward(
     }
     for gradient in [into.weight, into.bias].into_iter().flatten() {
         check(NAME, gradient, width)?;
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::layer_norm_backward(dy, x, weight, moments, residual, into);
     }
     let level = Level::detect();
     by_element!(x, T => {

@@ -12,7 +12,7 @@ use half::bf16;
 
 use crate::cpu::Level;
 use crate::gemm::{RowRange, Rows, round};
-use crate::ggml::Ggml;
+use crate::ggml::{Ggml, GgmlType};
 use crate::host;
 use crate::int8::Int8;
 use crate::nf4::Nf4;
@@ -40,6 +40,8 @@ pub enum Form {
     FourBits,
     /// One a byte, as 127ths of the scale of their row: int8.
     EightBits,
+    /// Blocks of a GGUF file, each with its own scales.
+    Ggml(GgmlType),
 }
 
 /// A quantised matrix in a GPU's memory, expanded there for each product.
@@ -53,11 +55,11 @@ pub struct OnDevice {
     pub form: Form,
     /// Bytes, on the device.
     pub codes: Tensor,
-    /// f32, on the device.
+    /// f32, on the device; of no length for blocks that hold their own.
     pub scales: Tensor,
-    /// Numbers that share a scale; they run over the matrix row by row.
+    /// Numbers that share a scale, or are in a block; they run over the matrix row by row.
     pub block: usize,
-    /// The sixteen levels of four bits, f32 on the device; of no length for eight bits.
+    /// The sixteen levels of four bits, f32 on the device; of no length for all else.
     pub levels: Tensor,
     /// The type it is expanded to, f32 or bf16.
     pub compute: DType,
@@ -118,6 +120,35 @@ impl Weight {
         host::tensor(values, (rows, columns))
     }
 
+    /// Some of its rows as f32, `[ids, in_features]`, on the device where it lies: an embedding's of tokens.
+    ///
+    /// # Errors
+    /// A row beyond the matrix.
+    pub fn select(&self, ids: &[u32]) -> Result<Tensor> {
+        let (rows, width) = self.dims()?;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            bail!("row {id} of a matrix of {rows}");
+        }
+        match self {
+            Self::Dense(tensor) => {
+                let ids = Tensor::new(ids, tensor.device())?;
+                tensor.index_select(&ids, 0)?.to_dtype(DType::F32)
+            }
+            #[cfg(feature = "cuda")]
+            Self::OnDevice(weight) => crate::cuda::expand_rows(weight, ids),
+            _ => {
+                let mut values = vec![0f32; ids.len() * width];
+                self.with_rows::<f32, _>(|matrix| {
+                    for (id, out) in ids.iter().zip(values.chunks_exact_mut(width.max(1))) {
+                        matrix.fill(*id as usize, 0..width, out);
+                    }
+                    Ok(())
+                })?;
+                host::tensor(values, (ids.len(), width))
+            }
+        }
+    }
+
     /// Whether its products may be of numbers rounded to bf16: they are on a GPU, and on a processor that
     /// multiplies those faster.
     pub fn multiplies_in_bf16(&self) -> bool {
@@ -149,7 +180,7 @@ impl Weight {
     /// bf16, for each product there.
     ///
     /// # Errors
-    /// Too little memory, or a form that is not computed with on a GPU.
+    /// Too little memory.
     pub fn to_device(&self, device: &Device, compute: DType) -> Result<Self> {
         if device.is_cpu() {
             return Ok(self.clone().computed_in(compute));
@@ -180,7 +211,16 @@ impl Weight {
                 let codes: Vec<u8> = weight.codes().iter().map(|code| *code as u8).collect();
                 put(&codes, weight.absmax(), columns, &[], Form::EightBits)
             }
-            Self::Ggml(_) => bail!("blocks of a GGUF file are computed with on the CPU only"),
+            Self::Ggml(weight) => {
+                let kind = weight.kind();
+                put(
+                    weight.stored(),
+                    &[],
+                    kind.block_length(),
+                    &[],
+                    Form::Ggml(kind),
+                )
+            }
             Self::OnDevice(_) => Ok(self.clone()),
         }
     }

@@ -13,12 +13,19 @@ use candle_core::{DType, Device, Result, Tensor};
 use common::{Generator, assert_same, single, values};
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
 use sparsam_kernels::adamw::{AdamW, adamw_step, grad_norm_squared};
-use sparsam_kernels::attention::{AttentionShape, attention, attention_backward};
+use sparsam_kernels::attention::{
+    AttentionShape, Bidirectional, Cache, attention, attention_backward, attention_next,
+    bidirectional, bidirectional_backward,
+};
 use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy, linear_token_losses};
+use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::embedding::add_rows;
+use sparsam_kernels::gelu::{activate, activate_backward};
+use sparsam_kernels::ggml::{Ggml, GgmlType};
 use sparsam_kernels::host::{clear, copy_into};
 use sparsam_kernels::int8::Int8;
+use sparsam_kernels::layer_norm::{Into, layer_norm, layer_norm_backward};
 use sparsam_kernels::linear::{
     add_bias, add_in_place, bias_grad, linear, linear_input_grad, linear_weight_grad,
 };
@@ -146,6 +153,43 @@ fn norms() -> Result<()> {
 }
 
 #[test]
+fn layer_norms() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (rows, width) in [(1, 5), (7, 33), (130, 192), (65, 2048), (33, 4099)] {
+        let (x, gx) = gpu.pair(&[rows, width])?;
+        let (w, gw) = gpu.pair(&[width])?;
+        let (b, gb) = gpu.pair(&[width])?;
+        let (dy, gdy) = gpu.pair(&[rows, width])?;
+        let (r, gr) = gpu.pair(&[rows, width])?;
+        let (into, ginto) = gpu.pair(&[width])?;
+        let (bias_into, gbias_into) = gpu.pair(&[width])?;
+        gpu.poison()?;
+        for with in [false, true] {
+            let (b, gb) = (with.then_some(&b), with.then_some(&gb));
+            let (y, moments) = layer_norm(&x, &w, b, 1e-5)?;
+            let (gy, gmoments) = layer_norm(&gx, &gw, gb, 1e-5)?;
+            near("layer_norm", &gy, &y, EXACT);
+            near("means", &gmoments.means, &moments.means, SUMS);
+            let (r, gr) = (with.then_some(&r), with.then_some(&gr));
+            let places = |weight, bias| Into {
+                weight: Some(weight),
+                bias: with.then_some(bias),
+            };
+            let here = places(&into, &bias_into);
+            let there = places(&ginto, &gbias_into);
+            let dx = layer_norm_backward(&dy, &x, &w, &moments, r, here)?;
+            let gdx = layer_norm_backward(&gdy, &gx, &gw, &gmoments, gr, there)?;
+            near("layer_norm_backward", &gdx, &dx, SUMS);
+            near("weight of the norm", &ginto, &into, SUMS);
+            near("bias of the norm", &gbias_into, &bias_into, SUMS);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn rotations() -> Result<()> {
     let Some(mut gpu) = Gpu::open() else {
         return Ok(());
@@ -194,6 +238,11 @@ fn gates_sums_and_copies() -> Result<()> {
             let (gdgate, gdup) = gated_backward(activation, &gdy, &ggate, &gup)?;
             near("gradient of the gate", &gdgate, &dgate, EXACT);
             near("gradient of the rest", &gdup, &dup, EXACT);
+            let (y, gy) = (activate(activation, &gate)?, activate(activation, &ggate)?);
+            near("activation", &gy, &y, EXACT);
+            let dx = activate_backward(activation, &dy, &gate)?;
+            let gdx = activate_backward(activation, &gdy, &ggate)?;
+            near("gradient of the activation", &gdx, &dx, EXACT);
         }
         let (bias, gbias) = gpu.pair(&[width])?;
         add_bias(&up, &bias)?;
@@ -233,7 +282,13 @@ fn attention_of_documents() -> Result<()> {
         (2, 2, 200),
     ];
     for (heads, kv_heads, head_dim) in shapes {
-        for window in [None, Some(1), Some(37)] {
+        for (window, softcap) in [
+            (None, None),
+            (Some(1), None),
+            (Some(37), None),
+            (None, Some(1.5)),
+            (Some(20), Some(3.0)),
+        ] {
             let lengths = gpu.lengths(4, 150);
             let documents = Documents::from_lengths(&lengths);
             let tokens = documents.tokens();
@@ -244,7 +299,7 @@ fn attention_of_documents() -> Result<()> {
                 head_dim,
                 scale,
                 window,
-                softcap: None,
+                softcap,
                 rounded: false,
             };
             let (q, gq) = gpu.pair(&[tokens, heads * head_dim])?;
@@ -270,6 +325,89 @@ fn attention_of_documents() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn attention_in_both_directions() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (heads, head_dim) in [(4, 8), (6, 32), (3, 64), (2, 20), (2, 128)] {
+        for window in [None, Some(0), Some(5), Some(64)] {
+            let lengths = gpu.lengths(4, 150);
+            let documents = Documents::from_lengths(&lengths);
+            let tokens = documents.tokens();
+            let shape = Bidirectional {
+                heads,
+                head_dim,
+                scale: 1.0 / (head_dim as f64).sqrt(),
+                window,
+            };
+            let (q, gq) = gpu.pair(&[tokens, heads * head_dim])?;
+            let (k, gk) = gpu.pair(&[tokens, heads * head_dim])?;
+            let (v, gv) = gpu.pair(&[tokens, heads * head_dim])?;
+            let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
+            gpu.poison()?;
+            let what = format!("{shape:?} {lengths:?}");
+            let (y, sums) = bidirectional(&q, &k, &v, &documents, &shape)?;
+            let (gy, gsums) = bidirectional(&gq, &gk, &gv, &documents, &shape)?;
+            near(&format!("attention {what}"), &gy, &y, SUMS);
+            near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
+            let here = bidirectional_backward(&d, &q, &k, &v, &y, &sums, &documents, &shape)?;
+            let there =
+                bidirectional_backward(&gd, &gq, &gk, &gv, &gy, &gsums, &documents, &shape)?;
+            if window != Some(0) {
+                near(&format!("dq {what}"), &there.0, &here.0, SUMS);
+                near(&format!("dk {what}"), &there.1, &here.1, SUMS);
+            }
+            near(&format!("dv {what}"), &there.2, &here.2, SUMS);
+        }
+    }
+    Ok(())
+}
+
+/// Prompts of several sequences, then token after token, past the room that a cache begins with.
+#[test]
+fn attention_over_caches() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (heads, kv_heads, head_dim, window, softcap) in [
+        (4, 2, 8, None, None),
+        (9, 3, 64, Some(20), None),
+        (2, 1, 200, None, Some(2.0)),
+    ] {
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            window,
+            softcap,
+            rounded: false,
+        };
+        let mut here = vec![Cache::default(); 3];
+        let mut there = here.clone();
+        for step in 0..70 {
+            let lengths = match step {
+                0 => gpu.lengths(3, 70),
+                5 => vec![2, 1, 3],
+                _ => vec![1; 3],
+            };
+            let documents = Documents::from_lengths(&lengths);
+            let tokens = documents.tokens();
+            let (q, gq) = gpu.pair(&[tokens, heads * head_dim])?;
+            let (k, gk) = gpu.pair(&[tokens, kv_heads * head_dim])?;
+            let (v, gv) = gpu.pair(&[tokens, kv_heads * head_dim])?;
+            gpu.poison()?;
+            let mut caches: Vec<&mut Cache> = here.iter_mut().collect();
+            let y = attention_next(&q, &k, &v, &mut caches, &documents, &shape)?;
+            let mut caches: Vec<&mut Cache> = there.iter_mut().collect();
+            let gy = attention_next(&gq, &gk, &gv, &mut caches, &documents, &shape)?;
+            near(&format!("{shape:?}, step {step}"), &gy, &y, SUMS);
+        }
+    }
+    Ok(())
+}
+
 /// On the tensor cores: the inputs are the same, what lies between them and the outputs is rounded to bf16.
 #[test]
 fn attention_in_bf16() -> Result<()> {
@@ -278,7 +416,12 @@ fn attention_in_bf16() -> Result<()> {
     };
     for (heads, kv_heads, head_dim) in [(4, 2, 64), (3, 3, 8), (4, 1, 40), (2, 1, 128), (2, 2, 96)]
     {
-        for window in [None, Some(1), Some(37), Some(100)] {
+        for (window, softcap) in [
+            (None, None),
+            (Some(1), None),
+            (Some(37), None),
+            (Some(100), Some(2.0)),
+        ] {
             let mut lengths = gpu.lengths(4, 300);
             lengths.extend([64, 1, 65]);
             let documents = Documents::from_lengths(&lengths);
@@ -290,7 +433,7 @@ fn attention_in_bf16() -> Result<()> {
                 head_dim,
                 scale,
                 window,
-                softcap: None,
+                softcap,
                 rounded: false,
             };
             assert!(!shape.takes_bf16(&Device::Cpu));
@@ -385,6 +528,113 @@ fn products() -> Result<()> {
         linear_weight_grad(&dy, &x, &into)?;
         linear_weight_grad(&gdy, &gx, &ginto)?;
         near("weight gradient", &ginto, &into, SUMS);
+    }
+    Ok(())
+}
+
+/// Blocks of GGUF files: the same bits, whole and by rows, and products with them.
+#[test]
+fn blocks_of_ggml() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let (tokens, out, input) = (37, 70, 512);
+    for kind in GgmlType::ALL {
+        // Any byte is a code; scales are f16 with exponents below 16, which are finite and small.
+        let mut bytes = vec![0u8; out * input / kind.block_length() * kind.block_bytes()];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            let odd = at % 2 == 1;
+            *byte = gpu.generator.word() as u8 & if odd { 0x3f } else { 0xff };
+        }
+        if kind == GgmlType::Q8K {
+            for block in bytes.chunks_exact_mut(kind.block_bytes()) {
+                block[..4].copy_from_slice(&0.37f32.to_le_bytes());
+            }
+        }
+        let weight = Weight::Ggml(Ggml::from_bytes(kind, bytes, out, input)?);
+        let (x, gx) = gpu.pair(&[tokens, input])?;
+        let (dy, gdy) = gpu.pair(&[tokens, out])?;
+        for (compute, tolerance) in [(DType::F32, SUMS), (DType::BF16, ROUNDED)] {
+            let there = weight.to_device(&gpu.device, compute)?;
+            assert_eq!(there.bytes(), weight.bytes());
+            gpu.poison()?;
+            let numbers = there.dequantize()?.to_device(&Device::Cpu)?;
+            assert_same(kind.name(), &numbers, &weight.dequantize()?);
+            let ids = [3, 0, 69, 3];
+            let rows = there.select(&ids)?.to_device(&Device::Cpu)?;
+            assert_same(kind.name(), &rows, &weight.select(&ids)?);
+            let (y, gy) = (linear(&x, &weight)?, linear(&gx, &there)?);
+            near(kind.name(), &gy, &y, tolerance);
+            let dx = linear_input_grad(&dy, &weight)?;
+            near(
+                kind.name(),
+                &linear_input_grad(&gdy, &there)?,
+                &dx,
+                tolerance,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// DoRA: norms, outputs and all gradients, with and without an input of the branch's own.
+#[test]
+fn rescaled_branches() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let (tokens, out, input, rank) = (75, 66, 96, 5);
+    for own_input in [false, true] {
+        let (x, gx) = gpu.pair(&[tokens, input])?;
+        let (dropped, gdropped) = gpu.pair(&[tokens, input])?;
+        let (a, ga) = gpu.pair(&[rank, input])?;
+        let (b, gb) = gpu.pair(&[out, rank])?;
+        let (magnitude, gmagnitude) = gpu.pair(&[out])?;
+        let (dy, gdy) = gpu.pair(&[tokens, out])?;
+        let (weight, _) = gpu.pair(&[out, input])?;
+        for (name, weight, compute, tolerance) in forms(&weight)? {
+            let there = weight.to_device(&gpu.device, compute)?;
+            gpu.poison()?;
+            let norms = row_norms(&weight, &a, &b, 1.75)?;
+            let gnorms = row_norms(&there, &ga, &gb, 1.75)?;
+            near(name, &gnorms, &norms, SUMS);
+            let low = |a: &Tensor, b: &Tensor, magnitude: &Tensor, norms: Tensor| LowRank {
+                a: a.clone(),
+                b: b.clone(),
+                scale: 1.75,
+                dora: Some(Dora {
+                    magnitude: magnitude.clone(),
+                    norms,
+                }),
+            };
+            let run = |x: &Tensor, own: &Tensor, weight: &Weight, low: &LowRank, dy: &Tensor| {
+                let group = [Projection {
+                    weight,
+                    branch: Some(low),
+                }];
+                let own = own_input.then_some(own);
+                let (ys, kept) = lora_linear(x, own, &group)?;
+                let (a, b) = (low.a.zeros_like()?, low.b.zeros_like()?);
+                let magnitude = Tensor::zeros(out, DType::F32, x.device())?;
+                let grads = [Some(BranchGrads {
+                    a: &a,
+                    b: &b,
+                    magnitude: Some(&magnitude),
+                })];
+                let dys = [dy.clone()];
+                let dx = lora_linear_backward(&dys, x, own, &group, &kept, &grads)?;
+                let mut all = vec![ys[0].clone(), dx.x, a, b, magnitude];
+                all.extend(dx.branch_x);
+                Ok::<_, candle_core::Error>(all)
+            };
+            let here = run(&x, &dropped, &weight, &low(&a, &b, &magnitude, norms), &dy)?;
+            let low = low(&ga, &gb, &gmagnitude, gnorms);
+            let on_gpu = run(&gx, &gdropped, &there, &low, &gdy)?;
+            assert_eq!(here.len(), 5 + usize::from(own_input));
+            for (which, (gpu, cpu)) in on_gpu.iter().zip(&here).enumerate() {
+                near(&format!("{name} {which}"), gpu, cpu, tolerance);
+            }
+        }
     }
     Ok(())
 }
@@ -504,26 +754,28 @@ fn head_and_loss() -> Result<()> {
             .collect();
         let (into, ginto) = gpu.pair(&[vocabulary, width])?;
         gpu.poison()?;
-        let want = |into| Want {
-            grad_scale: Some(0.37),
-            weight_grad: Some(into),
-            softcap: None,
-        };
         let (weight, gweight) = (Weight::Dense(head), Weight::Dense(ghead));
-        let here = linear_cross_entropy(&x, &weight, &targets, want(&into))?;
-        let there = linear_cross_entropy(&gx, &gweight, &targets, want(&ginto))?;
-        assert!(
-            (here.sum - there.sum).abs() <= 2e-6 * here.sum,
-            "{} {}",
-            here.sum,
-            there.sum
-        );
-        assert_eq!((here.targets, here.correct), (there.targets, there.correct));
-        let (Some(d), Some(gd)) = (here.hidden_grad, there.hidden_grad) else {
-            panic!("no gradient")
-        };
-        near("hidden states", &gd, &d, SUMS);
-        near("head", &ginto, &into, SUMS);
+        for softcap in [None, Some(3.0)] {
+            let want = |into| Want {
+                grad_scale: Some(0.37),
+                weight_grad: Some(into),
+                softcap,
+            };
+            let here = linear_cross_entropy(&x, &weight, &targets, want(&into))?;
+            let there = linear_cross_entropy(&gx, &gweight, &targets, want(&ginto))?;
+            assert!(
+                (here.sum - there.sum).abs() <= 2e-6 * here.sum,
+                "{} {}",
+                here.sum,
+                there.sum
+            );
+            assert_eq!((here.targets, here.correct), (there.targets, there.correct));
+            let (Some(d), Some(gd)) = (here.hidden_grad, there.hidden_grad) else {
+                panic!("no gradient")
+            };
+            near("hidden states", &gd, &d, SUMS);
+            near("head", &ginto, &into, SUMS);
+        }
         let here = linear_token_losses(&x, &weight, &targets)?;
         let there = linear_token_losses(&gx, &gweight, &targets)?;
         for (here, there) in here.iter().zip(&there) {

@@ -97,6 +97,36 @@ proptest! {
     }
 }
 
+/// What `tests/cuda/emulated` holds the GPU's kernel to: for each type its number, how many blocks and numbers follow, the
+/// blocks, and candle's numbers of them, all little-endian. `SPARSAM_WRITE=1` writes the file anew.
+#[test]
+fn the_blocks_for_the_emulated_kernel_are_these() -> Result<()> {
+    let mut all = Vec::new();
+    for kind in GgmlType::ALL {
+        let (rows, columns) = (2, 256);
+        let bytes = blocks(kind, rows * columns / kind.block_length(), 41);
+        let (_, expected) = both(kind, rows, columns, 41)?;
+        let count = bytes.len() / kind.block_bytes();
+        for number in [kind.code(), count as u32, (rows * columns) as u32] {
+            all.extend(number.to_le_bytes());
+        }
+        all.extend(&bytes);
+        for value in expected.flatten_all()?.to_vec1::<f32>()? {
+            all.extend(value.to_le_bytes());
+        }
+    }
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/cuda/emulated/ggml.bin"
+    );
+    if std::env::var_os("SPARSAM_WRITE").is_some() {
+        std::fs::write(path, &all).map_err(candle_core::Error::wrap)?;
+    }
+    let there = std::fs::read(path).map_err(candle_core::Error::wrap)?;
+    assert!(there == all, "{path} is not what it should be");
+    Ok(())
+}
+
 #[test]
 fn products_equal_those_with_the_expanded_matrix() -> Result<()> {
     let (out, input) = (70, 512);

@@ -4,9 +4,9 @@
 
 #include "reference.h"
 
-typedef void Forward(const Number*, const Number*, const Number*, const int*, float*, float*, int, int, int, int, int, float);
-typedef void BackwardQ(const Number*, const Number*, const Number*, const Number*, const float*, const float*, const int*, float*, int, int, int, int, int, float);
-typedef void BackwardKv(const Number*, const Number*, const Number*, const Number*, const float*, const float*, const int*, float*, float*, int, int, int, int, int, float);
+typedef void Forward(const Number*, const Number*, const Number*, const int*, float*, float*, SHAPE);
+typedef void BackwardQ(const Number*, const Number*, const Number*, const Number*, const float*, const float*, const int*, float*, SHAPE);
+typedef void BackwardKv(const Number*, const Number*, const Number*, const Number*, const float*, const float*, const int*, float*, float*, SHAPE);
 
 static void check(const AttentionCase& c, int width, int next, Forward* forward, BackwardQ* backward_q, BackwardKv* backward_kv) {
     int tokens = c.tokens();
@@ -19,19 +19,19 @@ static void check(const AttentionCase& c, int width, int next, Forward* forward,
     int row = (width + 8) * 2;
     Floats out = unwritten(wide), log_sums = unwritten((size_t)c.heads * tokens);
     emulated::launch({count, heads}, {128}, row * (64 + 4 * 64), [&] {
-        forward(nq.data(), nk.data(), nv.data(), tiles.data(), out.data(), log_sums.data(), tokens, c.heads, c.kv_heads, c.head, c.window, c.scale());
+        forward(nq.data(), nk.data(), nv.data(), tiles.data(), out.data(), log_sums.data(), tokens, c.heads, c.kv_heads, c.head, c.reach.before, c.reach.after, c.scale(), c.cap);
     });
     near("attention, " + c.name(), out, expected.out, 5e-3);
     near("log-sums, " + c.name(), log_sums, expected.log_sums, 1e-5);
     Floats delta = narrow(expected.delta), dq = unwritten(wide), dk = unwritten(kv_wide), dv = unwritten(kv_wide);
     emulated::launch({count, heads}, {128}, row * (128 + 4 * next), [&] {
-        backward_q(ndout.data(), nq.data(), nk.data(), nv.data(), log_sums.data(), delta.data(), tiles.data(), dq.data(), tokens, c.heads, c.kv_heads, c.head, c.window, c.scale());
+        backward_q(ndout.data(), nq.data(), nk.data(), nv.data(), log_sums.data(), delta.data(), tiles.data(), dq.data(), tokens, c.heads, c.kv_heads, c.head, c.reach.before, c.reach.after, c.scale(), c.cap);
     });
     emulated::launch({count, kv_heads}, {128}, row * (128 + 4 * next) + 16 * next, [&] {
-        backward_kv(ndout.data(), nq.data(), nk.data(), nv.data(), log_sums.data(), delta.data(), tiles.data(), dk.data(), dv.data(), tokens, c.heads, c.kv_heads, c.head, c.window, c.scale());
+        backward_kv(ndout.data(), nq.data(), nk.data(), nv.data(), log_sums.data(), delta.data(), tiles.data(), dk.data(), dv.data(), tokens, c.heads, c.kv_heads, c.head, c.reach.before, c.reach.after, c.scale(), c.cap);
     });
-    // With a window of one the scores have no say, and their gradients are rounding alone.
-    if (c.window > 1) {
+    // Where a query sees itself alone the scores have no say, and their gradients are rounding alone.
+    if (c.reach.before + c.reach.after > 0) {
         near("dq, " + c.name(), dq, expected.dq, 8e-3);
         near("dk, " + c.name(), dk, expected.dk, 8e-3);
     }
@@ -41,8 +41,9 @@ static void check(const AttentionCase& c, int width, int next, Forward* forward,
 int main() {
     int shapes[][3] = {{2, 1, 64}, {3, 3, 8}, {4, 2, 40}, {2, 1, 128}, {2, 2, 96}};
     for (auto& shape : shapes)
-        for (int window : {1 << 29, 1, 37, 100}) {
-            AttentionCase c{shape[0], shape[1], shape[2], window, {between(1, 200), 1, between(60, 70), 64, between(1, 150)}};
+        for (Reach reach : {Reach{ALL, 0}, Reach{0, 0}, Reach{36, 0}, Reach{99, 0}, Reach{ALL, ALL}, Reach{50, 50}}) {
+            float cap = between(0, 3) == 0 ? 1.5f : 0.f;
+            AttentionCase c{shape[0], shape[1], shape[2], reach, cap, {between(1, 200), 1, between(60, 70), 64, between(1, 150)}};
             if (c.head <= 64)
                 check(c, 64, 64, attention_bf16_64, attention_bf16_backward_q_64, attention_bf16_backward_kv_64);
             else

@@ -53,8 +53,17 @@ void near(const std::string& what, const Floats& found, const Expected& expected
     failures += !good;
 }
 
+// What a query sees beside itself: so many keys before it and behind it.
+struct Reach {
+    int before, after;
+};
+
+constexpr int ALL = 1 << 29;
+
 struct AttentionCase {
-    int heads, kv_heads, head, window;
+    int heads, kv_heads, head;
+    Reach reach;
+    float cap;
     std::vector<int> lengths;
     int tokens() const {
         int sum = 0;
@@ -72,7 +81,7 @@ struct AttentionCase {
         return tiles;
     }
     std::string name() const {
-        std::string text = "heads " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " of " + std::to_string(head) + ", window " + std::to_string(window) + ", documents";
+        std::string text = "heads " + std::to_string(heads) + "/" + std::to_string(kv_heads) + " of " + std::to_string(head) + ", " + std::to_string(reach.before) + " before, " + std::to_string(reach.after) + " after, cap " + std::to_string(cap) + ", documents";
         for (int length : lengths) text += " " + std::to_string(length);
         return text;
     }
@@ -91,13 +100,18 @@ inline AttentionResult attention_reference(const AttentionCase& c, const Floats&
         for (int h = 0; h < c.heads; h++) {
             int kv = h / (c.heads / c.kv_heads);
             for (int i = begin; i < begin + length; i++) {
-                int low = std::max(begin, i - c.window + 1);
-                Doubles p(i - low + 1);
+                int low = std::max(begin, i - c.reach.before), high = std::min(begin + length, i + c.reach.after + 1);
+                Doubles p(high - low), slope(high - low, 1.);
                 double greatest = -1e300, sum = 0;
-                for (int j = low; j <= i; j++) {
+                for (int j = low; j < high; j++) {
                     double s = 0;
                     for (int d = 0; d < c.head; d++) s += (double)q[i * width + h * c.head + d] * k[j * kv_width + kv * c.head + d];
                     p[j - low] = s * c.scale();
+                    if (c.cap != 0) {
+                        double bend = std::tanh(p[j - low] / c.cap);
+                        p[j - low] = c.cap * bend;
+                        slope[j - low] = 1 - bend * bend;
+                    }
                     greatest = std::max(greatest, p[j - low]);
                 }
                 for (auto& value : p) sum += value = std::exp(value - greatest);
@@ -105,15 +119,15 @@ inline AttentionResult attention_reference(const AttentionCase& c, const Floats&
                 double delta = 0;
                 for (int d = 0; d < c.head; d++) {
                     double o = 0;
-                    for (int j = low; j <= i; j++) o += p[j - low] / sum * v[j * kv_width + kv * c.head + d];
+                    for (int j = low; j < high; j++) o += p[j - low] / sum * v[j * kv_width + kv * c.head + d];
                     r.out[i * width + h * c.head + d] = o;
                     delta += o * dout[i * width + h * c.head + d];
                 }
                 r.delta[h * tokens + i] = delta;
-                for (int j = low; j <= i; j++) {
+                for (int j = low; j < high; j++) {
                     double dp = 0;
                     for (int d = 0; d < c.head; d++) dp += (double)dout[i * width + h * c.head + d] * v[j * kv_width + kv * c.head + d];
-                    double share = p[j - low] / sum, ds = share * (dp - delta) * c.scale();
+                    double share = p[j - low] / sum, ds = share * (dp - delta) * c.scale() * slope[j - low];
                     for (int d = 0; d < c.head; d++) {
                         r.dq[i * width + h * c.head + d] += ds * k[j * kv_width + kv * c.head + d];
                         r.dk[j * kv_width + kv * c.head + d] += ds * q[i * width + h * c.head + d];

@@ -4,7 +4,7 @@
 //! the decoder's [`block`](crate::block), [`EncoderBlock::forward`] and [`EncoderBlock::backward`] stand beside
 //! each other, and norm outputs and activations are computed again on the way back.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use sparsam_kernels::Documents;
 use sparsam_kernels::activation::{Activation, gated, gated_backward_in_place};
 use sparsam_kernels::attention::{Bidirectional, bidirectional, bidirectional_backward};
@@ -33,6 +33,15 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// Puts its vectors into the memory of `device`.
+    pub(crate) fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.weight = self.weight.to_device(device)?;
+        if let Some(bias) = &mut self.bias {
+            *bias = bias.to_device(device)?;
+        }
+        Ok(())
+    }
+
     /// Gradient of the input from that of the output, with what reaches the input past the norm.
     pub(crate) fn backward(
         &self,
@@ -164,6 +173,14 @@ impl EncoderBlock {
         let (attention, unit) = match &self.norms {
             EncoderNorms::After { attention, unit } => (Some(attention), unit),
             EncoderNorms::Before { attention, unit } => (attention.as_ref(), unit),
+        };
+        attention.into_iter().chain(std::iter::once(unit))
+    }
+
+    pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut LayerNorm> {
+        let (attention, unit) = match &mut self.norms {
+            EncoderNorms::After { attention, unit } => (Some(attention), unit),
+            EncoderNorms::Before { attention, unit } => (attention.as_mut(), unit),
         };
         attention.into_iter().chain(std::iter::once(unit))
     }

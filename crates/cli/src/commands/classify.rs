@@ -15,7 +15,7 @@ use sparsam_adapter::trainable::Trainable;
 
 use crate::args::classify::ClassifyArgs;
 use crate::classifier::{self, Named, Options};
-use crate::device::{self, Choice};
+use crate::device;
 use crate::error::{Failure, io_reason};
 use crate::from_hub;
 use crate::opened::Opened;
@@ -59,16 +59,7 @@ pub(super) fn run(args: &ClassifyArgs, quiet: bool) -> anyhow::Result<()> {
             )
         })?,
     };
-    let encoder = classifier::is_an_encoder(&named, quiet)?;
-    let place = match (&args.device, encoder) {
-        (Choice::Cuda(_), true) => {
-            return Err(Failure::usage("encoders compute on the processor alone")
-                .hint("leave `--device` out")
-                .into());
-        }
-        (_, true) => device::open(Choice::Cpu)?,
-        (choice, false) => device::open(*choice)?,
-    };
+    let place = device::open(args.device)?;
     let options = Options {
         quantize: sparsam_base::model::Quantize::None,
         dtype: None,

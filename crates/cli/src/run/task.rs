@@ -4,7 +4,6 @@
 //! follows from that for the keys it does not give. That of a language model stays as it is.
 
 use crate::classifier::{self, Named};
-use crate::device::Choice;
 use crate::error::Failure;
 use crate::recipe::check::classifies_quietly;
 use crate::recipe::{Recipe, RecipeFile, Task};
@@ -46,23 +45,7 @@ pub(crate) fn settled(
         let context = classifier::open_texts(&named, quiet)?.context;
         file.recipe.max_length = file.recipe.max_length.min(context);
     }
-    if encoder {
-        on_the_processor(&mut file.recipe)?;
-    }
     Ok(file)
-}
-
-/// Encoders compute on the processor.
-fn on_the_processor(recipe: &mut Recipe) -> Result<(), Failure> {
-    if let Ok(Choice::Cuda(_)) = recipe.device.parse::<Choice>() {
-        return Err(Failure::usage(format!(
-            "`device: {}` is asked for, but encoders such as `{}` compute on the processor alone",
-            recipe.device, recipe.model
-        ))
-        .hint("write `device: cpu`, or classify with a decoder"));
-    }
-    "cpu".clone_into(&mut recipe.device);
-    Ok(())
 }
 
 /// Whether a run was made by a recipe, which may leave to the model what the record of a classifier's run says.
@@ -74,9 +57,6 @@ pub(crate) fn is_of(recorded: &Recipe, asked: &Recipe) -> bool {
     let usual = Recipe::default();
     asked.task = recorded.task;
     asked.packing = recorded.packing;
-    if asked.device == usual.device {
-        asked.device.clone_from(&recorded.device);
-    }
     if asked.max_length == usual.max_length {
         asked.max_length = asked.max_length.min(recorded.max_length);
     }

@@ -6,7 +6,7 @@
 //! forward pass keeps the logarithm of each row's sum, from which the backward pass computes the block again.
 //!
 //! A task is a document's block of queries in the forward pass, and a head of a document in the backward pass;
-//! sums therefore have the same order on any number of threads. Computed on the processor only.
+//! sums therefore have the same order on any number of threads.
 
 use std::ops::Range;
 
@@ -94,6 +94,10 @@ pub fn bidirectional(
     shape: &Bidirectional,
 ) -> Result<(Tensor, Tensor)> {
     let tokens = shape.check([q, k, v], documents)?;
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return crate::cuda::attention(q, k, v, documents, &shape.into());
+    }
     by_element!(q, T => {
         let (q, k, v) = (view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);
         let (output, log_sums) = forward::<T>(&q, &k, &v, documents, shape);
@@ -127,6 +131,11 @@ pub fn bidirectional_backward(
             log_sums.dims(),
             q.dims()
         );
+    }
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        let shape = shape.into();
+        return crate::cuda::attention_backward(dout, q, k, v, output, log_sums, documents, &shape);
     }
     by_element!(q, T => {
         let (q, k, v) = (view::<T>(q)?, view::<T>(k)?, view::<T>(v)?);

@@ -4,12 +4,98 @@
 //! all query heads of its group, and no block is packed. A prompt as a whole is better served by
 //! [`super::attention`].
 
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::AttentionShape;
+use super::{AttentionShape, attention};
 use crate::cpu::Level;
+#[cfg(feature = "cuda")]
+use crate::cuda;
+use crate::documents::Documents;
+use crate::host::{tensor, view};
 use crate::vector::{Real, levels, soften};
+
+/// Keys and values of one sequence in one layer, in f32 and in the memory where they were computed.
+#[derive(Clone, Debug, Default)]
+pub struct Cache {
+    /// `[length, kv_heads · head_dim]`
+    keys: Vec<f32>,
+    /// As `keys`.
+    values: Vec<f32>,
+    /// Both of them, on a GPU.
+    #[cfg(feature = "cuda")]
+    there: Option<cuda::DeviceRows>,
+}
+
+impl Cache {
+    fn is_empty(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        if self.there.is_some() {
+            return false;
+        }
+        self.keys.is_empty()
+    }
+}
+
+/// Attention of the next tokens of several sequences, of which each is a document, over what came before them: their
+/// keys and values are added to `caches`, one for each document. As [`attention`] where these were empty.
+///
+/// # Errors
+/// Another number of caches than documents; as [`attention`].
+pub fn attention_next(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    caches: &mut [&mut Cache],
+    documents: &Documents,
+    shape: &AttentionShape,
+) -> Result<Tensor> {
+    shape.check_inputs(q, k, v, documents)?;
+    if caches.len() != documents.len() {
+        bail!(
+            "`attention_next`: {} caches for {} sequences",
+            caches.len(),
+            documents.len()
+        );
+    }
+    let fresh = caches.iter().all(|cache| cache.is_empty());
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        let mut rows = Vec::with_capacity(caches.len());
+        for cache in caches.iter_mut() {
+            if cache.there.is_none() {
+                cache.there = Some(cuda::DeviceRows::new(shape.kv_width(), q.device())?);
+            }
+            rows.extend(&mut cache.there);
+        }
+        let seen = cuda::append(k, v, &mut rows, documents, &shape.into())?;
+        if !fresh {
+            return cuda::attention_cached(q, &seen, &shape.into());
+        }
+        return Ok(attention(q, k, v, documents, shape)?.0);
+    }
+    {
+        let (k, v) = (view::<f32>(k)?, view::<f32>(v)?);
+        let width = shape.kv_width();
+        for (cache, range) in caches.iter_mut().zip(documents.ranges()) {
+            let range = range.start * width..range.end * width;
+            cache.keys.extend_from_slice(&k[range.clone()]);
+            cache.values.extend_from_slice(&v[range]);
+        }
+    }
+    if fresh {
+        return Ok(attention(q, k, v, documents, shape)?.0);
+    }
+    let dims = q.dims();
+    let (q, width) = (view::<f32>(q)?, shape.width());
+    let ranges: Vec<_> = documents.ranges().collect();
+    let rows = caches.par_iter().zip(ranges).map(|(cache, range)| {
+        let q = &q[range.start * width..range.end * width];
+        attention_cached(q, &cache.keys, &cache.values, shape)
+    });
+    let rows: Vec<Vec<f32>> = rows.collect::<Result<_>>()?;
+    tensor(rows.concat(), dims)
+}
 
 /// Attention of the new tokens of one sequence over its cache.
 ///

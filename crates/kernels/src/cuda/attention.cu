@@ -3,25 +3,24 @@
 
 #include "attention.cuh"
 
+#define SHAPE int tokens, int heads, int kv_heads, int head, int before, int after, float scale, float cap
+#define AS_SHAPE Shape{tokens, heads, kv_heads, head, before, after, scale, cap}
+
 #define ATTENTION(D, N)                                                                                               \
     extern "C" __global__ void __launch_bounds__(128) attention_bf16_##D(                                             \
         const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const int* tiles, float* out,         \
-        float* log_sums, int tokens, int heads, int kv_heads, int head, int window, float scale) {                    \
-        forward<D, 64>(q, k, v, tiles, out, log_sums, Shape{tokens, heads, kv_heads, head, window, scale});           \
+        float* log_sums, SHAPE) {                                                                                     \
+        forward<D, 64>(q, k, v, tiles, out, log_sums, AS_SHAPE);                                                      \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(128) attention_bf16_backward_q_##D(                                  \
         const __nv_bfloat16* dout, const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v,            \
-        const float* log_sums, const float* delta, const int* tiles, float* dq, int tokens, int heads, int kv_heads,  \
-        int head, int window, float scale) {                                                                          \
-        backward_q<D, N>(dout, q, k, v, log_sums, delta, tiles, dq,                                                   \
-                         Shape{tokens, heads, kv_heads, head, window, scale});                                        \
+        const float* log_sums, const float* delta, const int* tiles, float* dq, SHAPE) {                              \
+        backward_q<D, N>(dout, q, k, v, log_sums, delta, tiles, dq, AS_SHAPE);                                        \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(128) attention_bf16_backward_kv_##D(                                 \
         const __nv_bfloat16* dout, const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v,            \
-        const float* log_sums, const float* delta, const int* tiles, float* dk, float* dv, int tokens, int heads,     \
-        int kv_heads, int head, int window, float scale) {                                                            \
-        backward_kv<D, N>(dout, q, k, v, log_sums, delta, tiles, dk, dv,                                              \
-                          Shape{tokens, heads, kv_heads, head, window, scale});                                       \
+        const float* log_sums, const float* delta, const int* tiles, float* dk, float* dv, SHAPE) {                   \
+        backward_kv<D, N>(dout, q, k, v, log_sums, delta, tiles, dk, dv, AS_SHAPE);                                   \
     }
 
 ATTENTION(64, 64)

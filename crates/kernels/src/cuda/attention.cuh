@@ -15,15 +15,28 @@ namespace {
 constexpr float LOWEST = -3.402823466e38f, LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 constexpr int ROWS = 64;
 
+// As in kernels.cu: a query sees keys from `before` places before it to `after` places behind it.
 struct Shape {
-    int tokens, heads, kv_heads, head, window;
-    float scale;
+    int tokens, heads, kv_heads, head, before, after;
+    float scale, cap;
 };
 
 typedef __nv_bfloat16 Number;
 
-__device__ bool sees(int query, int key, int end, int window) {
-    return query < end && key <= query && key > query - window;
+__device__ bool sees(int query, int key, int end, const Shape& shape) {
+    return query < end && key < end && key <= query + shape.after && key >= query - shape.before;
+}
+
+// A product of a query and a key as a score in units of log 2, and the slope of what bends it under a cap.
+__device__ float score_of(float product, const Shape& shape) {
+    if (shape.cap == 0.f) return product * (shape.scale * LOG2_E);
+    // cap tanh(x / cap) by tanh y = 1 - 2 / (1 + e^2y).
+    float power = exp2f(product * (2.f * LOG2_E * shape.scale / shape.cap));
+    return shape.cap * LOG2_E * (1.f - 2.f / (1.f + power));
+}
+__device__ float slope_of(float score, const Shape& shape) {
+    float share = shape.cap == 0.f ? 0.f : score / (shape.cap * LOG2_E);
+    return 1.f - share * share;
 }
 
 __device__ uint32_t pair(float a, float b) {
@@ -123,9 +136,8 @@ __device__ void forward(const Number* q, const Number* k, const Number* v, const
     int lane = threadIdx.x % 32, row = first + threadIdx.x / 32 * 16 + lane / 4;
     float o[D / 8][4], greatest[2] = {LOWEST, LOWEST}, sum[2] = {0.f, 0.f};
     clear<D>(o);
-    float scale = shape.scale * LOG2_E;
 
-    int low = max(begin, first - shape.window + 1), high = min(first + ROWS, end);
+    int low = max(begin, first - shape.before), high = min(first + ROWS + shape.after, end);
     fetch<D, ROWS>(qs, q + h * shape.head, first, end, stride, shape.head);
     fetch<D, N>(ks, k, low, end, kv_stride, shape.head);
     fetch<D, N>(vs, v, low, end, kv_stride, shape.head);
@@ -140,15 +152,15 @@ __device__ void forward(const Number* q, const Number* k, const Number* v, const
         __syncthreads();
         float s[N / 8][4];
         products<D, N>(qs, ks + stage * TILE, s);
-        bool whole = key + N - 1 <= first && key > first + ROWS - 1 - shape.window;
+        bool whole = key + N <= end && key + N - 1 <= first + shape.after && key >= first + ROWS - 1 - shape.before;
         float top[2] = {greatest[0], greatest[1]};
 #pragma unroll
         for (int j = 0; j < N / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int column = key + j * 8 + lane % 4 * 2 + e % 2;
-                bool seen = whole || sees(row + e / 2 * 8, column, end, shape.window);
-                s[j][e] = seen ? s[j][e] * scale : LOWEST;
+                bool seen = whole || sees(row + e / 2 * 8, column, end, shape);
+                s[j][e] = seen ? score_of(s[j][e], shape) : LOWEST;
                 top[e / 2] = fmaxf(top[e / 2], s[j][e]);
             }
 #pragma unroll
@@ -201,7 +213,6 @@ __device__ void backward_q(const Number* dout, const Number* q, const Number* k,
     int lane = threadIdx.x % 32, row = first + threadIdx.x / 32 * 16 + lane / 4;
     float sum[D / 8][4], log_sum[2], mean[2];
     clear<D>(sum);
-    float scale = shape.scale * LOG2_E;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         int64_t at = (int64_t)h * shape.tokens + row + r * 8;
@@ -209,7 +220,7 @@ __device__ void backward_q(const Number* dout, const Number* q, const Number* k,
         mean[r] = row + r * 8 < end ? delta[at] : 0.f;
     }
 
-    int low = max(begin, first - shape.window + 1), high = min(first + ROWS, end);
+    int low = max(begin, first - shape.before), high = min(first + ROWS + shape.after, end);
     fetch<D, ROWS>(qs, q + h * shape.head, first, end, stride, shape.head);
     fetch<D, ROWS>(douts, dout + h * shape.head, first, end, stride, shape.head);
     fetch<D, N>(ks, k, low, end, kv_stride, shape.head);
@@ -226,15 +237,16 @@ __device__ void backward_q(const Number* dout, const Number* q, const Number* k,
         float s[N / 8][4], dp[N / 8][4];
         products<D, N>(qs, ks + stage * TILE, s);
         products<D, N>(douts, vs + stage * TILE, dp);
-        bool whole = key + N - 1 <= first && key > first + ROWS - 1 - shape.window && first + ROWS <= end;
+        bool whole = key + N <= end && key + N - 1 <= first + shape.after &&
+                     key >= first + ROWS - 1 - shape.before && first + ROWS <= end;
 #pragma unroll
         for (int j = 0; j < N / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int column = key + j * 8 + lane % 4 * 2 + e % 2;
-                bool seen = whole || sees(row + e / 2 * 8, column, end, shape.window);
-                float p = seen ? exp2f(s[j][e] * scale - log_sum[e / 2]) : 0.f;
-                s[j][e] = p * (dp[j][e] - mean[e / 2]);
+                bool seen = whole || sees(row + e / 2 * 8, column, end, shape);
+                float score = score_of(s[j][e], shape), p = seen ? exp2f(score - log_sum[e / 2]) : 0.f;
+                s[j][e] = p * (dp[j][e] - mean[e / 2]) * slope_of(score, shape);
             }
         accumulate<D, N>(s, ks + stage * TILE, sum);
         __syncthreads();
@@ -253,20 +265,19 @@ __device__ void backward_kv(const Number* dout, const Number* q, const Number* k
     Number *ks = memory, *vs = ks + ROWS * (D + 8), *qs = vs + ROWS * (D + 8), *douts = qs + 2 * TILE;
     float *sums = reinterpret_cast<float*>(douts + 2 * TILE), *means = sums + 2 * N;
     const int* tile = tiles + blockIdx.x * 3;
-    int first = tile[0], end = tile[2];
+    int first = tile[0], begin = tile[1], end = tile[2];
     int kv = blockIdx.y, group = shape.heads / shape.kv_heads;
     int stride = shape.heads * shape.head, kv_stride = shape.kv_heads * shape.head;
     int lane = threadIdx.x % 32, row = first + threadIdx.x / 32 * 16 + lane / 4;
     float dks[D / 8][4], dvs[D / 8][4];
     clear<D>(dks);
     clear<D>(dvs);
-    float scale = shape.scale * LOG2_E;
 
-    // The last key of the tile is seen up to `window - 1` tokens later.
-    int last = min(end, first + ROWS + shape.window - 1);
-    int each = (last - first + N - 1) / N, steps = each * group;
-    auto begin = [&](int step, int stage) {
-        int h = kv * group + step / each, query = first + step % each * N;
+    // What sees a key reaches from `after` places before it to `before` places behind it.
+    int low = max(begin, first - shape.after), high = min(first + ROWS + shape.before, end);
+    int each = (high - low + N - 1) / N, steps = each * group;
+    auto ask = [&](int step, int stage) {
+        int h = kv * group + step / each, query = low + step % each * N;
         fetch<D, N>(qs + stage * TILE, q + h * shape.head, query, end, stride, shape.head);
         fetch<D, N>(douts + stage * TILE, dout + h * shape.head, query, end, stride, shape.head);
         if (threadIdx.x < N) {
@@ -278,27 +289,28 @@ __device__ void backward_kv(const Number* dout, const Number* q, const Number* k
     };
     fetch<D, ROWS>(ks, k + kv * shape.head, first, end, kv_stride, shape.head);
     fetch<D, ROWS>(vs, v + kv * shape.head, first, end, kv_stride, shape.head);
-    begin(0, 0);
+    ask(0, 0);
     commit();
     for (int step = 0, stage = 0; step < steps; step++, stage ^= 1) {
-        if (step + 1 < steps) begin(step + 1, stage ^ 1);
+        if (step + 1 < steps) ask(step + 1, stage ^ 1);
         commit();
         wait_for_copies<1>();
         __syncthreads();
-        int query = first + step % each * N;
+        int query = low + step % each * N;
         float s[N / 8][4], dp[N / 8][4];
         products<D, N>(ks, qs + stage * TILE, s);
         products<D, N>(vs, douts + stage * TILE, dp);
-        bool whole = query >= first + ROWS - 1 && first > query + N - 1 - shape.window && query + N <= end;
+        bool whole = first + ROWS <= end && query + N <= end && query + shape.after >= first + ROWS - 1 &&
+                     first >= query + N - 1 - shape.before;
 #pragma unroll
         for (int j = 0; j < N / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int column = j * 8 + lane % 4 * 2 + e % 2, key = row + e / 2 * 8;
-                bool seen = whole || (key < end && sees(query + column, key, end, shape.window));
-                float p = seen ? exp2f(s[j][e] * scale - sums[stage * N + column]) : 0.f;
+                bool seen = whole || sees(query + column, key, end, shape);
+                float score = score_of(s[j][e], shape), p = seen ? exp2f(score - sums[stage * N + column]) : 0.f;
                 s[j][e] = p;
-                dp[j][e] = p * (dp[j][e] - means[stage * N + column]);
+                dp[j][e] = p * (dp[j][e] - means[stage * N + column]) * slope_of(score, shape);
             }
         accumulate<D, N>(s, douts + stage * TILE, dvs);
         accumulate<D, N>(dp, qs + stage * TILE, dks);

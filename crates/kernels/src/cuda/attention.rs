@@ -2,12 +2,13 @@
 //!
 //! Queries, keys and values of f32 are multiplied in f32 (`kernels.cu`), those of bf16 on the tensor cores
 //! (`attention.cu`); outputs and gradients are f32. Where the tiles lie is worked out on the host once for a
-//! batch and kept with its [`Documents`].
+//! batch and kept with its [`Documents`]. One kernel serves decoders and encoders, which differ in what a query
+//! sees ([`Geometry`]). New tokens of a generation have a kernel of their own, which reads a cache.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::launch::{ATTENTION, Launch, device, unwritten};
-use crate::attention::AttentionShape;
+use super::launch::{ATTENTION, Launch, address, device, unwritten, upload};
+use crate::attention::{AttentionShape, Bidirectional};
 use crate::documents::Documents;
 
 /// Kernels compiled for heads of up to so many numbers; narrower ones are padded.
@@ -104,18 +105,60 @@ impl Compiled {
 /// So large a window reaches past everything, and adding a position to it does not overflow.
 const ALL: usize = 1 << 29;
 
-/// The shape as every kernel takes it, at the end of its arguments.
-fn shaped<'a>(launch: Launch<'a>, tokens: usize, shape: &AttentionShape) -> Result<Launch<'a>> {
-    if shape.softcap.is_some() {
-        bail!("attention with capped scores is not computed on a GPU");
+/// Heads, what a query sees and what becomes of a score.
+pub(crate) struct Geometry {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    /// Keys that a query sees before its own place, and behind it.
+    before: usize,
+    after: usize,
+    scale: f64,
+    softcap: Option<f64>,
+}
+
+impl From<&AttentionShape> for Geometry {
+    fn from(shape: &AttentionShape) -> Self {
+        Self {
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            before: shape.window.map_or(ALL, |window| (window - 1).min(ALL)),
+            after: 0,
+            scale: shape.scale,
+            softcap: shape.softcap,
+        }
     }
-    Ok(launch
-        .int(tokens)?
-        .int(shape.heads)?
-        .int(shape.kv_heads)?
-        .int(shape.head_dim)?
-        .int(shape.window.unwrap_or(ALL).min(ALL))?
-        .float(shape.scale))
+}
+
+impl From<&Bidirectional> for Geometry {
+    fn from(shape: &Bidirectional) -> Self {
+        let reach = shape.window.unwrap_or(ALL).min(ALL);
+        Self {
+            heads: shape.heads,
+            kv_heads: shape.heads,
+            head_dim: shape.head_dim,
+            before: reach,
+            after: reach,
+            scale: shape.scale,
+            softcap: None,
+        }
+    }
+}
+
+impl Geometry {
+    /// As every kernel over documents takes it, at the end of its arguments.
+    fn to<'a>(&self, launch: Launch<'a>, tokens: usize) -> Result<Launch<'a>> {
+        Ok(launch
+            .int(tokens)?
+            .int(self.heads)?
+            .int(self.kv_heads)?
+            .int(self.head_dim)?
+            .int(self.before)?
+            .int(self.after)?
+            .float(self.scale)
+            .float(self.softcap.unwrap_or(0.0)))
+    }
 }
 
 pub(crate) fn attention(
@@ -123,7 +166,7 @@ pub(crate) fn attention(
     k: &Tensor,
     v: &Tensor,
     documents: &Documents,
-    shape: &AttentionShape,
+    shape: &Geometry,
 ) -> Result<(Tensor, Tensor)> {
     let tokens = documents.tokens();
     let compiled = Compiled::of(q.dtype(), shape.head_dim)?;
@@ -137,7 +180,8 @@ pub(crate) fn attention(
     }
     let launch = launch.words(tiles)?.floats(&out)?.floats(&log_sums)?;
     let grid = (tiles.elem_count() / 3, shape.heads);
-    shaped(launch, tokens, shape)?.run(grid, compiled.threads(), compiled.shared(1, 1))?;
+    let (threads, shared) = (compiled.threads(), compiled.shared(1, 1));
+    shape.to(launch, tokens)?.run(grid, threads, shared)?;
     Ok((out, log_sums))
 }
 
@@ -149,7 +193,7 @@ pub(crate) fn attention_backward(
     output: &Tensor,
     log_sums: &Tensor,
     documents: &Documents,
-    shape: &AttentionShape,
+    shape: &Geometry,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let tokens = documents.tokens();
     let compiled = Compiled::of(q.dtype(), shape.head_dim)?;
@@ -178,15 +222,109 @@ pub(crate) fn attention_backward(
         launch.floats(log_sums)?.floats(&delta)?.words(tiles)
     };
     let (threads, shared) = (compiled.threads(), compiled.shared(2, 2));
-    shaped(begin(&names[0])?.floats(&dq)?, tokens, shape)?.run(
-        (count, shape.heads),
-        threads,
-        shared,
-    )?;
-    shaped(begin(&names[1])?.floats(&dk)?.floats(&dv)?, tokens, shape)?.run(
-        (count, shape.kv_heads),
-        threads,
-        shared,
-    )?;
+    let of_q = begin(&names[0])?.floats(&dq)?;
+    let of_kv = begin(&names[1])?.floats(&dk)?.floats(&dv)?;
+    for (launch, heads) in [(of_q, shape.heads), (of_kv, shape.kv_heads)] {
+        shape
+            .to(launch, tokens)?
+            .run((count, heads), threads, shared)?;
+    }
     Ok((dq, dk, dv))
+}
+
+/// Keys and values of one sequence, `[room, kv_heads · head_dim]` each, of which the first `length` rows are there.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceRows {
+    keys: Tensor,
+    values: Tensor,
+    length: usize,
+}
+
+impl DeviceRows {
+    /// Room for more rows than it has, so that it is seldom moved.
+    const LEAST: usize = 64;
+
+    pub(crate) fn new(width: usize, device: &Device) -> Result<Self> {
+        let empty = || Tensor::zeros((Self::LEAST, width), DType::F32, device);
+        Ok(Self {
+            keys: empty()?,
+            values: empty()?,
+            length: 0,
+        })
+    }
+
+    /// Makes room for so many more rows.
+    fn reserve(&mut self, more: usize) -> Result<()> {
+        let (room, width) = self.keys.dims2()?;
+        let wanted = self.length + more;
+        if wanted <= room {
+            return Ok(());
+        }
+        for rows in [&mut self.keys, &mut self.values] {
+            let shape = (wanted.next_power_of_two(), width);
+            let wider = Tensor::zeros(shape, DType::F32, rows.device())?;
+            wider.slice_set(rows, 0, 0)?;
+            *rows = wider;
+        }
+        Ok(())
+    }
+}
+
+/// Where new tokens find what they see: for each of them where its key and value are, those of its sequence, the first
+/// it sees and the end of these, `[tokens · 6]`. Good as long as the caches it came of stay as they are.
+pub(crate) struct Seen(Tensor);
+
+/// Adds keys and values of new tokens to the caches of their sequences, each of which is a document.
+pub(crate) fn append(
+    k: &Tensor,
+    v: &Tensor,
+    caches: &mut [&mut DeviceRows],
+    documents: &Documents,
+    shape: &Geometry,
+) -> Result<Seen> {
+    let (tokens, width) = k.dims2()?;
+    let bytes = (width * size_of::<f32>()) as u64;
+    let mut rows: Vec<i64> = Vec::with_capacity(6 * tokens);
+    for (cache, range) in caches.iter_mut().zip(documents.ranges()) {
+        cache.reserve(range.len())?;
+        let (keys, values) = (address(&cache.keys)?, address(&cache.values)?);
+        for place in cache.length..cache.length + range.len() {
+            let to = place as u64 * bytes;
+            let seen = [place.saturating_sub(shape.before), place + 1];
+            rows.extend([keys + to, values + to, keys, values].map(|address| address as i64));
+            rows.extend(seen.map(|place| place as i64));
+        }
+        cache.length += range.len();
+    }
+    let rows = upload(rows, k)?;
+    Launch::new("append_rows", device(k)?)
+        .floats(k)?
+        .floats(v)?
+        .longs(&rows)?
+        .int(width)?
+        .rows(tokens, width)?;
+    Ok(Seen(rows))
+}
+
+/// Attention of new tokens, `[tokens, heads · head_dim]`, over the caches they were added to.
+pub(crate) fn attention_cached(q: &Tensor, seen: &Seen, shape: &Geometry) -> Result<Tensor> {
+    if shape.head_dim > 256 {
+        bail!(
+            "heads of {} numbers are not computed with on a GPU",
+            shape.head_dim
+        );
+    }
+    let tokens = q.dims2()?.0;
+    let out = unwritten(q.shape(), DType::F32, q)?;
+    Launch::new("attention_cached", device(q)?)
+        .floats(q)?
+        .longs(&seen.0)?
+        .floats(&out)?
+        .int(shape.heads)?
+        .int(shape.kv_heads)?
+        .int(shape.head_dim)?
+        .float(shape.scale)
+        .float(shape.softcap.unwrap_or(0.0))
+        .run((tokens, shape.heads), (256, 1), 0)?;
+    Ok(out)
 }

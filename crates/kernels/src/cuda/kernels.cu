@@ -6,6 +6,7 @@
 // for each number.
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 
 namespace {
@@ -63,6 +64,15 @@ __device__ float2 gate_parts(int kind, float x) {
     return make_float2(below, below * (1.f - below) * slope * x);
 }
 
+// `cap tanh(x / cap)`, of which tanh y = 1 - 2 / (1 + e^2y) takes fewer instructions than tanhf; `x` without a cap.
+__device__ float bent(float x, float cap) { return cap == 0.f ? x : cap - 2.f * cap / (1.f + expf(2.f / cap * x)); }
+
+// Slope of `bent` where its result is `y`.
+__device__ float slope_of_bent(float y, float cap) {
+    float share = cap == 0.f ? 0.f : y / cap;
+    return 1.f - share * share;
+}
+
 }  // namespace
 
 extern "C" {
@@ -95,21 +105,76 @@ __global__ void rms_norm_backward(const float* dy, const float* x, const float* 
     }
 }
 
-// into[column] += sum over the rows of dy, or of dy x root where `x` is not null. 32 columns a block of 32 x 32.
-__global__ void column_sum(const float* dy, const float* x, const float* roots, float* into, int rows, int width) {
+// A block a row. y = w (x - mean) / sqrt(variance + epsilon) + bias, which may be null; mean and inverse root are kept.
+__global__ void layer_norm(const float* x, const float* weight, const float* bias, float* y, float* means, float* roots,
+                           int width, float epsilon) {
+    int64_t row = blockIdx.x;
+    x += row * width;
+    y += row * width;
+    float sum = 0.f, square = 0.f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += x[i];
+    float mean = block_sum(sum) / width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) square += (x[i] - mean) * (x[i] - mean);
+    float root = 1.f / sqrtf(block_sum(square) / width + epsilon);
+    if (threadIdx.x == 0) {
+        means[row] = mean;
+        roots[row] = root;
+    }
+    for (int i = threadIdx.x; i < width; i += blockDim.x)
+        y[i] = (x[i] - mean) * root * weight[i] + (bias ? bias[i] : 0.f);
+}
+
+// A block a row. With n = (x - mean) root and g = w dy: dx = root (g - mean(g) - n mean(g n)); `residual` may be null.
+__global__ void layer_norm_backward(const float* dy, const float* x, const float* weight, const float* means,
+                                    const float* roots, const float* residual, float* dx, int width) {
+    int64_t row = blockIdx.x;
+    dy += row * width;
+    x += row * width;
+    dx += row * width;
+    float mean = means[row], root = roots[row], level = 0.f, slope = 0.f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float g = dy[i] * weight[i];
+        level += g;
+        slope += g * ((x[i] - mean) * root);
+    }
+    level = block_sum(level) / width;
+    slope = block_sum(slope) / width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float value = (dy[i] * weight[i] - level - (x[i] - mean) * root * slope) * root;
+        dx[i] = residual ? residual[row * width + i] + value : value;
+    }
+}
+
+// into[column] += sum over the rows of dy, or of dy (x - mean) root where `x` is not null; without `means` and `roots`
+// these are 0 and 1. With `lengths` the sum is divided by that of its column, where it is not 0. 32 columns a block of
+// 32 x 32.
+__global__ void column_sum(const float* dy, const float* x, const float* means, const float* roots,
+                           const float* lengths, float* into, int rows, int width) {
     __shared__ float parts[32][33];
     int column = blockIdx.x * 32 + threadIdx.x;
     float sum = 0.f;
     if (column < width)
         for (int row = threadIdx.y; row < rows; row += 32) {
             int64_t at = (int64_t)row * width + column;
-            sum += x ? dy[at] * (x[at] * roots[row]) : dy[at];
+            float factor = x ? (x[at] - (means ? means[row] : 0.f)) * (roots ? roots[row] : 1.f) : 1.f;
+            sum += dy[at] * factor;
         }
     parts[threadIdx.x][threadIdx.y] = sum;
     __syncthreads();
     sum = warp_sum(parts[threadIdx.y][threadIdx.x]);
     column = blockIdx.x * 32 + threadIdx.y;
-    if (threadIdx.x == 0 && column < width) into[column] += sum;
+    if (threadIdx.x != 0 || column >= width) return;
+    if (lengths) sum = lengths[column] > 0.f ? sum / lengths[column] : 0.f;
+    into[column] += sum;
+}
+
+// A block a row: its Euclidean length.
+__global__ void row_lengths(const float* x, float* lengths, int width) {
+    int64_t row = blockIdx.x;
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += x[row * width + i] * x[row * width + i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) lengths[row] = sqrtf(sum);
 }
 
 // A block a token. Turns the pairs (i, i + half) of each head by the angle of the token's position.
@@ -142,6 +207,18 @@ __global__ void gated_backward(const float* dy, const float* gate, const float* 
     dup[i] = dy[i] * (gate[i] * parts.x);
 }
 
+__global__ void activate(const float* x, float* y, int64_t count, int kind) {
+    int64_t i = global_index();
+    if (i < count) y[i] = x[i] * gate_parts(kind, x[i]).x;
+}
+
+__global__ void activate_backward(const float* dy, const float* x, float* dx, int64_t count, int kind) {
+    int64_t i = global_index();
+    if (i >= count) return;
+    float2 parts = gate_parts(kind, x[i]);
+    dx[i] = dy[i] * (parts.x + parts.y);
+}
+
 __global__ void add(float* x, const float* y, int64_t count) {
     int64_t i = global_index();
     if (i < count) x[i] += y[i];
@@ -157,10 +234,13 @@ __global__ void add_bias(float* y, const float* bias, int64_t count, int width) 
     if (i < count) y[i] += bias[i % width];
 }
 
-// y = x * factor[column]
-__global__ void scale_columns(const float* x, const float* factor, float* y, int64_t count, int width) {
+// y = x magnitude[column] / length[column], 0 where the length is 0.
+__global__ void rescale_columns(const float* x, const float* magnitudes, const float* lengths, float* y, int64_t count,
+                                int width) {
     int64_t i = global_index();
-    if (i < count) y[i] = x[i] * factor[i % width];
+    if (i >= count) return;
+    float length = lengths[i % width];
+    y[i] = length > 0.f ? x[i] * (magnitudes[i % width] * (1.f / length)) : 0.f;
 }
 
 __global__ void copy(const float* from, float* to, int64_t count) {
@@ -214,28 +294,34 @@ __global__ void dropout(const float* x, float* y, int64_t count, uint32_t thresh
     }
 }
 
-// A block a row of logits. Its loss, whether the target is the likeliest token, and in place of the logits
-// `grad_scale (softmax - onehot)`, unless `grad_scale` is 0.
+// A block a row of logits, which are bent under `cap` if that is not 0. Its loss, whether the target is the likeliest
+// token, and in place of the logits `grad_scale (softmax - onehot)`, unless `grad_scale` is 0. The target is kept apart
+// from the others, so that nothing is lost where it is nearly certain.
 __global__ void cross_entropy(float* logits, const uint32_t* targets, float* losses, float* correct, int vocabulary,
-                              float grad_scale) {
+                              float grad_scale, float cap) {
     int64_t row = blockIdx.x;
     logits += row * vocabulary;
     uint32_t target = targets[row];
-    float chosen = logits[target], greatest = LOWEST;
+    float chosen = bent(logits[target], cap), greatest = LOWEST;
     for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) greatest = fmaxf(greatest, logits[i]);
-    greatest = block_max(greatest);
-    float sum = 0.f;
-    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) sum += expf(logits[i] - greatest);
-    sum = block_sum(sum);
+    greatest = bent(block_max(greatest), cap);
+    float others = 0.f;
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x)
+        if (i != target) others += expf(bent(logits[i], cap) - greatest);
+    others = block_sum(others);
+    float sum = others + expf(chosen - greatest);
     if (threadIdx.x == 0) {
-        losses[row] = logf(sum) - (chosen - greatest);
+        losses[row] = chosen == greatest ? log1pf(others) : logf(sum) - (chosen - greatest);
         correct[row] = chosen == greatest ? 1.f : 0.f;
     }
     if (grad_scale == 0.f) return;
     float factor = grad_scale / sum;
     __syncthreads();
-    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x)
-        logits[i] = expf(logits[i] - greatest) * factor - (i == target ? grad_scale : 0.f);
+    for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) {
+        float logit = bent(logits[i], cap);
+        float slope = i == target ? -others : expf(logit - greatest);
+        logits[i] = slope * factor * slope_of_bent(logit, cap);
+    }
 }
 
 // One step of AdamW in PyTorch's order, see `adamw.rs`.
@@ -282,6 +368,92 @@ __global__ void expand_eight_bits(const int8_t* codes, const float* absmax, floa
     if (wide) wide[i] = value; else narrow[i] = __float2bfloat16(value);
 }
 
+}  // extern "C"
+
+namespace {
+
+__device__ float half_at(const uint8_t* bytes) {
+    return __half2float(__ushort_as_half((uint16_t)(bytes[0] | bytes[1] << 8)));
+}
+
+__device__ uint32_t word_at(const uint8_t* bytes) {
+    return bytes[0] | bytes[1] << 8 | bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+}
+
+// a b - c and a b + c of numbers that are each rounded, as on the CPU.
+__device__ float times_less(float a, float b, float c) { return __fsub_rn(__fmul_rn(a, b), c); }
+__device__ float times_more(float a, float b, float c) { return __fadd_rn(__fmul_rn(a, b), c); }
+
+// Number i of the 32 numbers `unit` of a block, as in `ggml.rs`; `kind` is ggml's number of the type.
+__device__ float of_block(int kind, const uint8_t* block, int unit, int i) {
+    int high = i / 16;
+    switch (kind) {
+        case 2:
+        case 3: {  // Q4_0, Q4_1
+            int at = kind == 2 ? 2 : 4, code = block[at + i % 16] >> 4 * high & 15;
+            if (kind == 2) return (code - 8) * half_at(block);
+            return times_more(code, half_at(block), half_at(block + 2));
+        }
+        case 6:
+        case 7: {  // Q5_0, Q5_1
+            int at = kind == 6 ? 2 : 4;
+            int code = (block[at + 4 + i % 16] >> 4 * high & 15) | (word_at(block + at) >> i & 1) << 4;
+            if (kind == 6) return (code - 16) * half_at(block);
+            return times_more(code, half_at(block), half_at(block + 2));
+        }
+        case 8: return (int8_t)block[2 + i] * half_at(block);  // Q8_0
+        case 9: return (int8_t)block[4 + i] * half_at(block);  // Q8_1
+        case 10: {                                             // Q2_K
+            int small = block[2 * unit + high], code = block[16 + unit / 4 * 32 + i] >> 2 * (unit % 4) & 3;
+            return times_less(half_at(block + 80) * (small & 15), code, half_at(block + 82) * (small >> 4));
+        }
+        case 11: {  // Q3_K
+            const uint8_t* scales = block + 96;
+            int at = 2 * unit + high, low = at < 8 ? scales[at] & 15 : scales[at - 8] >> 4;
+            int top = scales[8 + at % 4] >> 2 * (at / 4) & 3;
+            float scale = half_at(block + 108) * ((top << 4 | low) - 32);
+            int code = block[32 + unit / 4 * 32 + i] >> 2 * (unit % 4) & 3;
+            return scale * (code - (block[i] >> unit & 1 ? 0 : 4));
+        }
+        case 12:
+        case 13: {  // Q4_K, Q5_K
+            const uint8_t* scales = block + 4;
+            int scale = scales[unit] & 63, offset = scales[unit + 4] & 63;
+            if (unit >= 4) {
+                scale = (scales[unit + 4] & 15) | scales[unit - 4] >> 6 << 4;
+                offset = scales[unit + 4] >> 4 | scales[unit] >> 6 << 4;
+            }
+            const uint8_t* codes = block + (kind == 12 ? 16 : 48) + unit / 2 * 32;
+            int code = codes[i] >> 4 * (unit % 2) & 15;
+            if (kind == 13) code |= (block[16 + i] >> unit & 1) << 4;
+            return times_less(half_at(block) * scale, code, half_at(block + 2) * offset);
+        }
+        case 14: {  // Q6_K
+            int part = unit / 4, quarter = unit % 4;
+            int low = block[part * 64 + quarter % 2 * 32 + i] >> 4 * (quarter / 2) & 15;
+            int code = low | (block[128 + part * 32 + i] >> 2 * quarter & 3) << 4;
+            return half_at(block + 208) * (int8_t)block[192 + part * 8 + quarter * 2 + high] * (code - 32);
+        }
+        default: return (int8_t)block[4 + unit * 32 + i] * __uint_as_float(word_at(block));  // Q8_K
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Blocks of a GGUF file, of `length` numbers in `size` bytes: the rows that `rows` names, or all where it is null.
+__global__ void expand_ggml(const uint8_t* bytes, const uint32_t* rows, float* wide, __nv_bfloat16* narrow,
+                            int64_t count, int columns, int kind, int length, int size) {
+    int64_t i = global_index();
+    if (i >= count) return;
+    int64_t row = i / columns, column = i % columns;
+    if (rows) row = rows[row];
+    const uint8_t* block = bytes + (row * (columns / length) + column / length) * size;
+    float value = of_block(kind, block, column % length / 32, column % 32);
+    if (wide) wide[i] = value; else narrow[i] = __float2bfloat16(value);
+}
+
 // Row sums of dout * out for each head: `[heads, tokens]`, a warp each.
 __global__ void attention_delta(const float* dout, const float* out, float* delta, int tokens, int heads, int head) {
     int64_t item = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -299,9 +471,11 @@ __global__ void attention_delta(const float* dout, const float* out, float* delt
 
 namespace {
 
+// A query sees keys from `before` places before it to `after` places behind it, of its own document. Scores are bent
+// under `cap`, if that is not 0.
 struct Shape {
-    int tokens, heads, kv_heads, head, window;
-    float scale;
+    int tokens, heads, kv_heads, head, before, after;
+    float scale, cap;
 };
 
 // B x D numbers of rows first.. of a head into shared memory, zero past `end` and past the head's width.
@@ -331,8 +505,8 @@ __device__ void products(const float* a, const float* b, float (&s)[B / 16][B / 
     }
 }
 
-__device__ bool sees(int query, int key, int end, int window) {
-    return query < end && key <= query && key > query - window;
+__device__ bool sees(int query, int key, int end, const Shape& shape) {
+    return query < end && key < end && key <= query + shape.after && key >= query - shape.before;
 }
 
 // A block has B queries of one head; tile t is (first query, begin and end of its document).
@@ -353,8 +527,8 @@ __device__ void forward(const float* q, const float* k, const float* v, const in
         sum[i] = 0.f;
         for (int c = 0; c < C; c++) o[i][c] = 0.f;
     }
-    int low = max(begin, first - shape.window + 1);
-    for (int key = low; key < min(first + B, end); key += B) {
+    int low = max(begin, first - shape.before), high = min(first + B + shape.after, end);
+    for (int key = low; key < high; key += B) {
         __syncthreads();
         fetch<D, B>(ks, k + kv * shape.head, key, end, kv_stride, shape.head);
         fetch<D, B>(vs, v + kv * shape.head, key, end, kv_stride, shape.head);
@@ -365,8 +539,8 @@ __device__ void forward(const float* q, const float* k, const float* v, const in
             int query = first + ty + 16 * i;
             float top = LOWEST;
             for (int j = 0; j < R; j++) {
-                bool seen = sees(query, key + tx + 16 * j, end, shape.window);
-                s[i][j] = seen ? s[i][j] * shape.scale : LOWEST;
+                bool seen = sees(query, key + tx + 16 * j, end, shape);
+                s[i][j] = seen ? bent(s[i][j] * shape.scale, shape.cap) : LOWEST;
                 top = fmaxf(top, s[i][j]);
             }
             for (int offset = 8; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
@@ -420,10 +594,10 @@ __device__ void score_gradients(const float* qs, const float* ks, const float* v
         float mean = query + row < end ? delta[query + row] : 0.f;
         for (int j = 0; j < R; j++) {
             int column = tx + 16 * j;
-            bool seen = sees(query + row, key + column, end, shape.window) && key + column < end;
-            float p = seen ? expf(s[i][j] * shape.scale - log_sum) : 0.f;
+            float score = bent(s[i][j] * shape.scale, shape.cap);
+            float p = sees(query + row, key + column, end, shape) ? expf(score - log_sum) : 0.f;
             ps[row * (B + 1) + column] = p;
-            ds[row * (B + 1) + column] = p * (dp[i][j] - mean) * shape.scale;
+            ds[row * (B + 1) + column] = p * (dp[i][j] - mean) * shape.scale * slope_of_bent(score, shape.cap);
         }
     }
 }
@@ -445,7 +619,8 @@ __device__ void backward_q(const float* dout, const float* q, const float* k, co
     float sum[R][C];
     for (int i = 0; i < R; i++)
         for (int c = 0; c < C; c++) sum[i][c] = 0.f;
-    for (int key = max(begin, first - shape.window + 1); key < min(first + B, end); key += B) {
+    int low = max(begin, first - shape.before), high = min(first + B + shape.after, end);
+    for (int key = low; key < high; key += B) {
         __syncthreads();
         fetch<D, B>(ks, k + kv * shape.head, key, end, kv_stride, shape.head);
         fetch<D, B>(vs, v + kv * shape.head, key, end, kv_stride, shape.head);
@@ -476,7 +651,7 @@ __device__ void backward_kv(const float* dout, const float* q, const float* k, c
     constexpr int R = B / 16, C = D / 16;
     float *qs = memory, *ks = qs + B * (D + 1), *vs = ks + B * (D + 1), *douts = vs + B * (D + 1);
     float *ps = douts + B * (D + 1), *ds = ps + B * (B + 1);
-    int first = tiles[blockIdx.x * 3], end = tiles[blockIdx.x * 3 + 2];
+    int first = tiles[blockIdx.x * 3], begin = tiles[blockIdx.x * 3 + 1], end = tiles[blockIdx.x * 3 + 2];
     int kv = blockIdx.y, group = shape.heads / shape.kv_heads;
     int stride = shape.heads * shape.head, kv_stride = shape.kv_heads * shape.head;
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -485,10 +660,10 @@ __device__ void backward_kv(const float* dout, const float* q, const float* k, c
     float dks[R][C], dvs[R][C];
     for (int i = 0; i < R; i++)
         for (int c = 0; c < C; c++) dks[i][c] = dvs[i][c] = 0.f;
-    // The last key of the tile is seen up to `window - 1` tokens later.
-    int last = (int)min((int64_t)end, (int64_t)first + B + shape.window - 1);
+    // What sees a key reaches from `after` places before it to `before` places behind it.
+    int low = max(begin, first - shape.after), high = min(first + B + shape.before, end);
     for (int h = kv * group; h < (kv + 1) * group; h++)
-        for (int query = first; query < last; query += B) {
+        for (int query = low; query < high; query += B) {
             __syncthreads();
             fetch<D, B>(qs, q + h * shape.head, query, end, stride, shape.head);
             fetch<D, B>(douts, dout + h * shape.head, query, end, stride, shape.head);
@@ -496,8 +671,8 @@ __device__ void backward_kv(const float* dout, const float* q, const float* k, c
             score_gradients<D, B>(qs, ks, vs, douts, ps, ds, log_sums + (int64_t)h * shape.tokens,
                                   delta + (int64_t)h * shape.tokens, query, first, end, shape);
             __syncthreads();
-    #pragma unroll 2
-        for (int n = 0; n < B; n++)
+#pragma unroll 2
+            for (int n = 0; n < B; n++)
                 for (int c = 0; c < C; c++) {
                     float value = qs[n * (D + 1) + tx + 16 * c], gradient = douts[n * (D + 1) + tx + 16 * c];
                     for (int i = 0; i < R; i++) {
@@ -519,25 +694,24 @@ __device__ void backward_kv(const float* dout, const float* q, const float* k, c
 
 }  // namespace
 
+#define SHAPE int tokens, int heads, int kv_heads, int head, int before, int after, float scale, float cap
+#define AS_SHAPE Shape{tokens, heads, kv_heads, head, before, after, scale, cap}
+
 // One entry for each width of head, rounded up: D numbers, tiles of B.
-#define ATTENTION(D, B)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256) attention_##D(                                                 \
-        const float* q, const float* k, const float* v, const int* tiles, float* out, float* log_sums, int tokens,   \
-        int heads, int kv_heads, int head, int window, float scale) {                                                \
-        forward<D, B>(q, k, v, tiles, out, log_sums, Shape{tokens, heads, kv_heads, head, window, scale});           \
-    }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(256) attention_backward_q_##D(                                      \
+#define ATTENTION(D, B)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(256) attention_##D(                                                  \
+        const float* q, const float* k, const float* v, const int* tiles, float* out, float* log_sums, SHAPE) {       \
+        forward<D, B>(q, k, v, tiles, out, log_sums, AS_SHAPE);                                                       \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_q_##D(                                       \
         const float* dout, const float* q, const float* k, const float* v, const float* log_sums, const float* delta, \
-        const int* tiles, float* dq, int tokens, int heads, int kv_heads, int head, int window, float scale) {       \
-        backward_q<D, B>(dout, q, k, v, log_sums, delta, tiles, dq,                                                  \
-                         Shape{tokens, heads, kv_heads, head, window, scale});                                       \
-    }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(256) attention_backward_kv_##D(                                     \
+        const int* tiles, float* dq, SHAPE) {                                                                         \
+        backward_q<D, B>(dout, q, k, v, log_sums, delta, tiles, dq, AS_SHAPE);                                        \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) attention_backward_kv_##D(                                      \
         const float* dout, const float* q, const float* k, const float* v, const float* log_sums, const float* delta, \
-        const int* tiles, float* dk, float* dv, int tokens, int heads, int kv_heads, int head, int window,           \
-        float scale) {                                                                                               \
-        backward_kv<D, B>(dout, q, k, v, log_sums, delta, tiles, dk, dv,                                             \
-                          Shape{tokens, heads, kv_heads, head, window, scale});                                      \
+        const int* tiles, float* dk, float* dv, SHAPE) {                                                              \
+        backward_kv<D, B>(dout, q, k, v, log_sums, delta, tiles, dk, dv, AS_SHAPE);                                   \
     }
 
 ATTENTION(16, 32)
@@ -545,3 +719,68 @@ ATTENTION(32, 32)
 ATTENTION(64, 32)
 ATTENTION(128, 32)
 ATTENTION(256, 16)
+
+// A token of a generation against the cache of its sequence, a block for each head: `rows` has six addresses and numbers
+// a token, of which this reads the last four: its keys, its values, the first key it sees and the end of those. Warps
+// share the keys; each has a greatest score and sums of its own, put together at the end.
+extern "C" __global__ void __launch_bounds__(256) attention_cached(const float* q, const int64_t* rows, float* out,
+                                                                   int heads, int kv_heads, int head, float scale,
+                                                                   float cap) {
+    constexpr int WARPS = 8, PARTS = 8;
+    __shared__ float tops[WARPS], totals[WARPS], parts[WARPS][32 * PARTS];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, kv = h / (heads / kv_heads);
+    rows += (int64_t)blockIdx.x * 6;
+    const float* keys = reinterpret_cast<const float*>(rows[2]) + kv * head;
+    const float* values = reinterpret_cast<const float*>(rows[3]) + kv * head;
+    int64_t at = ((int64_t)blockIdx.x * heads + h) * head, stride = (int64_t)kv_heads * head;
+    float query[PARTS], sum[PARTS], greatest = LOWEST, total = 0.f;
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        int column = lane + 32 * i;
+        query[i] = column < head ? q[at + column] * scale : 0.f;
+        sum[i] = 0.f;
+    }
+    for (int64_t key = rows[4] + warp; key < rows[5]; key += WARPS) {
+        float score = 0.f;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            int column = lane + 32 * i;
+            if (column < head) score += query[i] * keys[key * stride + column];
+        }
+        score = bent(warp_sum(score), cap);
+        float top = fmaxf(greatest, score), shrink = expf(greatest - top), p = expf(score - top);
+        greatest = top;
+        total = total * shrink + p;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            int column = lane + 32 * i;
+            if (column < head) sum[i] = sum[i] * shrink + p * values[key * stride + column];
+        }
+    }
+    if (lane == 0) {
+        tops[warp] = greatest;
+        totals[warp] = total;
+    }
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) parts[warp][lane + 32 * i] = sum[i];
+    __syncthreads();
+    float top = LOWEST, all = 0.f;
+    for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w]);
+    for (int w = 0; w < WARPS; w++) all += totals[w] * expf(tops[w] - top);
+    int column = threadIdx.x;
+    if (column >= head) return;
+    float value = 0.f;
+    for (int w = 0; w < WARPS; w++) value += parts[w][column] * expf(tops[w] - top);
+    out[at + column] = value / all;
+}
+
+// The new keys and values of a generation to the addresses that `rows` (see above) begins with, a block a token.
+extern "C" __global__ void append_rows(const float* keys, const float* values, const int64_t* rows, int width) {
+    int64_t token = blockIdx.x;
+    float* to_keys = reinterpret_cast<float*>(rows[token * 6]);
+    float* to_values = reinterpret_cast<float*>(rows[token * 6 + 1]);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        to_keys[i] = keys[token * width + i];
+        to_values[i] = values[token * width + i];
+    }
+}

@@ -55,6 +55,7 @@ pub(super) fn address(tensor: &Tensor) -> Result<u64> {
         CudaStorageSlice::F16(slice) => slice.device_ptr(&stream).0,
         CudaStorageSlice::U8(slice) => slice.device_ptr(&stream).0,
         CudaStorageSlice::U32(slice) => slice.device_ptr(&stream).0,
+        CudaStorageSlice::I64(slice) => slice.device_ptr(&stream).0,
         _ => bail!(
             "tensors of {:?} are not computed with on a GPU",
             tensor.dtype()
@@ -137,6 +138,10 @@ impl<'a> Launch<'a> {
         self.of(tensor, DType::U32)
     }
 
+    pub(super) fn longs(self, tensor: &'a Tensor) -> Result<Self> {
+        self.of(tensor, DType::I64)
+    }
+
     pub(super) fn bytes(self, tensor: &'a Tensor) -> Result<Self> {
         self.of(tensor, DType::U8)
     }
@@ -151,9 +156,24 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// An output of f32 or bf16, where a kernel takes a place for each and writes the one that is not null.
+    pub(super) fn wide_or_narrow(self, tensor: &'a Tensor) -> Result<Self> {
+        match tensor.dtype() {
+            DType::F32 => Ok(self.floats(tensor)?.null()),
+            _ => self.null().narrow(tensor),
+        }
+    }
+
     pub(super) fn floats_or_null(self, tensor: Option<&'a Tensor>) -> Result<Self> {
         match tensor {
             Some(tensor) => self.floats(tensor),
+            None => Ok(self.null()),
+        }
+    }
+
+    pub(super) fn words_or_null(self, tensor: Option<&'a Tensor>) -> Result<Self> {
+        match tensor {
+            Some(tensor) => self.words(tensor),
             None => Ok(self.null()),
         }
     }

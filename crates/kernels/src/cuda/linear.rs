@@ -9,7 +9,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::blas::{Operand, gemm};
 use super::launch::unwritten;
-use super::pointwise::expand;
+use super::pointwise::{difference, expand, magnitude_grad, rescaled, row_lengths};
 use crate::lora::{BranchGrads, BranchKept, InputGrads, Kept, Projection};
 use crate::weight::Weight;
 
@@ -95,6 +95,18 @@ pub(crate) fn linear_weight_grad(dy: &Tensor, x: &Tensor, into: &Tensor) -> Resu
     gemm(Operand::transposed(dy), Operand::plain(x), into, 1.0, 1.0)
 }
 
+/// Norms of the rows of `W + s B A`, `[out]`; the sum is made whole in f32.
+pub(crate) fn row_norms(weight: &Weight, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    let sum = match weight {
+        Weight::Dense(tensor) if tensor.dtype() == DType::F32 => tensor.copy()?,
+        Weight::Dense(tensor) => tensor.to_dtype(DType::F32)?,
+        Weight::OnDevice(stored) => expand(stored, DType::F32)?,
+        _ => bail!("a quantised weight was not put on the GPU"),
+    };
+    gemm(Operand::plain(b), Operand::plain(a), &sum, scale, 1.0)?;
+    row_lengths(&sum)
+}
+
 pub(crate) fn lora_linear(
     x: &Tensor,
     branch_x: Option<&Tensor>,
@@ -102,36 +114,52 @@ pub(crate) fn lora_linear(
 ) -> Result<(Vec<Tensor>, Kept)> {
     let tokens = x.dims2()?.0;
     let narrowed = Narrowed::new(x);
+    let dropped = branch_x.map(Narrowed::new);
     let mut outputs = Vec::with_capacity(group.len());
     let mut branches = Vec::with_capacity(group.len());
     for projection in group {
-        let y = unwritten((tokens, projection.weight.dims()?.0), DType::F32, x)?;
-        forward(&narrowed, projection.weight, &y, 0.0)?;
-        let kept = match projection.branch {
-            None => None,
-            Some(branch) if branch.dora.is_some() => bail!("DoRA is not computed on a GPU"),
-            Some(branch) => {
-                let reduced = unwritten((tokens, branch.rank()), DType::F32, x)?;
-                let input = Operand::plain(branch_x.unwrap_or(x));
-                gemm(
-                    input,
-                    Operand::transposed(&branch.a),
-                    &reduced,
-                    branch.scale,
-                    0.0,
-                )?;
-                gemm(
-                    Operand::plain(&reduced),
-                    Operand::transposed(&branch.b),
-                    &y,
-                    1.0,
-                    1.0,
-                )?;
-                Some(BranchKept { reduced, sum: None })
-            }
+        let mut y = unwritten((tokens, projection.weight.dims()?.0), DType::F32, x)?;
+        let Some(branch) = projection.branch else {
+            forward(&narrowed, projection.weight, &y, 0.0)?;
+            outputs.push(y);
+            branches.push(None);
+            continue;
         };
+        // DoRA rescales a sum whose frozen part, too, is of the dropped input.
+        let of_sum = match &dropped {
+            Some(dropped) if branch.dora.is_some() => dropped,
+            _ => &narrowed,
+        };
+        forward(of_sum, projection.weight, &y, 0.0)?;
+        let reduced = unwritten((tokens, branch.rank()), DType::F32, x)?;
+        let input = Operand::plain(branch_x.unwrap_or(x));
+        gemm(
+            input,
+            Operand::transposed(&branch.a),
+            &reduced,
+            branch.scale,
+            0.0,
+        )?;
+        gemm(
+            Operand::plain(&reduced),
+            Operand::transposed(&branch.b),
+            &y,
+            1.0,
+            1.0,
+        )?;
+        let mut sum = None;
+        if let Some(dora) = &branch.dora {
+            let rescaled = rescaled(&y, dora)?;
+            let z = std::mem::replace(&mut y, rescaled);
+            if let Some(branch_x) = branch_x {
+                // x Wᵀ − x̃ Wᵀ, as one product of the difference.
+                let apart = difference(x, branch_x)?;
+                forward(&Narrowed::new(&apart), projection.weight, &y, 1.0)?;
+            }
+            sum = Some(z);
+        }
         outputs.push(y);
-        branches.push(kept);
+        branches.push(Some(BranchKept { reduced, sum }));
     }
     Ok((outputs, Kept { branches }))
 }
@@ -154,14 +182,24 @@ pub(crate) fn lora_linear_backward(
     let branch_input = branch_x.unwrap_or(x);
     let mut begun = 0.0;
     for (((projection, dy), kept), grads) in group.iter().zip(dys).zip(&kept.branches).zip(grads) {
-        backward(dy, projection.weight, &dx, begun)?;
+        let branch = projection.branch.zip(kept.as_ref());
+        // The gradient of the sum before DoRA rescaled it.
+        let dora = branch.and_then(|(branch, _)| branch.dora.as_ref());
+        let apart = dora.map(|dora| rescaled(dy, dora)).transpose()?;
+        let dz = apart.as_ref().unwrap_or(dy);
+        // With an input of the branches' own, what DoRA adds to the frozen product reaches that one.
+        let past = if branch_x.is_some() { dy } else { dz };
+        backward(past, projection.weight, &dx, begun)?;
         begun = 1.0;
-        let (Some(branch), Some(kept)) = (projection.branch, kept) else {
+        let Some((branch, kept)) = branch else {
             continue;
         };
+        if let (Some(dz), Some(branch_dx)) = (&apart, &branch_dx) {
+            backward(&difference(dz, dy)?, projection.weight, branch_dx, 1.0)?;
+        }
         let reduced = unwritten((rows, branch.rank()), DType::F32, x)?;
         gemm(
-            Operand::plain(dy),
+            Operand::plain(dz),
             Operand::plain(&branch.b),
             &reduced,
             branch.scale,
@@ -169,7 +207,7 @@ pub(crate) fn lora_linear_backward(
         )?;
         if let Some(grads) = grads {
             gemm(
-                Operand::transposed(dy),
+                Operand::transposed(dz),
                 Operand::plain(&kept.reduced),
                 grads.b,
                 1.0,
@@ -182,6 +220,9 @@ pub(crate) fn lora_linear_backward(
                 1.0,
                 1.0,
             )?;
+            if let (Some(dora), Some(sum), Some(into)) = (dora, &kept.sum, grads.magnitude) {
+                magnitude_grad(dy, sum, dora, into)?;
+            }
         }
         let into = branch_dx.as_ref().unwrap_or(&dx);
         gemm(

@@ -40,6 +40,7 @@ fn in_chunks(
     head: &Tensor,
     targets: &[u32],
     grad_scale: f64,
+    softcap: Option<f64>,
     mut work: impl FnMut(&Tensor, &Tensor, &Tensor) -> Result<()>,
 ) -> Result<Losses> {
     let vocabulary = head.dims2()?.0;
@@ -79,6 +80,7 @@ fn in_chunks(
             .floats(&correct)?
             .int(vocabulary)?
             .float(grad_scale)
+            .float(softcap.unwrap_or(0.0))
             .run((count, 1), (512, 1), 0)?;
         found.losses.push(losses);
         found.correct.push(correct);
@@ -94,9 +96,6 @@ pub(crate) fn linear_cross_entropy(
     targets: &[u32],
     want: Want,
 ) -> Result<Loss> {
-    if want.softcap.is_some() {
-        candle_core::bail!("a loss of capped logits is not computed on a GPU");
-    }
     let head = head(weight)?;
     let (tokens, width) = hidden.dims2()?;
     let gradient = match want.grad_scale {
@@ -108,6 +107,7 @@ pub(crate) fn linear_cross_entropy(
         &head,
         targets,
         want.grad_scale.unwrap_or(0.0),
+        want.softcap,
         |chunk, states, dlogits| {
             let Some(gradient) = &gradient else {
                 return Ok(());
@@ -154,7 +154,7 @@ pub(crate) fn linear_token_losses(
     weight: &Weight,
     targets: &[u32],
 ) -> Result<Vec<Option<f64>>> {
-    let losses = in_chunks(hidden, &head(weight)?, targets, 0.0, |_, _, _| Ok(()))?;
+    let losses = in_chunks(hidden, &head(weight)?, targets, 0.0, None, |_, _, _| Ok(()))?;
     let mut all = vec![None; targets.len()];
     for (place, nats) in losses.places.iter().zip(losses.read()?.0) {
         all[*place as usize] = Some(f64::from(nats));

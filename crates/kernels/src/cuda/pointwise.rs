@@ -1,10 +1,13 @@
-//! Passes over activations: norms, rotations, gates, sums, dropout, and weights expanded from few bits.
+//! Passes over activations: norms, rotations, gates, sums, rescaling, dropout, and weights expanded from few bits.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::launch::{Launch, device, unwritten, upload};
 use crate::activation::Activation;
+use crate::dora::Dora;
 use crate::dropout::DropoutKey;
+use crate::ggml::GgmlType;
+use crate::layer_norm::{self, Moments};
 use crate::rope::{Positions, RopeTable};
 use crate::weight::{Form, OnDevice};
 
@@ -43,18 +46,38 @@ pub(crate) fn rms_norm_backward(
         .int(width)?
         .rows(rows, width)?;
     if let Some(into) = weight_grad {
-        column_sum(dy, Some((x, roots)), into)?;
+        let normed = Weighted {
+            x: Some(x),
+            roots: Some(roots),
+            ..Weighted::default()
+        };
+        column_sum(dy, &normed, into)?;
     }
     Ok(dx)
 }
 
-/// `into += Σ dy` over the rows, or `Σ dy ∘ x · root`.
-fn column_sum(dy: &Tensor, scaled: Option<(&Tensor, &Tensor)>, into: &Tensor) -> Result<()> {
+/// What the numbers of a sum over rows are multiplied with, and what the sum is divided by.
+#[derive(Default)]
+struct Weighted<'a> {
+    /// `[rows, width]`
+    x: Option<&'a Tensor>,
+    /// Taken off `x`, `[rows]`.
+    means: Option<&'a Tensor>,
+    /// Times `x − mean`, `[rows]`.
+    roots: Option<&'a Tensor>,
+    /// What the sums are divided by, where it is not 0, `[width]`.
+    lengths: Option<&'a Tensor>,
+}
+
+/// `into += Σ dy` over the rows, weighted.
+fn column_sum(dy: &Tensor, by: &Weighted, into: &Tensor) -> Result<()> {
     let (rows, width) = dy.dims2()?;
     Launch::new("column_sum", device(dy)?)
         .floats(dy)?
-        .floats_or_null(scaled.map(|(x, _)| x))?
-        .floats_or_null(scaled.map(|(_, roots)| roots))?
+        .floats_or_null(by.x)?
+        .floats_or_null(by.means)?
+        .floats_or_null(by.roots)?
+        .floats_or_null(by.lengths)?
         .floats(into)?
         .int(rows)?
         .int(width)?
@@ -62,7 +85,117 @@ fn column_sum(dy: &Tensor, scaled: Option<(&Tensor, &Tensor)>, into: &Tensor) ->
 }
 
 pub(crate) fn bias_grad(dy: &Tensor, into: &Tensor) -> Result<()> {
-    column_sum(dy, None, into)
+    column_sum(dy, &Weighted::default(), into)
+}
+
+pub(crate) fn layer_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    epsilon: f64,
+) -> Result<(Tensor, Moments)> {
+    let (rows, width) = x.dims2()?;
+    let y = unwritten((rows, width), DType::F32, x)?;
+    let moments = Moments {
+        means: unwritten(rows, DType::F32, x)?,
+        inverse_deviations: unwritten(rows, DType::F32, x)?,
+    };
+    Launch::new("layer_norm", device(x)?)
+        .floats(x)?
+        .floats(weight)?
+        .floats_or_null(bias)?
+        .floats(&y)?
+        .floats(&moments.means)?
+        .floats(&moments.inverse_deviations)?
+        .int(width)?
+        .float(epsilon)
+        .rows(rows, width)?;
+    Ok((y, moments))
+}
+
+pub(crate) fn layer_norm_backward(
+    dy: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    moments: &Moments,
+    residual: Option<&Tensor>,
+    into: layer_norm::Into,
+) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let dx = unwritten((rows, width), DType::F32, x)?;
+    Launch::new("layer_norm_backward", device(x)?)
+        .floats(dy)?
+        .floats(x)?
+        .floats(weight)?
+        .floats(&moments.means)?
+        .floats(&moments.inverse_deviations)?
+        .floats_or_null(residual)?
+        .floats(&dx)?
+        .int(width)?
+        .rows(rows, width)?;
+    if let Some(into) = into.weight {
+        let normed = Weighted {
+            x: Some(x),
+            means: Some(&moments.means),
+            roots: Some(&moments.inverse_deviations),
+            lengths: None,
+        };
+        column_sum(dy, &normed, into)?;
+    }
+    if let Some(into) = into.bias {
+        bias_grad(dy, into)?;
+    }
+    Ok(dx)
+}
+
+/// Lengths of the rows of `x`, `[rows]`.
+pub(super) fn row_lengths(x: &Tensor) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let lengths = unwritten(rows, DType::F32, x)?;
+    Launch::new("row_lengths", device(x)?)
+        .floats(x)?
+        .floats(&lengths)?
+        .int(width)?
+        .rows(rows, width)?;
+    Ok(lengths)
+}
+
+/// `x ∘ m/n`, row by row of `x` `[tokens, out]`.
+pub(super) fn rescaled(x: &Tensor, dora: &Dora) -> Result<Tensor> {
+    let count = x.elem_count();
+    let y = unwritten(x.shape(), DType::F32, x)?;
+    Launch::new("rescale_columns", device(x)?)
+        .floats(x)?
+        .floats(&dora.magnitude)?
+        .floats(&dora.norms)?
+        .floats(&y)?
+        .long(count)
+        .int(x.dims2()?.1)?
+        .each(count)?;
+    Ok(y)
+}
+
+/// `into += Σ dy ∘ z / n` over the tokens.
+pub(super) fn magnitude_grad(dy: &Tensor, z: &Tensor, dora: &Dora, into: &Tensor) -> Result<()> {
+    let by = Weighted {
+        x: Some(z),
+        lengths: Some(&dora.norms),
+        ..Weighted::default()
+    };
+    column_sum(dy, &by, into)
+}
+
+/// `x − y`
+pub(super) fn difference(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let count = x.elem_count();
+    let z = unwritten(x.shape(), DType::F32, x)?;
+    Launch::new("subtract", device(x)?)
+        .floats(x)?
+        .floats(y)?
+        .floats(&z)?
+        .long(count)
+        .each(count)?;
+    Ok(z)
 }
 
 pub(crate) fn turn(
@@ -127,6 +260,31 @@ pub(crate) fn gated_backward(
         .int(number(activation))?
         .each(count)?;
     Ok((dgate, dup))
+}
+
+pub(crate) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    let count = x.elem_count();
+    let y = unwritten(x.shape(), DType::F32, x)?;
+    Launch::new("activate", device(x)?)
+        .floats(x)?
+        .floats(&y)?
+        .long(count)
+        .int(number(activation))?
+        .each(count)?;
+    Ok(y)
+}
+
+pub(crate) fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let count = x.elem_count();
+    let dx = unwritten(x.shape(), DType::F32, x)?;
+    Launch::new("activate_backward", device(x)?)
+        .floats(dy)?
+        .floats(x)?
+        .floats(&dx)?
+        .long(count)
+        .int(number(activation))?
+        .each(count)?;
+    Ok(dx)
 }
 
 pub(crate) fn add_in_place(x: &Tensor, y: &Tensor) -> Result<()> {
@@ -208,24 +366,57 @@ pub(crate) fn dropout(x: &Tensor, threshold: u32, scale: f64, key: DropoutKey) -
 
 /// A quantised weight as numbers of `dtype`, f32 or bf16, `[out, in]`.
 pub(crate) fn expand(weight: &OnDevice, dtype: DType) -> Result<Tensor> {
+    if let Form::Ggml(kind) = weight.form {
+        return expand_ggml(weight, kind, None, dtype);
+    }
     let (rows, columns) = (weight.rows, weight.columns);
     let count = rows * columns;
     let out = unwritten((rows, columns), dtype, &weight.codes)?;
-    let (kernel, items) = match weight.form {
-        Form::FourBits => ("expand_four_bits", count.div_ceil(2)),
-        Form::EightBits => ("expand_eight_bits", count),
+    let four = weight.form == Form::FourBits;
+    let (kernel, items) = if four {
+        ("expand_four_bits", count.div_ceil(2))
+    } else {
+        ("expand_eight_bits", count)
     };
     let mut launch = Launch::new(kernel, device(&out)?)
         .bytes(&weight.codes)?
         .floats(&weight.scales)?;
-    if weight.form == Form::FourBits {
+    if four {
         launch = launch.floats(&weight.levels)?;
     }
-    launch = match dtype {
-        DType::F32 => launch.floats(&out)?.null(),
-        _ => launch.null().narrow(&out)?,
-    };
-    launch = launch.long(count).int(weight.block)?;
-    launch.each(items)?;
+    launch = launch.wide_or_narrow(&out)?;
+    launch.long(count).int(weight.block)?.each(items)?;
+    Ok(out)
+}
+
+/// Rows of a quantised weight in f32, `[ids, in]`.
+pub(crate) fn expand_rows(weight: &OnDevice, ids: &[u32]) -> Result<Tensor> {
+    let ids = upload(ids.to_vec(), &weight.codes)?;
+    match weight.form {
+        Form::Ggml(kind) => expand_ggml(weight, kind, Some(&ids), DType::F32),
+        // An embedding is kept so by nothing that is read or written here.
+        _ => expand(weight, DType::F32)?.index_select(&ids, 0),
+    }
+}
+
+fn expand_ggml(
+    weight: &OnDevice,
+    kind: GgmlType,
+    ids: Option<&Tensor>,
+    dtype: DType,
+) -> Result<Tensor> {
+    let rows = ids.map_or(weight.rows, Tensor::elem_count);
+    let count = rows * weight.columns;
+    let out = unwritten((rows, weight.columns), dtype, &weight.codes)?;
+    Launch::new("expand_ggml", device(&out)?)
+        .bytes(&weight.codes)?
+        .words_or_null(ids)?
+        .wide_or_narrow(&out)?
+        .long(count)
+        .int(weight.columns)?
+        .int(kind.code() as usize)?
+        .int(kind.block_length())?
+        .int(kind.block_bytes())?
+        .each(count)?;
     Ok(out)
 }
