@@ -143,3 +143,11 @@ test-cuda:
 # The GPU's kernels on this machine's processor, emulated, against references in f64 (needs a C++ compiler)
 cuda-emulate:
     tests/cuda/emulate.sh
+
+# The device tests, or other words of cargo, on a GPU that is emulated with its driver and cuBLAS; slow
+cuda-emulate-device *words="":
+    tests/cuda/emulate-device.sh {{words}}
+
+# Parity with PEFT and transformers on that GPU: logits, losses, gradients, whole trainings; some ten minutes
+cuda-emulate-parity:
+    SPARSAM_TEST_DEVICE=cuda tests/cuda/emulate-device.sh test -p sparsam-adapter --test parity --test classify --test ways

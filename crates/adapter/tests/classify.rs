@@ -4,7 +4,8 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{F32, WAYS, fixtures, numbers};
+use candle_core::DType;
+use common::{F32, WAYS, device, fixtures, numbers};
 use sparsam_adapter::classify::init;
 use sparsam_adapter::data::{Batch, Batches, Example, Order, pack::unpacked};
 use sparsam_adapter::lora::LoraConfig;
@@ -41,6 +42,12 @@ fn folder(family: &str) -> PathBuf {
 }
 
 fn load_as(folder: &Path, names: usize, options: LoadOptions) -> Classifier {
+    let mut model = unplaced(folder, names, options);
+    model.move_to(&device(), DType::F32).expect("room");
+    model
+}
+
+fn unplaced(folder: &Path, names: usize, options: LoadOptions) -> Classifier {
     let text = std::fs::read_to_string(folder.join("config.json")).expect("a configuration");
     let files = SafetensorsFiles::in_folder(folder).expect("tensors");
     let mut classes = labels(&text).expect("read").expect("classes");

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use sparsam_adapter::lora::{Init, LoraConfig};
 use sparsam_adapter::pass::Input;
 use sparsam_adapter::trainable::Trainable;
@@ -30,13 +30,38 @@ pub(crate) const F32: LoadOptions = LoadOptions {
     max_length: 512,
 };
 
+/// Where models are computed: on the first GPU if `SPARSAM_TEST_DEVICE=cuda`, where the tests are built for it.
+pub(crate) fn device() -> Device {
+    if std::env::var("SPARSAM_TEST_DEVICE").as_deref() != Ok("cuda") {
+        return Device::Cpu;
+    }
+    #[cfg(feature = "cuda")]
+    {
+        use std::sync::LazyLock;
+        static OPENED: LazyLock<Device> =
+            LazyLock::new(|| sparsam_kernels::cuda::open(0).expect("a GPU"));
+        OPENED.clone()
+    }
+    #[cfg(not(feature = "cuda"))]
+    panic!("these tests were built without support for GPUs")
+}
+
+fn placed(model: Result<Model, sparsam_base::error::Error>) -> Model {
+    let mut model = model.expect("a model");
+    model.move_to(&device(), DType::F32).expect("room");
+    model
+}
+
 pub(crate) fn model(folder: &Path) -> Model {
-    Model::from_folder(folder, F32).expect("a model")
+    placed(Model::from_folder(folder, F32))
 }
 
 /// A model of the fixtures.
 pub(crate) fn family(name: &str, options: LoadOptions) -> Model {
-    Model::from_folder(&fixtures().join("families").join(name), options).expect("a model")
+    placed(Model::from_folder(
+        &fixtures().join("families").join(name),
+        options,
+    ))
 }
 
 /// Texts as one batch in which every next token of a text is a target.
