@@ -36,7 +36,7 @@ pub(crate) use pointwise::{
     add_bias, add_in_place, add_rows, bias_grad, copy_into, dropout, expand, gated, gated_backward,
     rms_norm, rms_norm_backward, turn,
 };
-pub(crate) use update::{adamw_step, clear, grad_norm_squared};
+pub(crate) use update::{adamw_eight_bit, adamw_step, clear, grad_norm_squared};
 
 /// Opens GPU number `ordinal` with a stream of its own, so that the thread does not matter, and lets freed
 /// memory stay with the process: by default every synchronisation gives it back to the driver.
