@@ -86,7 +86,7 @@ report-check program="target/release/sparsam":
 budgets runs="20" seed="1":
     SPARSAM_RUNS={{runs}} SPARSAM_SEED={{seed}} cargo test -p sparsam --test budgets -- --nocapture
 
-# Plans of ten recipes of different shape against real runs: memory, time, energy (about twenty minutes; needs Python)
+# Plans of twelve recipes of different shape against real runs: memory, time, energy (about twenty minutes; needs Python)
 plan-check python="python3" *arguments="":
     cargo build --release
     {{python}} tests/plan/against_runs.py --output target/plan {{arguments}}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Holds `sparsam plan` against real runs: ten recipes of different shape, each planned, then run. Needs only Python.
+"""Holds `sparsam plan` against real runs: twelve recipes of different shape, each planned, then run. Needs only Python.
 
     python against_runs.py --sparsam target/release/sparsam --output target/plan
 
@@ -40,6 +40,7 @@ SHAPES = {  # what is changed; the number of steps is for the built-in model
     "LoRA on NF4": ["quantize=nf4", "max_steps=60"],
     "LoRA on int8, dropout": ["quantize=int8", "lora.dropout=0.1", "batch_size=2", "max_steps=200"],
     "full": ["method=full", "learning_rate=2e-4", "max_steps=50"],
+    "full, eight bits": ["method=full", "optim=adamw_8bit", "learning_rate=2e-4", "max_steps=50"],
     "full, checkpointed": ["method=full", "learning_rate=2e-4", "gradient_checkpointing=true", "batch_size=16", "max_steps=20"],
     "full, selectively": ["method=full", "learning_rate=2e-4", "gradient_checkpointing=selective", "batch_size=16", "max_steps=20"],
     "accumulated, evaluated": ["gradient_accumulation_steps=4", "batch_size=2", "eval_steps=15", "max_steps=45"],

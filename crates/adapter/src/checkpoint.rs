@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! checkpoints/step-000300/progress.json       counters and the position in the data
-//! checkpoints/step-000300/state.safetensors   what is trained, with the optimiser's moments, f32
+//! checkpoints/step-000300/state.safetensors   what is trained, with the optimiser's moments
 //! checkpoints/step-000300/…                   what is trained in the form it is used in
 //! checkpoints/best-000240.safetensors         what is trained at the best evaluation
 //! ```
+//!
+//! The state has three tensors for each that is trained, all of them f32: `value.NAME`, `first.NAME` and `second.NAME`.
+//! Where the optimiser keeps moments in eight bits, the latter two are u8 codes, and `first_absmax.NAME` and
+//! `second_absmax.NAME` stand beside them.
 //!
 //! A checkpoint is written under another name, flushed, and renamed, so that one which has its name is
 //! whole, whatever ended the program. The one before is removed only then.
@@ -17,12 +21,13 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::weights::Weights;
+use sparsam_kernels::adamw::eight_bit::{EightBit, Map};
 
 use crate::classes::ClassMetrics;
 use crate::data::Position;
 use crate::error::{Error, Result};
 use crate::files::{write_tensors, write_text};
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Moments, Optimizer};
 use crate::trainable::Trainable;
 
 const PROGRESS: &str = "progress.json";
@@ -180,9 +185,22 @@ pub(crate) fn write(
     for (name, trained) in trainable.registry() {
         tensors.insert(format!("value.{name}"), trained.value.clone());
     }
-    for (name, (first, second)) in optimizer.moments() {
-        tensors.insert(format!("first.{name}"), first.clone());
-        tensors.insert(format!("second.{name}"), second.clone());
+    for (name, moments) in optimizer.moments() {
+        let mut put = |what: &str, tensor: &Tensor| {
+            tensors.insert(format!("{what}.{name}"), tensor.clone());
+        };
+        match moments {
+            Moments::F32(first, second) => {
+                put("first", first);
+                put("second", second);
+            }
+            Moments::EightBit(first, second) => {
+                put("first", first.codes());
+                put("first_absmax", first.absmax());
+                put("second", second.codes());
+                put("second_absmax", second.absmax());
+            }
+        }
     }
     write_tensors(&beside.path().join(STATE), &tensors)?;
     let text = serde_json::to_string_pretty(progress)
@@ -221,7 +239,7 @@ fn make_readable(folder: &Path) -> std::io::Result<()> {
 /// Restores what is trained and the optimiser from a checkpoint, and says how far it had come.
 ///
 /// # Errors
-/// A checkpoint that is damaged, of another version, or of another run.
+/// A checkpoint that is damaged, of another version, of another run, or with moments of another type.
 pub fn restore(
     checkpoint: &Path,
     trainable: &mut Trainable,
@@ -240,25 +258,62 @@ pub fn restore(
             ),
         ));
     }
-    let files = SafetensorsFiles::open(&[checkpoint.join(STATE)])?;
+    let state = checkpoint.join(STATE);
+    let files = SafetensorsFiles::open(std::slice::from_ref(&state))?;
     let names: Vec<String> = trainable.registry().keys().cloned().collect();
-    if files.names().len() != 3 * names.len() {
-        let what = format!(
-            "holds {} tensors, this recipe trains {}",
-            files.names().len() / 3,
-            names.len()
-        );
-        return Err(Error::file(&checkpoint.join(STATE), what));
+    let stored = files.names().filter(|name| name.starts_with("value."));
+    let stored = stored.count();
+    if stored != names.len() {
+        let what = format!("holds {stored} tensors, this recipe trains {}", names.len());
+        return Err(Error::file(&state, what));
     }
+    of_the_same_type(&state, &files, optimizer)?;
     let mut moments = BTreeMap::new();
     for name in names {
         trainable.set(&name, &files.tensor(&format!("value.{name}"))?)?;
-        let first = files.tensor(&format!("first.{name}"))?;
-        let second = files.tensor(&format!("second.{name}"))?;
-        moments.insert(name, (first, second));
+        moments.insert(name.clone(), stored_moments(&files, &name)?);
     }
     optimizer.restore(progress.step, moments)?;
     Ok(progress)
+}
+
+/// Refuses moments that are kept otherwise than the optimiser keeps them: to round them, or to go on with rounded
+/// ones, would be another run.
+fn of_the_same_type(state: &Path, files: &SafetensorsFiles, optimizer: &Optimizer) -> Result<()> {
+    for (name, moments) in optimizer.moments() {
+        let (there, here, began) = match (has_eight_bits(files, name), moments) {
+            (true, Moments::F32(..)) => ("eight bits", "f32", "adamw_8bit"),
+            (false, Moments::EightBit(..)) => ("f32", "eight bits", "adamw"),
+            _ => continue,
+        };
+        let path = state.display();
+        return Err(Error::training(
+            format!("`{path}` has the optimiser's moments in {there}, this recipe wants {here}"),
+            format!("go on with `optim: {began}`, as the run began, or begin a new one"),
+        ));
+    }
+    Ok(())
+}
+
+fn has_eight_bits(files: &SafetensorsFiles, name: &str) -> bool {
+    files.contains(&format!("first_absmax.{name}"))
+}
+
+fn stored_moments(files: &SafetensorsFiles, name: &str) -> Result<Moments> {
+    let part = |what: &str| files.tensor(&format!("{what}.{name}"));
+    if !has_eight_bits(files, name) {
+        return Ok(Moments::F32(part("first")?, part("second")?));
+    }
+    let moment = |map: Map, codes: &str, absmax: &str| {
+        EightBit::from_parts(map, part(codes)?, part(absmax)?).map_err(|error| {
+            let what = format!("has no fitting state in the checkpoint: {error}");
+            Error::weight(name, what)
+        })
+    };
+    Ok(Moments::EightBit(
+        moment(Map::Signed, "first", "first_absmax")?,
+        moment(Map::Unsigned, "second", "second_absmax")?,
+    ))
 }
 
 /// Writes what is trained at the lowest evaluation loss so far.

@@ -18,17 +18,24 @@ use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
 
-/// Writes tensors as one safetensors file in f32.
+/// Writes tensors as one safetensors file: codes of u8 as they are, all else in f32.
 ///
 /// # Errors
 /// A file that cannot be written, or a tensor that cannot be read.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
-        // Free of cost for what is trained, which is f32 and contiguous.
-        let tensor = fetch(&tensor.to_dtype(DType::F32)?)?;
         // Fails here, and not while the file is written, for a tensor that cannot be read.
-        drop(view::<f32>(&tensor)?);
+        let tensor = if tensor.dtype() == DType::U8 {
+            let tensor = fetch(tensor)?;
+            drop(view::<u8>(&tensor)?);
+            tensor
+        } else {
+            // Free of cost for what is trained, which is f32 and contiguous.
+            let tensor = fetch(&tensor.to_dtype(DType::F32)?)?;
+            drop(view::<f32>(&tensor)?);
+            tensor
+        };
         views.push((name.as_str(), Stored { tensor }));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -104,14 +111,17 @@ fn place(beside: TempPath, path: &Path) -> io::Result<()> {
     Ok(beside.persist(path)?)
 }
 
-/// A contiguous f32 tensor whose bytes are made when their turn comes.
+/// A contiguous tensor of f32 or u8 whose bytes are made when their turn comes.
 struct Stored {
     tensor: Tensor,
 }
 
 impl View for Stored {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.tensor.dtype() {
+            DType::U8 => Dtype::U8,
+            _ => Dtype::F32,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -120,18 +130,23 @@ impl View for Stored {
 
     fn data(&self) -> Cow<'_, [u8]> {
         // A tensor that cannot be read gives too few bytes, which the check of the file's length finds.
-        let values = self.tensor.flatten_all().and_then(|t| t.to_vec1::<f32>());
-        let values = values.unwrap_or_default();
-        Cow::Owned(
-            values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
-        )
+        let flat = self.tensor.flatten_all();
+        let bytes = if self.tensor.dtype() == DType::U8 {
+            flat.and_then(|t| t.to_vec1::<u8>())
+        } else {
+            let values = flat.and_then(|t| t.to_vec1::<f32>());
+            values.map(|values| {
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect()
+            })
+        };
+        Cow::Owned(bytes.unwrap_or_default())
     }
 
     fn data_len(&self) -> usize {
-        self.tensor.elem_count() * size_of::<f32>()
+        self.tensor.elem_count() * self.tensor.dtype().size_in_bytes()
     }
 }
 
@@ -152,6 +167,20 @@ mod tests {
         assert_eq!(read["x"].dims(), [3, 2]);
         assert_eq!(values(&read["x"]), values(&tensor.contiguous().unwrap()));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn codes_stay_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let codes = Tensor::from_slice(&[7u8, 255, 0, 1], (2, 2), &Device::Cpu).unwrap();
+        write_tensors(&path, &BTreeMap::from([("x".to_owned(), codes.clone())])).unwrap();
+        let read = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        assert_eq!(read["x"].dtype(), DType::U8);
+        assert_eq!(
+            read["x"].to_vec2::<u8>().unwrap(),
+            codes.to_vec2::<u8>().unwrap()
+        );
     }
 
     #[test]

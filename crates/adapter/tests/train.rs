@@ -12,7 +12,7 @@ use sparsam_adapter::data::{Batches, Example, Order};
 use sparsam_adapter::error::{Error, Result};
 use sparsam_adapter::evaluate::mean_loss;
 use sparsam_adapter::lora::LoraConfig;
-use sparsam_adapter::optimizer::Optimizer;
+use sparsam_adapter::optimizer::{Moments, Optimizer, StateType};
 use sparsam_adapter::schedule::{Schedule, Scheduler};
 use sparsam_adapter::train::{
     BestBy, Cadence, EarlyStopping, Ending, Evaluation, Observer, Phase, Run, Settings, Step,
@@ -109,21 +109,34 @@ impl Observer for Notes {
     }
 }
 
+/// What is trained, and how the optimiser keeps its moments.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Lora,
+    Full,
+    /// Branches so wide that most of them have moments in eight bits, or would have.
+    Wide(StateType),
+}
+
 /// A model with what is trained on it: with dropout, whose masks must go on too.
-fn fresh(full: bool) -> (Model, Trainable, Optimizer) {
+fn fresh(way: Way) -> (Model, Trainable, Optimizer) {
     let mut model = family(MODEL, F32);
-    let trainable = if full {
-        Trainable::full(&mut model)
-    } else {
-        let config = LoraConfig {
-            lora_dropout: 0.2,
-            ..lora()
-        };
-        Trainable::lora(&mut model, &config, 7)
+    let config = LoraConfig {
+        lora_dropout: 0.2,
+        ..lora()
+    };
+    let trainable = match way {
+        Way::Full => Trainable::full(&mut model),
+        Way::Lora => Trainable::lora(&mut model, &config, 7),
+        Way::Wide(_) => Trainable::lora(&mut model, &LoraConfig { r: 128, ..config }, 7),
     };
     let trainable = trainable.expect("trainable");
-    let optimizer = Optimizer::new(&trainable, AdamW::default(), Some(1.0)).expect("an optimiser");
-    (model, trainable, optimizer)
+    let state = match way {
+        Way::Wide(state) => state,
+        Way::Lora | Way::Full => StateType::F32,
+    };
+    let optimizer = Optimizer::with_state(&trainable, AdamW::default(), Some(1.0), state);
+    (model, trainable, optimizer.expect("an optimiser"))
 }
 
 struct Outcome {
@@ -134,8 +147,8 @@ struct Outcome {
 }
 
 /// Runs to the end, or as far as `notes` lets it; from the last checkpoint in the folder, if any.
-fn run(folder: &Path, full: bool, settings: Settings, mut notes: Notes) -> Outcome {
-    let (model, mut trainable, mut optimizer) = fresh(full);
+fn run(folder: &Path, way: Way, settings: Settings, mut notes: Notes) -> Outcome {
+    let (model, mut trainable, mut optimizer) = fresh(way);
     let mut train = train_batches();
     let eval = batches(&[8, 6, 10], Order::AsRead);
     let mut progress = match latest(folder).expect("a folder") {
@@ -168,9 +181,10 @@ fn run(folder: &Path, full: bool, settings: Settings, mut notes: Notes) -> Outco
 
 #[test]
 fn a_run_goes_on_bit_for_bit_from_wherever_it_was_stopped() {
-    for full in [false, true] {
+    let eight_bit = Way::Wide(StateType::EightBit);
+    for way in [Way::Lora, Way::Full, eight_bit] {
         let folder = tempfile::tempdir().expect("a folder");
-        let whole = run(folder.path(), full, settings(7), Notes::default());
+        let whole = run(folder.path(), way, settings(7), Notes::default());
         assert_eq!(whole.ending.expect("an ending"), Ending::Finished);
         assert_eq!(whole.notes.steps.len(), 7);
         for stop in 1..7 {
@@ -179,9 +193,9 @@ fn a_run_goes_on_bit_for_bit_from_wherever_it_was_stopped() {
                 stop_after: Some(stop),
                 ..Notes::default()
             };
-            let first = run(folder.path(), full, settings(7), notes);
+            let first = run(folder.path(), way, settings(7), notes);
             assert_eq!(first.ending.expect("an ending"), Ending::Interrupted);
-            let rest = run(folder.path(), full, settings(7), Notes::default());
+            let rest = run(folder.path(), way, settings(7), Notes::default());
             let steps = [first.notes.steps, rest.notes.steps].concat();
             assert_eq!(steps, whole.notes.steps, "stopped after {stop}");
             let evaluations = [first.notes.evaluations, rest.notes.evaluations].concat();
@@ -199,15 +213,15 @@ fn a_crash_between_checkpoints_costs_only_the_steps_since_the_last() {
         ..settings(7)
     };
     let folder = tempfile::tempdir().expect("a folder");
-    let whole = run(folder.path(), false, every_three, Notes::default());
+    let whole = run(folder.path(), Way::Lora, every_three, Notes::default());
     let folder = tempfile::tempdir().expect("a folder");
     let notes = Notes {
         crash_after: Some(5),
         ..Notes::default()
     };
-    let crashed = run(folder.path(), false, every_three, notes);
+    let crashed = run(folder.path(), Way::Lora, every_three, notes);
     assert!(crashed.ending.is_err());
-    let rest = run(folder.path(), false, every_three, Notes::default());
+    let rest = run(folder.path(), Way::Lora, every_three, Notes::default());
     assert_eq!(rest.notes.steps.first().map(|step| step.0), Some(4));
     assert_eq!(rest.notes.steps, whole.notes.steps[3..]);
     assert_eq!(rest.values, whole.values);
@@ -216,7 +230,7 @@ fn a_crash_between_checkpoints_costs_only_the_steps_since_the_last() {
 #[test]
 fn nothing_but_the_last_checkpoint_and_the_best_values_stay() {
     let folder = tempfile::tempdir().expect("a folder");
-    run(folder.path(), false, settings(5), Notes::default());
+    run(folder.path(), Way::Lora, settings(5), Notes::default());
     let mut names: Vec<String> = std::fs::read_dir(folder.path())
         .expect("a folder")
         .map(|entry| {
@@ -243,7 +257,7 @@ fn the_values_of_the_lowest_evaluation_loss_are_kept() {
             settings.schedule.scheduler = Scheduler::Constant;
             settings.evaluate = Cadence::Steps(1);
             let folder = tempfile::tempdir().expect("a folder");
-            let outcome = run(folder.path(), false, settings, Notes::default());
+            let outcome = run(folder.path(), Way::Lora, settings, Notes::default());
             let best = outcome.progress.best.expect("an evaluation");
             (best.step < 11).then_some(outcome)
         });
@@ -255,7 +269,7 @@ fn the_values_of_the_lowest_evaluation_loss_are_kept() {
         .min_by(|x, y| x.1.total_cmp(&y.1))
         .expect("evaluations");
     assert_eq!((best.step, best.loss), lowest);
-    let (model, mut trainable, _) = fresh(false);
+    let (model, mut trainable, _) = fresh(Way::Lora);
     for (name, values) in &outcome.values {
         let shape = trainable.registry()[name].value.shape().clone();
         let value = candle_core::Tensor::from_slice(values, shape, &candle_core::Device::Cpu);
@@ -277,7 +291,7 @@ fn a_run_stops_when_the_loss_no_longer_falls() {
         min_delta: 0.0,
     });
     let folder = tempfile::tempdir().expect("a folder");
-    let outcome = run(folder.path(), false, settings, Notes::default());
+    let outcome = run(folder.path(), Way::Lora, settings, Notes::default());
     assert_eq!(outcome.ending.expect("an ending"), Ending::StoppedEarly);
     let best = outcome.progress.best.expect("an evaluation");
     assert_eq!(outcome.progress.step, best.step + 2);
@@ -286,7 +300,7 @@ fn a_run_stops_when_the_loss_no_longer_falls() {
 #[test]
 fn a_loss_that_is_not_a_number_ends_the_run_with_advice() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (model, mut trainable, mut optimizer) = fresh(false);
+    let (model, mut trainable, mut optimizer) = fresh(Way::Lora);
     let name = trainable.registry().keys().next().expect("a name").clone();
     let value = &trainable.registry()[&name].value;
     let broken = (value.ones_like().expect("ones") * f64::NAN).expect("a tensor");
@@ -317,11 +331,90 @@ fn a_loss_that_is_not_a_number_ends_the_run_with_advice() {
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    run(folder.path(), false, settings(1), Notes::default());
+    run(folder.path(), Way::Lora, settings(1), Notes::default());
     let from = latest(folder.path())
         .expect("a folder")
         .expect("a checkpoint");
-    let (_, mut trainable, mut optimizer) = fresh(true);
+    let (_, mut trainable, mut optimizer) = fresh(Way::Full);
     let error = restore(&from, &mut trainable, &mut optimizer).expect_err("another run");
     assert!(error.to_string().contains("state.safetensors"), "{error}");
+}
+
+/// Both ways: what was begun with one type of moments does not go on with the other.
+#[test]
+fn moments_of_another_type_are_refused_with_advice() {
+    let types = [
+        (StateType::F32, StateType::EightBit, "adamw"),
+        (StateType::EightBit, StateType::F32, "adamw_8bit"),
+    ];
+    for (began, wants, word) in types {
+        let folder = tempfile::tempdir().expect("a folder");
+        run(
+            folder.path(),
+            Way::Wide(began),
+            settings(1),
+            Notes::default(),
+        );
+        let from = latest(folder.path())
+            .expect("a folder")
+            .expect("a checkpoint");
+        let (_, mut trainable, mut optimizer) = fresh(Way::Wide(wants));
+        let before = values(&trainable);
+        let error = restore(&from, &mut trainable, &mut optimizer).expect_err("another type");
+        let text = error.to_string();
+        assert!(
+            text.contains("state.safetensors") && text.contains("eight bits"),
+            "{text}"
+        );
+        let hint = error.hint().expect("advice");
+        assert!(hint.contains(&format!("`optim: {word}`")), "{hint}");
+        assert_eq!(values(&trainable), before, "nothing is restored by half");
+        let (_, mut trainable, mut optimizer) = fresh(Way::Wide(began));
+        restore(&from, &mut trainable, &mut optimizer).expect("its own type");
+    }
+}
+
+/// What a checkpoint holds is what the optimiser had, byte for byte.
+#[test]
+fn codes_and_magnitudes_come_back_as_they_were() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let way = Way::Wide(StateType::EightBit);
+    run(folder.path(), way, settings(3), Notes::default());
+    let from = latest(folder.path())
+        .expect("a folder")
+        .expect("a checkpoint");
+    let stored =
+        candle_core::safetensors::load(from.join("state.safetensors"), &candle_core::Device::Cpu)
+            .expect("tensors");
+    let (_, mut trainable, mut optimizer) = fresh(way);
+    restore(&from, &mut trainable, &mut optimizer).expect("a checkpoint");
+    let mut narrow = 0;
+    for (name, moments) in optimizer.moments() {
+        let Moments::EightBit(first, second) = moments else {
+            assert!(
+                trainable.registry()[name].value.elem_count() < 4096,
+                "{name}"
+            );
+            continue;
+        };
+        narrow += 1;
+        for (part, moment) in [("first", first), ("second", second)] {
+            let codes = |t: &candle_core::Tensor| -> Vec<u8> {
+                t.flatten_all().and_then(|t| t.to_vec1()).expect("codes")
+            };
+            let kept = &stored[&format!("{part}.{name}")];
+            assert_eq!(kept.dims(), trainable.registry()[name].value.dims());
+            assert_eq!(codes(moment.codes()), codes(kept), "{part} of {name}");
+            assert!(codes(kept).iter().any(|code| *code != 0));
+            let absmax = numbers(&stored[&format!("{part}_absmax.{name}")]);
+            assert_eq!(numbers(moment.absmax()), absmax, "{part} of {name}");
+            assert!(absmax.iter().all(|x| *x > 0.0));
+        }
+    }
+    assert!(narrow > 10, "{narrow}");
+}
+
+fn values(trainable: &Trainable) -> Vec<Vec<f32>> {
+    let registry = trainable.registry().values();
+    registry.map(|trained| numbers(&trained.value)).collect()
 }

@@ -8,6 +8,7 @@ use std::str::FromStr as _;
 
 use candle_core::DType;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use sparsam_adapter::optimizer::StateType;
 use sparsam_base::model::Quantize;
 
 use crate::commands::bench;
@@ -318,6 +319,10 @@ pub(crate) struct BenchArgs {
 
     #[arg(long, default_value = "none", value_parser = bench::quantize)]
     pub(crate) quantize: Quantize,
+
+    /// As in a recipe
+    #[arg(long, default_value = "adamw", value_parser = bench::optim)]
+    pub(crate) optim: StateType,
 
     /// Where to compute: `auto`, `cpu`, or `cuda:0` for an NVIDIA GPU by its number
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = crate::device::Choice::from_str)]

@@ -285,6 +285,7 @@ fn table(run: &RunRecord) -> Vec<(String, String)> {
         ),
         ("learning_rate".to_owned(), recipe.learning_rate.to_string()),
         ("lr_scheduler".to_owned(), word(&recipe.lr_scheduler)),
+        ("optim".to_owned(), word(&recipe.optim)),
         ("weight_decay".to_owned(), recipe.weight_decay.to_string()),
         ("seed".to_owned(), recipe.seed.to_string()),
         (

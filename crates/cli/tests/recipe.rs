@@ -68,6 +68,12 @@ fn unknown_keys() {
          hint: here it is called `batch_size`\n",
     );
     refused(
+        &with("optimizer: adamw_8bit"),
+        &[],
+        "error: recipe.yaml:3: `optimizer` is not a key of a recipe\n\
+         hint: here it is called `optim`\n",
+    );
+    refused(
         &with("early_stopping: {frobnicate: 4}"),
         &[],
         "error: recipe.yaml:3: `frobnicate` is not a key of `early_stopping`\n\
@@ -166,6 +172,19 @@ fn words_that_are_not_a_choice() {
         &["method=distill"],
         "error: argument `method=distill`: `method` is one of `lora`, `full`, not `distill`\n\
          hint: `sparsam recipe` says what each of them does\n",
+    );
+    // As other programs call it.
+    refused(
+        &with("optim: adamw_bnb_8bit"),
+        &[],
+        "error: recipe.yaml:3: `optim` is one of `adamw`, `adamw_8bit`, not `adamw_bnb_8bit`\n\
+         hint: here it is called `adamw_8bit`\n",
+    );
+    refused(
+        LEAST,
+        &["optim=adam8bit"],
+        "error: argument `optim=adam8bit`: `optim` is one of `adamw`, `adamw_8bit`, not `adam8bit`\n\
+         hint: did you mean `adamw_8bit`?\n",
     );
 }
 

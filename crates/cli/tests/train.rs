@@ -276,6 +276,42 @@ fn other_ways_to_begin_and_to_learn_leave_plain_adapters() {
     );
 }
 
+/// Moments in eight bits go on after a kill to the same bytes, and only so; the record and the cards name them.
+#[cfg(unix)]
+#[test]
+fn moments_in_eight_bits_go_on_as_they_were() {
+    // Of rank 32 most branches are large enough.
+    let way = ["lora.r=32", "optim=adamw_8bit"];
+    let whole = Desk::new();
+    whole.train(&way);
+    let run = whole.json("run/run.json");
+    assert_eq!(run["recipe"]["optim"], "adamw_8bit");
+    let loss = |when: &str| run["results"][when]["loss"].as_f64().unwrap();
+    assert!(loss("after") < loss("before"), "{run}");
+    assert!(whole.read("run/README.md").contains("adamw_8bit"));
+    whole.done(&["card", "run", "--format", "boamps"]);
+    assert!(whole.read("run/boamps.json").contains("\"adamw_8bit\""));
+
+    let killed = Desk::new();
+    let words = [&["train", "recipe.yaml"], &way[..]].concat();
+    let mut child = killed.start_until(&words, "run/checkpoints", "step-");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let other = killed.ends(&["-q", "train", "recipe.yaml", "lora.r=32", "--resume"], 2);
+    let told = "`optim` is \"adamw\", the run to be continued had \"adamw_8bit\"";
+    assert!(other.err.contains(told), "{}", other.err);
+    killed.train(&[&way[..], &["--resume"]].concat());
+    let bytes = |desk: &Desk| std::fs::read(desk.path("run/adapter_model.safetensors")).unwrap();
+    assert!(
+        bytes(&killed) == bytes(&whole),
+        "the resumed run ended elsewhere"
+    );
+
+    let plain = Desk::new();
+    plain.train(&["lora.r=32"]);
+    assert!(bytes(&plain) != bytes(&whole), "the key has no effect");
+}
+
 /// Killed and resumed too, and without any room.
 #[test]
 fn what_is_computed_once_changes_no_byte_and_is_said() {

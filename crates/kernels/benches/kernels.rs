@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use criterion::{Criterion, Throughput, criterion_group};
 
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
+use sparsam_kernels::adamw::eight_bit::{EightBit, Map, adamw_step_eight_bit};
 use sparsam_kernels::adamw::{AdamW, adamw_step};
 use sparsam_kernels::arena::Arena;
 use sparsam_kernels::attention::{AttentionShape, attention, attention_backward, attention_cached};
@@ -176,6 +177,18 @@ fn optimiser(criterion: &mut Criterion) -> Result<()> {
     ));
     group.bench_function("step", |bench| {
         bench.iter(|| adamw_step(&value, &grad, &first, &second, &AdamW::default(), 1, 1.0));
+    });
+    let first = EightBit::zeros(&value, Map::Signed)?;
+    let second = EightBit::zeros(&value, Map::Unsigned)?;
+    // Of the moments a byte each.
+    group.throughput(Throughput::Bytes(
+        ((3 * size_of::<f32>() + 4) * WIDE * HIDDEN) as u64,
+    ));
+    group.bench_function("step in eight bits", |bench| {
+        bench.iter(|| {
+            let settings = AdamW::default();
+            adamw_step_eight_bit(&value, &grad, &first, &second, &settings, 1, 1.0)
+        });
     });
     group.finish();
     Ok(())

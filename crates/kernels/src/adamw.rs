@@ -3,6 +3,7 @@
 //! The order of operations is that of `torch.optim.AdamW`, so that losses can be compared step by
 //! step: decay of the parameter first, then the moments, then the step, with ε added after the
 //! square root and its bias correction. Schedules, clipping rules and state files are the caller's.
+//! [`eight_bit`] is the same step with its moments kept in a quarter of the memory.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -11,6 +12,8 @@ use crate::by_element;
 use crate::cpu::Level;
 use crate::host::{update, view};
 use crate::vector::{Real, dot, levels};
+
+pub mod eight_bit;
 
 /// Numbers of one task; a fixed size, because sums over a tensor are formed chunk by chunk.
 const CHUNK: usize = 1 << 14;
@@ -55,6 +58,37 @@ pub(crate) struct Factors {
     pub(crate) grad_scale: f64,
 }
 
+impl Factors {
+    /// Of step number `step`, which counts from 1.
+    fn of(settings: &AdamW, step: usize, grad_scale: f64) -> Result<Self> {
+        if step == 0 {
+            bail!("`adamw_step`: steps count from 1");
+        }
+        let exponent = step as f64;
+        Ok(Self {
+            keep: 1.0 - settings.lr * settings.weight_decay,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            eps: settings.eps,
+            step_size: settings.lr / (1.0 - settings.beta1.powf(exponent)),
+            root_correction: (1.0 - settings.beta2.powf(exponent)).sqrt(),
+            grad_scale,
+        })
+    }
+}
+
+/// Refuses tensors of another shape than the parameter's.
+fn of_one_shape(param: &Tensor, others: &[&Tensor]) -> Result<()> {
+    match others.iter().find(|other| other.dims() != param.dims()) {
+        None => Ok(()),
+        Some(other) => bail!(
+            "`adamw_step`: {:?} and {:?} differ",
+            param.dims(),
+            other.dims()
+        ),
+    }
+}
+
 /// Updates `param` and its moments in place with `grad · grad_scale`.
 ///
 /// `step` counts from 1. The four tensors have one shape and one type, and separate storages.
@@ -70,28 +104,8 @@ pub fn adamw_step(
     step: usize,
     grad_scale: f64,
 ) -> Result<()> {
-    for other in [grad, exp_avg, exp_avg_sq] {
-        if other.dims() != param.dims() {
-            bail!(
-                "`adamw_step`: {:?} and {:?} differ",
-                param.dims(),
-                other.dims()
-            );
-        }
-    }
-    if step == 0 {
-        bail!("`adamw_step`: steps count from 1");
-    }
-    let exponent = step as f64;
-    let factors = Factors {
-        keep: 1.0 - settings.lr * settings.weight_decay,
-        beta1: settings.beta1,
-        beta2: settings.beta2,
-        eps: settings.eps,
-        step_size: settings.lr / (1.0 - settings.beta1.powf(exponent)),
-        root_correction: (1.0 - settings.beta2.powf(exponent)).sqrt(),
-        grad_scale,
-    };
+    of_one_shape(param, &[grad, exp_avg, exp_avg_sq])?;
+    let factors = Factors::of(settings, step, grad_scale)?;
     #[cfg(feature = "cuda")]
     if param.device().is_cuda() {
         return crate::cuda::adamw_step(param, grad, exp_avg, exp_avg_sq, &factors);
@@ -125,21 +139,34 @@ levels! {
         exp_avg_sq: &mut [T],
         factors: Factors,
     ) {
-        let (keep, eps, step_size) =
-            (T::of(factors.keep), T::of(factors.eps), T::of(factors.step_size));
-        let (lerp, beta2) = (T::of(1.0 - factors.beta1), T::of(factors.beta2));
-        let (beta2_rest, grad_scale) = (T::of(1.0 - factors.beta2), T::of(factors.grad_scale));
-        let root_correction = T::of(factors.root_correction);
-        let moments = exp_avg.iter_mut().zip(exp_avg_sq);
-        for (((param, grad), exp_avg), exp_avg_sq) in
-            param.iter_mut().zip(grad).zip(moments).map(|((p, g), (m, v))| (((p, g), m), v))
-        {
-            let grad = *grad * grad_scale;
-            *exp_avg += lerp * (grad - *exp_avg);
-            *exp_avg_sq = *exp_avg_sq * beta2 + beta2_rest * grad * grad;
-            let root = exp_avg_sq.sqrt() / root_correction + eps;
-            *param = *param * keep - step_size * (*exp_avg / root);
-        }
+        advance(param, grad, exp_avg, exp_avg_sq, factors);
+    }
+}
+
+/// The step of some numbers and their moments.
+#[inline(always)]
+fn advance<T: Real>(
+    param: &mut [T],
+    grad: &[T],
+    exp_avg: &mut [T],
+    exp_avg_sq: &mut [T],
+    factors: Factors,
+) {
+    let (keep, eps, step_size) = (
+        T::of(factors.keep),
+        T::of(factors.eps),
+        T::of(factors.step_size),
+    );
+    let (lerp, beta2) = (T::of(1.0 - factors.beta1), T::of(factors.beta2));
+    let (beta2_rest, grad_scale) = (T::of(1.0 - factors.beta2), T::of(factors.grad_scale));
+    let root_correction = T::of(factors.root_correction);
+    let moments = exp_avg.iter_mut().zip(exp_avg_sq);
+    for ((param, grad), (exp_avg, exp_avg_sq)) in param.iter_mut().zip(grad).zip(moments) {
+        let grad = *grad * grad_scale;
+        *exp_avg += lerp * (grad - *exp_avg);
+        *exp_avg_sq = *exp_avg_sq * beta2 + beta2_rest * grad * grad;
+        let root = exp_avg_sq.sqrt() / root_correction + eps;
+        *param = *param * keep - step_size * (*exp_avg / root);
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) use pointwise::{
     expand, expand_rows, gated, gated_backward, layer_norm, layer_norm_backward, rms_norm,
     rms_norm_backward, turn,
 };
-pub(crate) use update::{adamw_step, clear, grad_norm_squared};
+pub(crate) use update::{adamw_eight_bit, adamw_step, clear, grad_norm_squared};
 
 /// Opens GPU number `ordinal` with a stream of its own, so that the thread does not matter, and lets freed
 /// memory stay with the process: by default every synchronisation gives it back to the driver.

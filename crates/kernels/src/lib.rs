@@ -13,7 +13,7 @@
 //! | what encoders have instead | [`layer_norm`], [`gelu`], [`attention::bidirectional()`] |
 //! | head and loss together | [`cross_entropy`] |
 //! | rows of the embedding | [`embedding`] |
-//! | the update | [`adamw`] |
+//! | the update, its moments in f32 or eight bits | [`adamw`], [`adamw::eight_bit`] |
 //! | all of it on an NVIDIA GPU, with the feature `cuda` | `cuda` |
 //! | what all of them stand on | [`documents`], [`host`], [`cpu`], [`arena`], [`awake`](mod@awake) |
 

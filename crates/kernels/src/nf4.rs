@@ -460,10 +460,15 @@ fn nearest_entry(map: &[f32; 256], value: f32) -> u8 {
 ///
 /// Computed in f32 in the order of PyTorch's `linspace` (from both ends, fused), bit for bit.
 pub fn dynamic_map() -> [f32; 256] {
+    dynamic_levels(true)
+}
+
+/// The signed map, or the unsigned one, which has twice as many steps a decade and nothing below zero.
+pub(crate) fn dynamic_levels(signed: bool) -> [f32; 256] {
     let mut entries = Vec::with_capacity(256);
-    for exponent in 0..7i32 {
-        let steps = (1usize << exponent) + 1;
-        let decade = 10f64.powi(exponent - 6) as f32;
+    for exponent in 0..7u32 {
+        let steps = (1usize << (exponent + u32::from(!signed))) + 1;
+        let decade = 10f64.powi(exponent.cast_signed() - 6) as f32;
         let step = (1.0f32 - 0.1) / (steps - 1) as f32;
         let boundary = |i: usize| -> f32 {
             if i < steps / 2 {
@@ -475,7 +480,9 @@ pub fn dynamic_map() -> [f32; 256] {
         for i in 0..steps - 1 {
             let value = f32::midpoint(boundary(i), boundary(i + 1)) * decade;
             entries.push(value);
-            entries.push(-value);
+            if signed {
+                entries.push(-value);
+            }
         }
     }
     entries.push(0.0);

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Generator, assert_same, single, values};
 use sparsam_kernels::activation::{Activation, gated, gated_backward};
+use sparsam_kernels::adamw::eight_bit::{EightBit, Map, adamw_step_eight_bit};
 use sparsam_kernels::adamw::{AdamW, adamw_step, grad_norm_squared};
 use sparsam_kernels::attention::{
     AttentionShape, Bidirectional, Cache, attention, attention_backward, attention_next,
@@ -857,4 +858,52 @@ fn steps_of_the_optimiser() -> Result<()> {
     near("first moments", &gm, &m, EXACT);
     near("second moments", &gv, &v, EXACT);
     Ok(())
+}
+
+#[test]
+fn steps_with_moments_in_eight_bits() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let settings = AdamW {
+        lr: 1e-2,
+        weight_decay: 0.1,
+        ..AdamW::default()
+    };
+    for dims in [[51, 77], [1, 256], [1, 1]] {
+        let (param, gparam) = gpu.pair(&dims)?;
+        let zeros = |param: &Tensor| -> Result<(EightBit, EightBit)> {
+            let first = EightBit::zeros(param, Map::Signed)?;
+            Ok((first, EightBit::zeros(param, Map::Unsigned)?))
+        };
+        let ((m, v), (mut gm, mut gv)) = (zeros(&param)?, zeros(&gparam)?);
+        for step in 1..=5 {
+            let (grad, ggrad) = gpu.pair(&dims)?;
+            adamw_step_eight_bit(&param, &grad, &m, &v, &settings, step, 0.5)?;
+            adamw_step_eight_bit(&gparam, &ggrad, &gm, &gv, &settings, step, 0.5)?;
+            near("parameters", &gparam, &param, SUMS);
+            for (what, here, there) in [("first", &m, &gm), ("second", &v, &gv)] {
+                let absmax = there.absmax().to_device(&Device::Cpu)?;
+                near(what, &absmax, here.absmax(), EXACT);
+                // The GPU fuses products with sums, so that a number midway between two levels may go to either.
+                let (here, there) = (codes(here)?, codes(there)?);
+                let pairs = || here.iter().zip(&there);
+                assert!(
+                    pairs().all(|(here, there)| here.abs_diff(*there) <= 1),
+                    "{what}"
+                );
+                let apart = pairs().filter(|(here, there)| here != there).count();
+                assert!(apart * 1000 <= here.len(), "{what}: {apart} codes differ");
+            }
+            // From the same state again.
+            (gm, gv) = (m.to_device(&gpu.device)?, v.to_device(&gpu.device)?);
+            copy_into(&param, &gparam)?;
+        }
+    }
+    Ok(())
+}
+
+fn codes(moment: &EightBit) -> Result<Vec<u8>> {
+    let codes = moment.codes().to_device(&Device::Cpu)?;
+    codes.flatten_all()?.to_vec1()
 }

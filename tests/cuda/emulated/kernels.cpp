@@ -337,6 +337,71 @@ static void ggml_checks() {
     near("types of blocks", {(float)kinds}, Doubles{12}, 0);
 }
 
+// The dynamic map: seven decades, each cut into twice as many steps as the one below, with zero and one.
+static Floats dynamic_levels(bool with_sign) {
+    Floats levels{0.f, 1.f};
+    for (int decade = 0; decade < 7; decade++) {
+        int steps = with_sign ? 1 << decade : 2 << decade;
+        for (int i = 0; i < steps; i++) {
+            double level = (0.1 + 0.9 * (i + 0.5) / steps) * std::pow(10., decade - 6);
+            levels.push_back(level);
+            if (with_sign) levels.push_back(-level);
+        }
+    }
+    std::sort(levels.begin(), levels.end());
+    return levels;
+}
+
+// Every code is that of a level nearest to its share of the greatest number in its block.
+static void nearest_check(const std::string& what, const std::vector<uint8_t>& codes, const Floats& absmax, const Floats& levels, const Doubles& wanted) {
+    Doubles greatest(absmax.size());
+    for (size_t i = 0; i < wanted.size(); i++) greatest[i / 256] = std::max(greatest[i / 256], std::fabs(wanted[i]));
+    near("greatest of " + what, absmax, greatest, 1e-6);
+    double worst = 0;
+    for (size_t i = 0; i < wanted.size(); i++) {
+        if (greatest[i / 256] == 0) {
+            worst = std::max(worst, (double)std::fabs(levels[codes[i]]));
+            continue;
+        }
+        double share = wanted[i] / greatest[i / 256], least = 2;
+        for (float level : levels) least = std::min(least, std::fabs(share - level));
+        worst = std::max(worst, std::fabs(share - levels[codes[i]]) - least);
+    }
+    if (worst > 1e-6) printf("WRONG %s: a level %.2g further away than the nearest\n", what.c_str(), worst);
+    failures += worst > 1e-6;
+}
+
+static void eight_bit_checks() {
+    Floats with_sign = dynamic_levels(true), without = dynamic_levels(false);
+    for (int count : {1, 255, 256, 257, 1000}) {
+        size_t blocks = (count + 255) / 256;
+        Floats param = normal(count), absmax(blocks, 0.f), absmax_sq(blocks, 0.f);
+        std::vector<uint8_t> codes(count, 0), codes_sq(count, 0);
+        const double beta1 = 0.9, beta2 = 0.99, rate = 0.03, decay = 0.1, eps = 1e-8, scale = 0.5;
+        for (int step = 1; step <= 4; step++) {
+            // Small and large ones; the first step of the second block has no gradient at all.
+            Floats grad = normal(count, std::pow(10.f, (float)between(-8, 4)));
+            for (int i = 256; i < count && i < 512 && step == 1; i++) grad[i] = 0.f;
+            Doubles wanted(param.begin(), param.end()), m(count), v(count);
+            double correction1 = 1 - std::pow(beta1, step), correction2 = std::sqrt(1 - std::pow(beta2, step));
+            for (int i = 0; i < count; i++) {
+                double g = grad[i] * scale;
+                m[i] = beta1 * with_sign[codes[i]] * absmax[i / 256] + (1 - beta1) * g;
+                v[i] = beta2 * without[codes_sq[i]] * absmax_sq[i / 256] + (1 - beta2) * g * g;
+                wanted[i] = wanted[i] * (1 - rate * decay) - rate / correction1 * m[i] / (std::sqrt(v[i]) / correction2 + eps);
+            }
+            emulated::launch({(unsigned)blocks}, {256}, 0, [&] {
+                adamw_eight_bit(param.data(), grad.data(), codes.data(), absmax.data(), with_sign.data(), codes_sq.data(), absmax_sq.data(), without.data(), count,
+                                1 - rate * decay, 1 - beta1, beta2, 1 - beta2, eps, rate / correction1, correction2, scale);
+            });
+            std::string what = " of " + std::to_string(count) + " in eight bits, step " + std::to_string(step);
+            near("parameters" + what, param, wanted, 1e-5);
+            nearest_check("first moments" + what, codes, absmax, with_sign, m);
+            nearest_check("second moments" + what, codes_sq, absmax_sq, without, v);
+        }
+    }
+}
+
 int main() {
     attention_checks();
     cache_checks();
@@ -348,6 +413,7 @@ int main() {
     sum_checks();
     expansion_checks();
     ggml_checks();
+    eight_bit_checks();
     printf("kernels.cu: %s\n", failures ? "WRONG" : "as it should be");
     return failures != 0;
 }

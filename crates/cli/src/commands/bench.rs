@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use candle_core::DType;
 use sparsam_adapter::lora::LoraConfig;
-use sparsam_adapter::optimizer::Optimizer;
+use sparsam_adapter::optimizer::{Optimizer, StateType};
 use sparsam_adapter::pass::{Input, differentiate};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::files::safetensors::SafetensorsFiles;
@@ -56,7 +56,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         lr: LEARNING_RATE,
         ..AdamW::default()
     };
-    let mut optimizer = Optimizer::new(&trainable, settings, None)?;
+    let mut optimizer = Optimizer::with_state(&trainable, settings, None, args.optim)?;
     let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..args.steps {
         let (ids, targets, lengths) = batches.step(step, args.batch, args.seq);
@@ -220,6 +220,15 @@ pub(crate) fn quantize(text: &str) -> Result<Quantize, String> {
         "nf4" => Ok(Quantize::Nf4),
         "nf4-dq" => Ok(Quantize::Nf4Double),
         _ => Err("expected none, int8, nf4 or nf4-dq".to_owned()),
+    }
+}
+
+/// How moments are kept, by the recipe's words.
+pub(crate) fn optim(text: &str) -> Result<StateType, String> {
+    match text {
+        "adamw" => Ok(StateType::F32),
+        "adamw_8bit" => Ok(StateType::EightBit),
+        _ => Err("expected adamw or adamw_8bit".to_owned()),
     }
 }
 

@@ -97,7 +97,9 @@ fn about(record: &RunRecord) -> About {
         base_model: (!from_scratch).then(|| recipe.model.clone()),
         billion_parameters: Some(record.base.parameters as f64 / 1e9),
         epochs: record.results.as_ref().map(|results| results.epochs),
-        optimizer: Some("adamw".to_owned()),
+        optimizer: serde_json::to_value(recipe.optim)
+            .ok()
+            .and_then(|word| word.as_str().map(str::to_owned)),
         quantization: stored
             .as_ref()
             .ok()

@@ -5,12 +5,13 @@
 //! that multiplies in bf16 keeps so.
 
 use serde::{Deserialize, Serialize};
+use sparsam_adapter::optimizer::{BYTES_EIGHT_BIT, BYTES_F32, MIN_EIGHT_BIT};
 use sparsam_base::config::ModelConfig;
 use sparsam_base::encoder::config::EncoderConfig;
 use sparsam_kernels::cross_entropy::{LOGITS_ON_GPU, logits_at_a_time};
 use sparsam_kernels::lora::rounding_is_faster;
 
-use crate::recipe::{Dtype, GradientCheckpointing, Method, Quantize, Recipe};
+use crate::recipe::{Dtype, GradientCheckpointing, Method, Optim, Quantize, Recipe};
 
 /// Bytes of an f32.
 const F32: f64 = 4.0;
@@ -222,6 +223,32 @@ pub(crate) fn adapter_parameters(shape: &Shape, rank: usize) -> f64 {
     w.layers * rank as f64 * widths
 }
 
+/// The share of what is trained whose moments are in eight bits: all but small matrices and the embedding.
+fn eight_bit_share(shape: &Shape, recipe: &Recipe) -> f64 {
+    if recipe.optim == Optim::Adamw {
+        return 0.0;
+    }
+    let large = |numbers: f64| {
+        if numbers >= MIN_EIGHT_BIT as f64 {
+            numbers
+        } else {
+            0.0
+        }
+    };
+    let in_blocks = |of: &dyn Fn((f64, f64)) -> f64| -> f64 {
+        shape.layers * shape.projections().into_iter().map(of).sum::<f64>()
+    };
+    if recipe.method == Method::Full {
+        let table = shape.vocabulary * shape.hidden;
+        let head = (shape.tables - 1.0) * large(table);
+        // Of an encoder or a tied head there is the embedding alone.
+        (in_blocks(&|(a, b)| large(a * b)) + head) / parameters(shape)
+    } else {
+        let rank = recipe.lora.r as f64;
+        in_blocks(&|(a, b)| large(rank * a) + large(rank * b)) / in_blocks(&|(a, b)| rank * (a + b))
+    }
+}
+
 /// The memory of a recipe whose largest batch has so many tokens, of which `targets` are learned.
 /// `trainable` is what is trained where that is known.
 pub(crate) fn estimate(
@@ -256,6 +283,8 @@ pub(crate) fn estimate(
         (true, Dtype::Bf16) | (false, _) => trained * F32,
         (true, _) => 0.0,
     };
+    let narrow = eight_bit_share(w, recipe);
+    let moments = narrow * BYTES_EIGHT_BIT + (1.0 - narrow) * BYTES_F32;
     // The reduced inputs of the branches: of all, and of q, k, v and o, which come before the unit.
     let rank = if full { 0.0 } else { recipe.lora.r as f64 };
     let kept = tokens * (w.kept(recipe) + w.projections().len() as f64 * rank * F32);
@@ -281,7 +310,7 @@ pub(crate) fn estimate(
     Memory {
         weights,
         adapter,
-        optimiser: trained * 3.0 * F32,
+        optimiser: trained * (F32 + moments),
         activations,
         head,
         scratch: moment + PROGRAM,

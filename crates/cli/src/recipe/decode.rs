@@ -93,8 +93,8 @@ impl Fault {
                     origin,
                     format!("`{path}` is one of {}, not `{found}`", list(&known)),
                 );
-                match suggest::nearest(&found, known.iter().map(String::as_str)) {
-                    Some(near) => problem.hint(format!("did you mean `{near}`?")),
+                match suggest::value(&found, &known) {
+                    Some(hint) => problem.hint(hint),
                     None => problem.hint("`sparsam recipe` says what each of them does"),
                 }
             }

@@ -8,7 +8,7 @@ const EXCLUSIVE: [(&str, &str); 2] = [("epochs", "max_steps"), ("warmup_ratio", 
 
 /// Words of PEFT, transformers, Axolotl, LLaMA-Factory, torchtune and mlx-lm, and our key for
 /// each. Only those too far from ours in spelling to be found as the nearest name.
-const ELSEWHERE: [(&str, &str); 27] = [
+const ELSEWHERE: [(&str, &str); 28] = [
     ("base_model", "model"),
     ("model_name_or_path", "model"),
     ("finetuning_type", "method"),
@@ -36,6 +36,19 @@ const ELSEWHERE: [(&str, &str); 27] = [
     ("micro_batch_size", "batch_size"),
     ("lr", "learning_rate"),
     ("grad_checkpoint", "gradient_checkpointing"),
+    ("optimizer", "optim"),
+];
+
+/// Values in transformers' words, and ours for each; those of paged ones too, as nothing here is moved to make room.
+const VALUES_ELSEWHERE: [(&str, &str); 8] = [
+    ("adamw_torch", "adamw"),
+    ("adamw_torch_fused", "adamw"),
+    ("adamw_hf", "adamw"),
+    ("paged_adamw", "adamw"),
+    ("paged_adamw_32bit", "adamw"),
+    ("adamw_bnb_8bit", "adamw_8bit"),
+    ("adamw_torch_8bit", "adamw_8bit"),
+    ("paged_adamw_8bit", "adamw_8bit"),
 ];
 
 /// The key that setting `key` makes void.
@@ -64,6 +77,18 @@ pub(super) fn key(key: &str, path: &str, known: &[String]) -> Option<String> {
         .iter()
         .find(|candidate| candidate.rsplit('.').next() == Some(key))?;
     Some(format!("the key stands at `{elsewhere}`"))
+}
+
+/// A hint for a value that is none of `known`.
+pub(super) fn value(word: &str, known: &[String]) -> Option<String> {
+    let ours = VALUES_ELSEWHERE
+        .iter()
+        .find(|(theirs, ours)| *theirs == word && known.iter().any(|known| known == ours));
+    if let Some((_, ours)) = ours {
+        return Some(format!("here it is called `{ours}`"));
+    }
+    let near = nearest(word, known.iter().map(String::as_str))?;
+    Some(format!("did you mean `{near}`?"))
 }
 
 /// The name nearest to `word`, if one is near enough to have been meant: at most a third of its

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, DeviceLocation};
 use sparsam_adapter::data::{Batches, Columns, Format, PrepareOptions};
 use sparsam_adapter::data::{Overlong, PromptFormat, TrainOn};
 use sparsam_adapter::lora::{Bias, Init, LoraConfig};
-use sparsam_adapter::optimizer::Optimizer;
+use sparsam_adapter::optimizer::{Optimizer, StateType};
 use sparsam_adapter::schedule::{Schedule, Scheduler};
 use sparsam_adapter::targets::{ALL_LINEAR, Targets};
 use sparsam_adapter::train::{BestBy, Cadence, EarlyStopping, Settings, steps_per_epoch};
@@ -197,7 +197,12 @@ pub(super) fn optimizer(
     recipe: &Recipe,
     trainable: &Trainable,
 ) -> sparsam_adapter::error::Result<Optimizer> {
-    let mut optimizer = Optimizer::new(trainable, adamw(recipe), max_grad_norm(recipe))?;
+    let state = match recipe.optim {
+        recipe::Optim::Adamw => StateType::F32,
+        recipe::Optim::Adamw8bit => StateType::EightBit,
+    };
+    let mut optimizer =
+        Optimizer::with_state(trainable, adamw(recipe), max_grad_norm(recipe), state)?;
     if recipe.method == recipe::Method::Lora {
         optimizer.b_ratio = recipe.lora.loraplus_lr_ratio;
     }

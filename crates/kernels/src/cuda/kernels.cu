@@ -338,6 +338,47 @@ __global__ void adamw(float* param, const float* grad, float* exp_avg, float* ex
     param[i] = param[i] * keep - step_size * (m / (sqrtf(v) / root_correction + eps));
 }
 
+// The place of the level of a rising map of 256 that is nearest to `share`; of two that are equally near, the lower.
+static __device__ int nearest_level(const float* levels, float share) {
+    int code = 0;
+    for (int half = 128; half > 0; half /= 2)
+        if (share > 0.5f * (levels[code + half - 1] + levels[code + half])) code += half;
+    return code;
+}
+
+// The same step with moments in eight bits, see `adamw/eight_bit.rs`: 256 threads for each 256 numbers, which share a
+// greatest magnitude.
+__global__ void adamw_eight_bit(float* param, const float* grad, uint8_t* exp_avg, float* exp_avg_absmax,
+                                const float* signed_levels, uint8_t* exp_avg_sq, float* exp_avg_sq_absmax,
+                                const float* unsigned_levels, int64_t count, float keep, float lerp, float beta2,
+                                float beta2_rest, float eps, float step_size, float root_correction, float grad_scale) {
+    __shared__ float of_first[256];
+    __shared__ float of_second[256];
+    of_first[threadIdx.x] = signed_levels[threadIdx.x];
+    of_second[threadIdx.x] = unsigned_levels[threadIdx.x];
+    __syncthreads();
+    int64_t i = global_index();
+    float m = 0.f, v = 0.f;
+    if (i < count) {
+        float g = grad[i] * grad_scale;
+        m = of_first[exp_avg[i]] * exp_avg_absmax[blockIdx.x];
+        v = of_second[exp_avg_sq[i]] * exp_avg_sq_absmax[blockIdx.x];
+        m = m + lerp * (g - m);
+        v = v * beta2 + beta2_rest * g * g;
+        param[i] = param[i] * keep - step_size * (m / (sqrtf(v) / root_correction + eps));
+    }
+    // What has grown beyond f32 counts as its greatest number. All have read the old magnitudes before the maximum is
+    // known, so one thread may write the new ones.
+    float greatest_m = fminf(block_max(fabsf(m)), -LOWEST), greatest_v = fminf(block_max(v), -LOWEST);
+    if (threadIdx.x == 0) {
+        exp_avg_absmax[blockIdx.x] = greatest_m;
+        exp_avg_sq_absmax[blockIdx.x] = greatest_v;
+    }
+    if (i >= count) return;
+    exp_avg[i] = nearest_level(of_first, greatest_m > 0.f ? m / greatest_m : 0.f);
+    exp_avg_sq[i] = nearest_level(of_second, greatest_v > 0.f ? v / greatest_v : 0.f);
+}
+
 // 64 blocks: the sum of squares in 64 parts.
 __global__ void square_sum(const float* x, float* parts, int64_t count) {
     float sum = 0.f;

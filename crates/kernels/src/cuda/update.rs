@@ -4,6 +4,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::launch::{Launch, device, unwritten};
 use crate::adamw::Factors;
+use crate::adamw::eight_bit::{BLOCK, EightBit};
 
 /// Parts that the sum of squares of one tensor is formed in.
 const PARTS: usize = 64;
@@ -16,12 +17,39 @@ pub(crate) fn adamw_step(
     factors: &Factors,
 ) -> Result<()> {
     let count = param.elem_count();
-    Launch::new("adamw", device(param)?)
+    let launch = Launch::new("adamw", device(param)?)
         .floats(param)?
         .floats(grad)?
         .floats(exp_avg)?
         .floats(exp_avg_sq)?
-        .long(count)
+        .long(count);
+    with(launch, factors).each(count)
+}
+
+/// The same with moments in eight bits: a block of threads for each of theirs.
+pub(crate) fn adamw_eight_bit(
+    param: &Tensor,
+    grad: &Tensor,
+    exp_avg: &EightBit,
+    exp_avg_sq: &EightBit,
+    factors: &Factors,
+) -> Result<()> {
+    let count = param.elem_count();
+    let mut launch = Launch::new("adamw_eight_bit", device(param)?)
+        .floats(param)?
+        .floats(grad)?;
+    for moment in [exp_avg, exp_avg_sq] {
+        launch = launch
+            .bytes(moment.codes())?
+            .floats(moment.absmax())?
+            .floats(moment.levels())?;
+    }
+    let blocks = count.div_ceil(BLOCK);
+    with(launch.long(count), factors).run((blocks, 1), (BLOCK, 1), 0)
+}
+
+fn with<'a>(launch: Launch<'a>, factors: &Factors) -> Launch<'a> {
+    launch
         .float(factors.keep)
         .float(1.0 - factors.beta1)
         .float(factors.beta2)
@@ -30,7 +58,6 @@ pub(crate) fn adamw_step(
         .float(factors.step_size)
         .float(factors.root_correction)
         .float(factors.grad_scale)
-        .each(count)
 }
 
 /// `Σ x²` over all tensors; waits for the GPU once.
