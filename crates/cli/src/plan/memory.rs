@@ -187,6 +187,16 @@ impl Shape {
         logits_at_a_time(targets as usize, self.vocabulary as usize, trained, rounded) as f64
     }
 
+    /// Bytes of the largest quantised weight as a GPU expands it for its product; a processor expands a few rows.
+    fn expanded(&self, recipe: &Recipe) -> f64 {
+        if !self.on_gpu || recipe.quantize == Quantize::None {
+            return 0.0;
+        }
+        let sizes = self.projections().into_iter().map(|(a, b)| a * b);
+        let each = if recipe.dtype == Dtype::F32 { F32 } else { 2.0 };
+        sizes.fold(0.0, f64::max) * each
+    }
+
     /// Those of them that come before its unit.
     fn kept_before_unit(&self) -> f64 {
         (2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + self.heads) * F32
@@ -313,6 +323,6 @@ pub(crate) fn estimate(
         optimiser: trained * (F32 + moments),
         activations,
         head,
-        scratch: moment + PROGRAM,
+        scratch: moment + w.expanded(recipe) + PROGRAM,
     }
 }
