@@ -75,7 +75,7 @@ pub fn generate(
     let mut sequences: Vec<Sequence> = (0..prompts.len())
         .map(|prompt| Sequence {
             prompt,
-            caches: vec![Cache::default(); model.blocks.len()],
+            caches: model.blocks.iter().map(|_| Cache::default()).collect(),
             position: 0,
             last: 0,
             processor: LogitsProcessor::new(

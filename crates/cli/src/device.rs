@@ -156,16 +156,20 @@ pub(crate) fn put(
     })
 }
 
-/// The most of a GPU's memory that tensors have held, in MiB.
+/// The GPU that this process has opened.
 #[cfg(feature = "cuda")]
-pub(crate) fn peak_mib(device: &Device) -> Option<f64> {
-    let (_, most) = sparsam_kernels::cuda::memory(device).ok()?;
-    Some(most as f64 / (1024.0 * 1024.0))
+static OPENED: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+
+/// The most of the opened GPU's memory that tensors have held, in bytes; none where no GPU is open.
+#[cfg(feature = "cuda")]
+pub(crate) fn peak_gpu_memory() -> Option<u64> {
+    let (_, most) = sparsam_kernels::cuda::memory(OPENED.get()?).ok()?;
+    Some(most)
 }
 
 /// Nothing, without GPUs.
 #[cfg(not(feature = "cuda"))]
-pub(crate) fn peak_mib(_: &Device) -> Option<f64> {
+pub(crate) fn peak_gpu_memory() -> Option<u64> {
     None
 }
 
@@ -235,7 +239,9 @@ fn gpu(number: usize) -> Result<Device, Reason> {
     let opened = std::panic::catch_unwind(|| sparsam_kernels::cuda::open(number));
     std::panic::set_hook(hook);
     match opened {
-        Ok(opened) => opened.map_err(|error| Reason::Driver(error.to_string())),
+        Ok(opened) => opened
+            .inspect(|device| drop(OPENED.set(device.clone())))
+            .map_err(|error| Reason::Driver(error.to_string())),
         Err(_) => Err(Reason::Driver("CUDA libraries that do not fit".to_owned())),
     }
 }

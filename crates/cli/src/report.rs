@@ -226,6 +226,9 @@ fn facts(run: &RunData, speech: Speech) -> Vec<(String, String)> {
             if let Some(peak) = results.peak_memory_bytes {
                 facts.push((w.memory, speech.language.figure(&bytes(peak))));
             }
+            if let Some(peak) = results.peak_gpu_memory_bytes {
+                facts.push((w.gpu_memory, speech.language.figure(&bytes(peak))));
+            }
         }
     }
     facts.push((w.time, speech.duration(energy.duration_seconds)));

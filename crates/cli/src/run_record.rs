@@ -186,6 +186,9 @@ pub(crate) struct Results {
     pub(crate) total_seconds: f64,
     /// The most memory the process held, in bytes.
     pub(crate) peak_memory_bytes: Option<u64>,
+    /// The most of a GPU's memory that its tensors held, in bytes, where it computed on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peak_gpu_memory_bytes: Option<u64>,
     /// How well classes are told apart, of a classifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) classes: Option<Classified>,

@@ -41,6 +41,8 @@ pub(crate) struct Summary {
     pub(crate) tokens_per_second: f64,
     /// Most memory held, in bytes.
     pub(crate) peak_memory: Option<u64>,
+    /// The same of a GPU's.
+    pub(crate) peak_gpu_memory: Option<u64>,
     /// Energy, emissions and what belongs to them: label and text.
     pub(crate) energy: Vec<(String, String)>,
     /// Files: path and what it is.
@@ -72,10 +74,13 @@ impl Summary {
             "speed".to_owned(),
             format!("{} tokens/s", thousands(self.tokens_per_second as u64)),
         )];
-        rows.extend(
-            self.peak_memory
-                .map(|peak| ("peak memory".to_owned(), bytes(peak))),
-        );
+        let peaks = [
+            ("peak memory", self.peak_memory),
+            ("  of the GPU", self.peak_gpu_memory),
+        ];
+        for (label, peak) in peaks {
+            rows.extend(peak.map(|peak| (label.to_owned(), bytes(peak))));
+        }
         rows.extend(self.energy.iter().cloned());
         for (label, words) in rows {
             row(&mut text, &label, &words, paint);
@@ -207,6 +212,7 @@ mod tests {
             classes: None,
             tokens_per_second: 12_345.6,
             peak_memory: Some(412_000_000),
+            peak_gpu_memory: None,
             energy: vec![
                 (
                     "energy".to_owned(),
@@ -247,11 +253,30 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_s_memory_stands_below_the_process_s() {
+        let screen = Summary {
+            peak_gpu_memory: Some(1_230_000_000),
+            ..summary()
+        };
+        let text = screen.render(Paint::Plain);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let at = lines
+            .iter()
+            .position(|line| line.starts_with("peak memory"));
+        let below = at.map(|at| lines[at + 1]);
+        assert!(
+            below.is_some_and(|line| line.starts_with("of the GPU") && line.ends_with("1.23 GB")),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn what_is_not_known_is_left_out() {
         let screen = Summary {
             before: None,
             after: None,
             peak_memory: None,
+            peak_gpu_memory: None,
             energy: Vec::new(),
             files: Vec::new(),
             next: Vec::new(),

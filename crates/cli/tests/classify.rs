@@ -420,7 +420,7 @@ fn data_are_shown_and_what_is_wrong_is_named() {
     desk.refused(
         &["train", "recipe.yaml", "device=cuda:0"],
         2,
-        &["processor alone"],
+        &["`cuda:0` cannot be used"],
     );
     desk.refused(
         &["train", "recipe.yaml", "max_length=30"],

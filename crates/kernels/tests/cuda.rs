@@ -387,8 +387,8 @@ fn attention_over_caches() -> Result<()> {
             softcap,
             rounded: false,
         };
-        let mut here = vec![Cache::default(); 3];
-        let mut there = here.clone();
+        let mut here = [(); 3].map(|()| Cache::default());
+        let mut there = [(); 3].map(|()| Cache::default());
         for step in 0..70 {
             let lengths = match step {
                 0 => gpu.lengths(3, 70),

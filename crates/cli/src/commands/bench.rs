@@ -93,7 +93,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "tokens_per_second": rate,
         "step_seconds": median,
         "peak_rss_mib": peak_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
-        "peak_device_mib": device::peak_mib(&place.device),
+        "peak_device_mib": device::peak_gpu_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         "losses": losses,
     });
     writeln!(std::io::stdout().lock(), "{figures}")?;

@@ -14,6 +14,7 @@ use super::budget::Meter;
 use super::held_out::{self, HeldOut, pairs};
 use super::metrics::Metrics;
 use crate::dashboard::Budgeted;
+use crate::device::peak_gpu_memory;
 use crate::interrupt;
 use crate::machine::peak_memory;
 use crate::progress::{Progress, Status};
@@ -240,6 +241,7 @@ pub(super) fn results(
         train_seconds: seconds,
         total_seconds: tracker.live().seconds,
         peak_memory_bytes: peak_memory(),
+        peak_gpu_memory_bytes: peak_gpu_memory(),
         classes: progress.classes_best.clone().map(|after| Classified {
             before: progress.classes_before.clone(),
             after,

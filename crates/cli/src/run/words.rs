@@ -128,6 +128,7 @@ pub(super) fn screen(
         classes: results.and_then(|results| results.classes.clone()),
         tokens_per_second: results.map_or(0.0, |results| results.tokens_per_second),
         peak_memory: results.and_then(|results| results.peak_memory_bytes),
+        peak_gpu_memory: results.and_then(|results| results.peak_gpu_memory_bytes),
         energy: energy_rows(energy)
             .into_iter()
             .chain(

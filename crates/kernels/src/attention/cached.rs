@@ -16,7 +16,7 @@ use crate::host::{tensor, view};
 use crate::vector::{Real, levels, soften};
 
 /// Keys and values of one sequence in one layer, in f32 and in the memory where they were computed.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Cache {
     /// `[length, kv_heads · head_dim]`
     keys: Vec<f32>,

@@ -233,7 +233,7 @@ pub(crate) fn attention_backward(
 }
 
 /// Keys and values of one sequence, `[room, kv_heads · head_dim]` each, of which the first `length` rows are there.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct DeviceRows {
     keys: Tensor,
     values: Tensor,
