@@ -140,6 +140,16 @@ cuda-ptx *arguments="":
 test-cuda:
     SPARSAM_CUDA=required tests/cuda/build.sh test -p sparsam-kernels --test cuda
 
+# What gpu-suite runs, built on any machine: the program for GPUs and the tests of the device and of parity
+gpu-programs:
+    tests/cuda/build.sh build --release -p sparsam
+    tests/cuda/build.sh test -p sparsam-kernels --test cuda --no-run
+    tests/cuda/build.sh test -p sparsam-adapter --test parity --test classify --test ways --no-run
+
+# On a machine with a GPU, all that needs one in under eight minutes; builds nothing, results in a folder
+gpu-suite folder="target/gpu-suite":
+    tests/cuda/suite.sh {{folder}}
+
 # The GPU's kernels on this machine's processor, emulated, against references in f64 (needs a C++ compiler)
 cuda-emulate:
     tests/cuda/emulate.sh

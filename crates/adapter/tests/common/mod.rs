@@ -13,8 +13,11 @@ use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::Documents;
 use sparsam_kernels::cross_entropy::IGNORE;
 
+/// Beside the crate: where cargo, or who carried the program to another machine, says that it is.
 pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+    let here = std::env::var("CARGO_MANIFEST_DIR");
+    let here = here.as_deref().unwrap_or(env!("CARGO_MANIFEST_DIR"));
+    Path::new(here).join("../../tests/fixtures")
 }
 
 /// All that may be computed again.

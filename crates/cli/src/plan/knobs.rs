@@ -245,6 +245,38 @@ mod tests {
         assert!((memory(&recipe) / expected - 1.0).abs() < 1e-12);
     }
 
+    /// A step of 480 tokens, 193 of them targets, with `builtin:sprout` on the emulated GPU (`tests/cuda`), whose pool
+    /// counts every byte as a GPU's does.
+    #[test]
+    fn a_gpu_s_memory_is_what_its_pool_counts() {
+        let text = sparsam_base::builtin::find("sprout").unwrap().config;
+        let shape = Shape::of(&ModelConfig::parse(text).unwrap()).elsewhere();
+        let mut recipe = Recipe {
+            dtype: Dtype::F32,
+            ..Recipe::default()
+        };
+        recipe.lora.r = 8;
+        let plain = recipe.clone();
+        let measured: [(f64, fn(&mut Recipe)); 4] = [
+            (42_656_104.0, |_| ()),
+            (34_548_712.0, |recipe| recipe.quantize = Quantize::Nf4),
+            (24_189_656.0, |recipe| {
+                recipe.gradient_checkpointing = GradientCheckpointing::Full;
+            }),
+            (77_184_616.0, |recipe| recipe.method = Method::Full),
+        ];
+        for (measured, change) in measured {
+            let mut recipe = plain.clone();
+            change(&mut recipe);
+            let plan = memory::estimate(&shape, &recipe, 480.0, 193.0, None);
+            let planned = plan.total() - memory::PROGRAM;
+            assert!(
+                (planned / measured - 1.0).abs() < 0.05,
+                "{planned} planned, {measured} measured: {plan:?}"
+            );
+        }
+    }
+
     #[test]
     fn knobs_save_in_turn_and_what_a_recipe_has_is_not_offered() {
         let shape = shape();

@@ -17,7 +17,7 @@ use crate::recipe::{Dtype, GradientCheckpointing, Method, Optim, Quantize, Recip
 const F32: f64 = 4.0;
 
 /// The program itself, its threads and what the allocator holds: our own runs with the smallest model.
-const PROGRAM: f64 = 70e6;
+pub(super) const PROGRAM: f64 = 70e6;
 
 /// Memory by part, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -299,30 +299,40 @@ pub(crate) fn estimate(
     let rank = if full { 0.0 } else { recipe.lora.r as f64 };
     let kept = tokens * (w.kept(recipe) + w.projections().len() as f64 * rank * F32);
     let before_unit = tokens * (w.kept_before_unit() + 4.0 * rank * F32);
-    let activations = match recipe.gradient_checkpointing {
-        GradientCheckpointing::Off => differentiated * kept,
-        GradientCheckpointing::Selective => (differentiated - 1.0) * before_unit + kept,
-        GradientCheckpointing::Full => differentiated * tokens * w.hidden * F32 + kept,
+    // While the head computes, and the most there is later, when a block has been computed again.
+    let (at_head, activations) = match recipe.gradient_checkpointing {
+        GradientCheckpointing::Off => (differentiated * kept, differentiated * kept),
+        GradientCheckpointing::Selective => (
+            differentiated * before_unit,
+            (differentiated - 1.0) * before_unit + kept,
+        ),
+        GradientCheckpointing::Full => {
+            let inputs = differentiated * tokens * w.hidden * F32;
+            (inputs, inputs + kept)
+        }
     };
     let logits = w.multiplied * w.logits(recipe, targets);
     let head = logits * F32 + 3.0 * tokens * w.hidden * F32;
-    // The gated product and its gradient, and on a GPU those of gate and up, which take the places of gate and up
-    // elsewhere; q, k, v; two of the residual's width. Gate and up in bf16 come of those in f32, which is the most
-    // there is at a time then.
-    let of_unit = if w.unit_bytes(recipe) < F32 {
-        2.5
-    } else if w.on_gpu {
-        4.0
+    let (head, scratch) = if w.on_gpu {
+        // The gradient of the gated product and those of gate and up, and two of the residual's width. What a GPU's pool
+        // gives back it gives out again, so that this and the head, which is gone by then, do not add up.
+        let moment = tokens * (3.0 * w.wide + 2.0 * w.hidden) * F32 + w.expanded(recipe);
+        let most = (at_head + head).max(activations + moment) - activations;
+        let head = head.min(most);
+        (head, most - head)
     } else {
-        2.0
+        // The gated product and its gradient; q, k, v; three of the residual's width. Gate and up in bf16 come of those
+        // in f32, which is the most there is at a time then.
+        let of_unit = if w.unit_bytes(recipe) < F32 { 2.5 } else { 2.0 };
+        let moment = tokens * (of_unit * w.wide + w.q + 2.0 * w.kv + 3.0 * w.hidden) * F32;
+        (head, moment)
     };
-    let moment = tokens * (of_unit * w.wide + w.q + 2.0 * w.kv + 3.0 * w.hidden) * F32;
     Memory {
         weights,
         adapter,
         optimiser: trained * (F32 + moments),
         activations,
         head,
-        scratch: moment + w.expanded(recipe) + PROGRAM,
+        scratch: scratch + PROGRAM,
     }
 }

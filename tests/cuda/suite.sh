@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# All that needs a GPU, on one, in under eight minutes, building nothing: the device tests, parity with PEFT and
+# transformers, the table beside PEFT, a run with NVML's readings. Each part has a time limit and leaves its output in a
+# folder; one that fails does not keep the others from running, and summary.md says so.
+#
+#   tests/cuda/suite.sh [FOLDER]          target/gpu-suite without one
+#
+# `just gpu-programs` builds what it runs, on any machine. The table needs a Python with PEFT on a torch that sees the
+# GPU ($SPARSAM_PYTHON, else python3) and is left out without one; $SPARSAM_PEER_DATA keeps its weights from call to call.
+# $SPARSAM_PROGRAMS is where the programs are, target/cuda without it; $SPARSAM_PATIENCE times the limits.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-target/gpu-suite} programs=${SPARSAM_PROGRAMS:-target/cuda} patience=${SPARSAM_PATIENCE:-1}
+python=${SPARSAM_PYTHON:-python3} data=${SPARSAM_PEER_DATA:-target/gpu-peers}
+mkdir -p "$out" "$data"
+out=$(cd "$out" && pwd)
+sparsam=$PWD/$programs/release/sparsam
+[ "${programs:0:1}" != / ] || sparsam=$programs/release/sparsam
+summary=$out/summary.md
+failed=0
+printf '| part | outcome | seconds |\n|---|---|---|\n' >"$summary"
+
+# part NAME LIMIT COMMAND…
+part() {
+  local name=$1 limit=$(($2 * patience)) begun=$SECONDS code=0 outcome=ok
+  shift 2
+  timeout "$limit" "$@" >"$out/$name.txt" 2>&1 || code=$?
+  case $code in 0) ;; 124) outcome="not done within $limit s" ;; *) outcome="failed with $code" ;; esac
+  [ $code = 0 ] || failed=1
+  printf '| %s | %s | %s |\n' "$name" "$outcome" $((SECONDS - begun)) | tee -a "$summary"
+}
+left_out() { printf '| %s | left out: %s | |\n' "$1" "$2" | tee -a "$summary"; }
+# The newest program of a test's name.
+test_program() { find "$programs/debug/deps" -maxdepth 1 -type f -executable -name "$1-*" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2; }
+
+if command -v nvidia-smi >/dev/null; then
+  part machine 20 nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv
+else
+  left_out machine "there is no nvidia-smi"
+fi
+
+program=$(test_program cuda)
+if [ -n "$program" ]; then part device-tests 100 env SPARSAM_CUDA=required "$program"; else left_out device-tests "not built"; fi
+# The tests look for the fixtures beside their crate, which is here and not where they were built.
+for test in parity classify ways; do
+  program=$(test_program "$test")
+  if [ -n "$program" ]; then
+    part "$test" 60 env SPARSAM_TEST_DEVICE=cuda CARGO_MANIFEST_DIR="$PWD/crates/adapter" "$program"
+  else
+    left_out "$test" "not built"
+  fi
+done
+
+# A run with its journal, and beside it the driver's own readings every tenth of a second.
+trace=
+if command -v nvidia-smi >/dev/null; then
+  nvidia-smi --query-gpu=timestamp,power.draw.instant,power.draw.average,utilization.gpu,memory.used --format=csv -lms 100 \
+    >"$out/nvml-trace.csv" 2>/dev/null &
+  trace=$!
+fi
+rm -rf "$out/run"
+part run 90 "$sparsam" train configs/quickstart.yaml device=cuda:0 "output_dir=$out/run" ${SPARSAM_SUITE_KEYS:-}
+[ -z "$trace" ] || kill "$trace"
+
+if ! "$python" -c 'import peft, torch; assert torch.cuda.is_available()' 2>/dev/null; then
+  left_out table "no Python here has PEFT on a torch that sees a GPU"
+else
+  "$python" -c 'import peft, torch, transformers; print("PEFT", peft.__version__, "torch", torch.__version__, "transformers", transformers.__version__)' >"$out/versions.txt"
+  # shape, arguments of both sides
+  while read -r name shape arguments; do
+    [ -e "$data/$shape/config.json" ] || part "prepare-$shape" 120 "$python" tests/peers/peft_peer.py --data "$data" --shape "$shape" --prepare
+    read -ra words <<<"$arguments"
+    part "peft-$name" 60 "$python" tests/peers/peft_peer.py --device cuda --data "$data" --shape "$shape" "${words[@]}"
+    part "sparsam-$name" 60 "$sparsam" bench --device cuda:0 --model "$data/$shape" --lora-init "$data/$shape-lora.safetensors" \
+      --batches "$data/$shape-batches.safetensors" "${words[@]}" --json
+  done <<'WORK'
+135m-bf16 135m --method lora --dtype bf16 --batch 4 --seq 1024 --steps 12
+1.1b-bf16 1.1b --method lora --dtype bf16 --batch 4 --seq 1024 --steps 10
+1.1b-nf4 1.1b --method lora --dtype bf16 --quantize nf4 --batch 4 --seq 1024 --steps 10
+WORK
+  # The 8B shape takes 32 GB of disk, so only where it has been prepared.
+  if [ -e "$data/8b/config.json" ]; then
+    while read -r name arguments; do
+      read -ra words <<<"$arguments"
+      for side in peft sparsam; do
+        case $side in
+          peft) part "peft-$name" 90 "$python" tests/peers/peft_peer.py --device cuda --data "$data" --shape 8b "${words[@]}" ;;
+          sparsam) part "sparsam-$name" 90 "$sparsam" bench --device cuda:0 --model "$data/8b" --lora-init "$data/8b-lora.safetensors" \
+            --batches "$data/8b-batches.safetensors" "${words[@]}" --json ;;
+        esac
+      done
+    done <<'WORK'
+8b-bf16 --method lora --dtype bf16 --gradient-checkpointing --batch 4 --seq 1024 --steps 6
+8b-nf4 --method lora --dtype bf16 --quantize nf4 --gradient-checkpointing --batch 2 --seq 1024 --steps 6
+WORK
+  else
+    left_out 8b "\`peft_peer.py --shape 8b --prepare\` has not been run into $data"
+  fi
+  "$python" tests/cuda/table.py "$out" | tee -a "$summary"
+fi
+echo "results are in $out"
+exit $failed
