@@ -225,7 +225,8 @@ fn gates_sums_and_copies() -> Result<()> {
     let Some(mut gpu) = Gpu::open() else {
         return Ok(());
     };
-    for (rows, width) in [(1, 1), (17, 129), (300, 512)] {
+    // The slope of one number alone may be all but zero, and is rounding alone then.
+    for (rows, width) in [(1, 9), (17, 129), (300, 512)] {
         let (gate, ggate) = gpu.pair(&[rows, width])?;
         let (up, gup) = gpu.pair(&[rows, width])?;
         let (dy, gdy) = gpu.pair(&[rows, width])?;
