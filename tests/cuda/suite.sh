@@ -14,8 +14,8 @@ out=${1:-target/gpu-suite} programs=${SPARSAM_PROGRAMS:-target/cuda} patience=${
 python=${SPARSAM_PYTHON:-python3} data=${SPARSAM_PEER_DATA:-target/gpu-peers}
 mkdir -p "$out" "$data"
 out=$(cd "$out" && pwd)
-sparsam=$PWD/$programs/release/sparsam
-[ "${programs:0:1}" != / ] || sparsam=$programs/release/sparsam
+programs=$(cd "$programs" && pwd) || { echo "there are no programs: build them with \`just gpu-programs\`" >&2; exit 1; }
+sparsam=$programs/release/sparsam
 summary=$out/summary.md
 failed=0
 printf '| part | outcome | seconds |\n|---|---|---|\n' >"$summary"
@@ -66,36 +66,24 @@ if ! "$python" -c 'import peft, torch; assert torch.cuda.is_available()' 2>/dev/
   left_out table "no Python here has PEFT on a torch that sees a GPU"
 else
   "$python" -c 'import peft, torch, transformers; print("PEFT", peft.__version__, "torch", torch.__version__, "transformers", transformers.__version__)' >"$out/versions.txt"
-  # shape, arguments of both sides
-  while read -r name shape arguments; do
-    [ -e "$data/$shape/config.json" ] || part "prepare-$shape" 120 "$python" tests/peers/peft_peer.py --data "$data" --shape "$shape" --prepare
-    read -ra words <<<"$arguments"
+  # name, shape, arguments of both sides
+  while read -r name shape words; do
+    if [ ! -e "$data/$shape/config.json" ]; then
+      # It takes 32 GB of disk and more time than there is.
+      if [ "$shape" = 8b ]; then left_out "$name" "\`peft_peer.py --shape 8b --prepare\` has not been run into $data"; continue; fi
+      part "prepare-$shape" 120 "$python" tests/peers/peft_peer.py --data "$data" --shape "$shape" --prepare
+    fi
+    read -ra words <<<"--method lora --dtype bf16 $words"
     part "peft-$name" 60 "$python" tests/peers/peft_peer.py --device cuda --data "$data" --shape "$shape" "${words[@]}"
     part "sparsam-$name" 60 "$sparsam" bench --device cuda:0 --model "$data/$shape" --lora-init "$data/$shape-lora.safetensors" \
       --batches "$data/$shape-batches.safetensors" "${words[@]}" --json
   done <<'WORK'
-135m-bf16 135m --method lora --dtype bf16 --batch 4 --seq 1024 --steps 12
-1.1b-bf16 1.1b --method lora --dtype bf16 --batch 4 --seq 1024 --steps 10
-1.1b-nf4 1.1b --method lora --dtype bf16 --quantize nf4 --batch 4 --seq 1024 --steps 10
+135m-bf16 135m --batch 4 --seq 1024 --steps 12
+1.1b-bf16 1.1b --batch 4 --seq 1024 --steps 10
+1.1b-nf4 1.1b --quantize nf4 --batch 4 --seq 1024 --steps 10
+8b-bf16 8b --gradient-checkpointing --batch 4 --seq 2048 --steps 6
+8b-nf4 8b --quantize nf4 --gradient-checkpointing --batch 2 --seq 2048 --steps 6
 WORK
-  # The 8B shape takes 32 GB of disk, so only where it has been prepared.
-  if [ -e "$data/8b/config.json" ]; then
-    while read -r name arguments; do
-      read -ra words <<<"$arguments"
-      for side in peft sparsam; do
-        case $side in
-          peft) part "peft-$name" 90 "$python" tests/peers/peft_peer.py --device cuda --data "$data" --shape 8b "${words[@]}" ;;
-          sparsam) part "sparsam-$name" 90 "$sparsam" bench --device cuda:0 --model "$data/8b" --lora-init "$data/8b-lora.safetensors" \
-            --batches "$data/8b-batches.safetensors" "${words[@]}" --json ;;
-        esac
-      done
-    done <<'WORK'
-8b-bf16 --method lora --dtype bf16 --gradient-checkpointing --batch 4 --seq 1024 --steps 6
-8b-nf4 --method lora --dtype bf16 --quantize nf4 --gradient-checkpointing --batch 2 --seq 1024 --steps 6
-WORK
-  else
-    left_out 8b "\`peft_peer.py --shape 8b --prepare\` has not been run into $data"
-  fi
   "$python" tests/cuda/table.py "$out" | tee -a "$summary"
 fi
 echo "results are in $out"

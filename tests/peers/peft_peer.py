@@ -94,7 +94,8 @@ def prepare(a):
         LlamaForCausalLM(config).float().save_pretrained(folder)
     if not batches.exists():
         seeded = torch.Generator().manual_seed(1)
-        ids = torch.randint(0, SHAPES[a.shape]["vocab_size"], (16, 8, 1024), generator=seeded)
+        length = 2048 if a.shape == "8b" else 1024
+        ids = torch.randint(0, SHAPES[a.shape]["vocab_size"], (16, 8, length), generator=seeded)
         save_file({"ids": ids}, batches)
     if not lora.exists():
         torch.manual_seed(2)

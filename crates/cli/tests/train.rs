@@ -233,6 +233,23 @@ fn an_interrupted_run_writes_a_checkpoint_and_says_how_to_go_on() {
     desk.ends(&["-q", "train", "recipe.yaml", "seed=1", "--resume"], 2);
 }
 
+/// A run with more keys that is killed when it has a checkpoint.
+#[cfg(unix)]
+fn killed_at_a_checkpoint(way: &[&str]) -> Desk {
+    let desk = Desk::new();
+    let words = [&["train", "recipe.yaml"], way].concat();
+    let mut child = desk.start_until(&words, "run/checkpoints", "step-");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    desk
+}
+
+/// The bytes of what a run trained.
+#[cfg(unix)]
+fn adapter(desk: &Desk) -> Vec<u8> {
+    std::fs::read(desk.path("run/adapter_model.safetensors")).unwrap()
+}
+
 /// PiSSA begins without effect, learns, goes on after a kill to the same bytes, and leaves a plain adapter; LoRA+ is a
 /// number.
 #[cfg(unix)]
@@ -252,15 +269,10 @@ fn other_ways_to_begin_and_to_learn_leave_plain_adapters() {
     assert!(loss("after") < loss("before"), "{results}");
     whole.done(&["verify", "run", "--base=builtin:sprout"]);
 
-    let killed = Desk::new();
-    let words = [&["train", "recipe.yaml"], &way[..]].concat();
-    let mut child = killed.start_until(&words, "run/checkpoints", "step-");
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let killed = killed_at_a_checkpoint(&way);
     killed.train(&[&way[..], &["--resume"]].concat());
-    let bytes = |desk: &Desk| std::fs::read(desk.path("run/adapter_model.safetensors")).unwrap();
     assert!(
-        bytes(&killed) == bytes(&whole),
+        adapter(&killed) == adapter(&whole),
         "the resumed run ended elsewhere"
     );
 
@@ -292,24 +304,19 @@ fn moments_in_eight_bits_go_on_as_they_were() {
     whole.done(&["card", "run", "--format", "boamps"]);
     assert!(whole.read("run/boamps.json").contains("\"adamw_8bit\""));
 
-    let killed = Desk::new();
-    let words = [&["train", "recipe.yaml"], &way[..]].concat();
-    let mut child = killed.start_until(&words, "run/checkpoints", "step-");
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let killed = killed_at_a_checkpoint(&way);
     let other = killed.ends(&["-q", "train", "recipe.yaml", "lora.r=32", "--resume"], 2);
     let told = "`optim` is \"adamw\", the run to be continued had \"adamw_8bit\"";
     assert!(other.err.contains(told), "{}", other.err);
     killed.train(&[&way[..], &["--resume"]].concat());
-    let bytes = |desk: &Desk| std::fs::read(desk.path("run/adapter_model.safetensors")).unwrap();
     assert!(
-        bytes(&killed) == bytes(&whole),
+        adapter(&killed) == adapter(&whole),
         "the resumed run ended elsewhere"
     );
 
     let plain = Desk::new();
     plain.train(&["lora.r=32"]);
-    assert!(bytes(&plain) != bytes(&whole), "the key has no effect");
+    assert!(adapter(&plain) != adapter(&whole), "the key has no effect");
 }
 
 /// Killed and resumed too, and without any room.

@@ -109,15 +109,20 @@ impl Weight {
         if let Self::OnDevice(weight) = self {
             return crate::cuda::expand(weight, DType::F32);
         }
-        let (rows, columns) = self.dims()?;
-        let mut values = vec![0f32; rows * columns];
+        self.written(0..self.dims()?.0)
+    }
+
+    /// Rows of a matrix in the host's memory as f32, `[rows, in_features]`.
+    fn written(&self, rows: impl ExactSizeIterator<Item = usize>) -> Result<Tensor> {
+        let (count, width) = (rows.len(), self.dims()?.1);
+        let mut values = vec![0f32; count * width];
         self.with_rows::<f32, _>(|matrix| {
-            for (row, out) in values.chunks_exact_mut(columns.max(1)).enumerate() {
-                matrix.fill(row, 0..columns, out);
+            for (row, out) in rows.zip(values.chunks_exact_mut(width.max(1))) {
+                matrix.fill(row, 0..width, out);
             }
             Ok(())
         })?;
-        host::tensor(values, (rows, columns))
+        host::tensor(values, (count, width))
     }
 
     /// Some of its rows as f32, `[ids, in_features]`, on the device where it lies: an embedding's of tokens.
@@ -125,7 +130,7 @@ impl Weight {
     /// # Errors
     /// A row beyond the matrix.
     pub fn select(&self, ids: &[u32]) -> Result<Tensor> {
-        let (rows, width) = self.dims()?;
+        let (rows, _) = self.dims()?;
         if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
             bail!("row {id} of a matrix of {rows}");
         }
@@ -136,16 +141,7 @@ impl Weight {
             }
             #[cfg(feature = "cuda")]
             Self::OnDevice(weight) => crate::cuda::expand_rows(weight, ids),
-            _ => {
-                let mut values = vec![0f32; ids.len() * width];
-                self.with_rows::<f32, _>(|matrix| {
-                    for (id, out) in ids.iter().zip(values.chunks_exact_mut(width.max(1))) {
-                        matrix.fill(*id as usize, 0..width, out);
-                    }
-                    Ok(())
-                })?;
-                host::tensor(values, (ids.len(), width))
-            }
+            _ => self.written(ids.iter().map(|id| *id as usize)),
         }
     }
 

@@ -96,6 +96,39 @@ impl Gpu {
         Ok(())
     }
 
+    /// Attention and its adjoint here and there, of q, k, v and the gradient of the output, each here and there.
+    /// `scored`: whether the scores have any say; where a query sees itself alone, their gradients are rounding alone.
+    fn compare_attention(
+        &self,
+        [q, k, v, d]: [(Tensor, Tensor); 4],
+        what: &str,
+        tolerance: f64,
+        scored: bool,
+        forward: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<(Tensor, Tensor)>,
+        backward: impl Fn(
+            &Tensor,
+            &Tensor,
+            &Tensor,
+            &Tensor,
+            &Tensor,
+            &Tensor,
+        ) -> Result<(Tensor, Tensor, Tensor)>,
+    ) -> Result<()> {
+        self.poison()?;
+        let (y, sums) = forward(&q.0, &k.0, &v.0)?;
+        let (gy, gsums) = forward(&q.1, &k.1, &v.1)?;
+        near(&format!("attention {what}"), &gy, &y, tolerance);
+        near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
+        let here = backward(&d.0, &q.0, &k.0, &v.0, &y, &sums)?;
+        let there = backward(&d.1, &q.1, &k.1, &v.1, &gy, &gsums)?;
+        if scored {
+            near(&format!("dq {what}"), &there.0, &here.0, tolerance);
+            near(&format!("dk {what}"), &there.1, &here.1, tolerance);
+        }
+        near(&format!("dv {what}"), &there.2, &here.2, tolerance);
+        Ok(())
+    }
+
     fn lengths(&mut self, documents: usize, most: usize) -> Vec<usize> {
         (0..documents)
             .map(|_| self.generator.between(1, most))
@@ -310,20 +343,14 @@ fn attention_of_documents() -> Result<()> {
             let (k, gk) = gpu.pair(&[tokens, kv_heads * head_dim])?;
             let (v, gv) = gpu.pair(&[tokens, kv_heads * head_dim])?;
             let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
-            gpu.poison()?;
-            let what = format!("{shape:?} {lengths:?}");
-            let (y, sums) = attention(&q, &k, &v, &documents, &shape)?;
-            let (gy, gsums) = attention(&gq, &gk, &gv, &documents, &shape)?;
-            near(&format!("attention {what}"), &gy, &y, SUMS);
-            near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
-            let here = attention_backward(&d, &q, &k, &v, &y, &sums, &documents, &shape)?;
-            let there = attention_backward(&gd, &gq, &gk, &gv, &gy, &gsums, &documents, &shape)?;
-            // With a window of one the scores have no say, and their gradients are rounding alone.
-            if window != Some(1) {
-                near(&format!("dq {what}"), &there.0, &here.0, SUMS);
-                near(&format!("dk {what}"), &there.1, &here.1, SUMS);
-            }
-            near(&format!("dv {what}"), &there.2, &here.2, SUMS);
+            gpu.compare_attention(
+                [(q, gq), (k, gk), (v, gv), (d, gd)],
+                &format!("{shape:?} {lengths:?}"),
+                SUMS,
+                window != Some(1),
+                |q, k, v| attention(q, k, v, &documents, &shape),
+                |d, q, k, v, y, sums| attention_backward(d, q, k, v, y, sums, &documents, &shape),
+            )?;
         }
     }
     Ok(())
@@ -349,20 +376,16 @@ fn attention_in_both_directions() -> Result<()> {
             let (k, gk) = gpu.pair(&[tokens, heads * head_dim])?;
             let (v, gv) = gpu.pair(&[tokens, heads * head_dim])?;
             let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
-            gpu.poison()?;
-            let what = format!("{shape:?} {lengths:?}");
-            let (y, sums) = bidirectional(&q, &k, &v, &documents, &shape)?;
-            let (gy, gsums) = bidirectional(&gq, &gk, &gv, &documents, &shape)?;
-            near(&format!("attention {what}"), &gy, &y, SUMS);
-            near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
-            let here = bidirectional_backward(&d, &q, &k, &v, &y, &sums, &documents, &shape)?;
-            let there =
-                bidirectional_backward(&gd, &gq, &gk, &gv, &gy, &gsums, &documents, &shape)?;
-            if window != Some(0) {
-                near(&format!("dq {what}"), &there.0, &here.0, SUMS);
-                near(&format!("dk {what}"), &there.1, &here.1, SUMS);
-            }
-            near(&format!("dv {what}"), &there.2, &here.2, SUMS);
+            gpu.compare_attention(
+                [(q, gq), (k, gk), (v, gv), (d, gd)],
+                &format!("{shape:?} {lengths:?}"),
+                SUMS,
+                window != Some(0),
+                |q, k, v| bidirectional(q, k, v, &documents, &shape),
+                |d, q, k, v, y, sums| {
+                    bidirectional_backward(d, q, k, v, y, sums, &documents, &shape)
+                },
+            )?;
         }
     }
     Ok(())
@@ -450,19 +473,14 @@ fn attention_in_bf16() -> Result<()> {
             let (k, gk) = input(kv_heads)?;
             let (v, gv) = input(kv_heads)?;
             let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
-            gpu.poison()?;
-            let what = format!("{shape:?} {lengths:?}");
-            let (y, sums) = attention(&q, &k, &v, &documents, &shape)?;
-            let (gy, gsums) = attention(&gq, &gk, &gv, &documents, &shape)?;
-            near(&format!("attention {what}"), &gy, &y, ROUNDED);
-            near(&format!("log-sums {what}"), &gsums, &sums, SUMS);
-            let here = attention_backward(&d, &q, &k, &v, &y, &sums, &documents, &shape)?;
-            let there = attention_backward(&gd, &gq, &gk, &gv, &gy, &gsums, &documents, &shape)?;
-            if window != Some(1) {
-                near(&format!("dq {what}"), &there.0, &here.0, ROUNDED);
-                near(&format!("dk {what}"), &there.1, &here.1, ROUNDED);
-            }
-            near(&format!("dv {what}"), &there.2, &here.2, ROUNDED);
+            gpu.compare_attention(
+                [(q, gq), (k, gk), (v, gv), (d, gd)],
+                &format!("{shape:?} {lengths:?}"),
+                ROUNDED,
+                window != Some(1),
+                |q, k, v| attention(q, k, v, &documents, &shape),
+                |d, q, k, v, y, sums| attention_backward(d, q, k, v, y, sums, &documents, &shape),
+            )?;
         }
     }
     Ok(())

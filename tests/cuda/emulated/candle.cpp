@@ -1,6 +1,7 @@
 // What candle computes on a GPU by kernels of its own, as far as this program asks for it. They are written down here and
 // not emulated: candle's kernels are not what is tested.
 
+#include "cuda_bf16.h"
 #include "driver.h"
 
 namespace {
@@ -16,10 +17,8 @@ T at(void** arguments, int index) {
 float get(const float* x) { return *x; }
 double get(const double* x) { return *x; }
 float get(const _Float16* x) { return (float)*x; }
-struct Brain {
-    uint16_t bits;
-};
-float get(const Brain* x) { return __uint_as_float((uint32_t)x->bits << 16); }
+typedef __nv_bfloat16 Brain;
+float get(const Brain* x) { return __bfloat162float(*x); }
 uint32_t get(const uint32_t* x) { return *x; }
 uint8_t get(const uint8_t* x) { return *x; }
 int64_t get(const int64_t* x) { return *x; }
@@ -27,13 +26,7 @@ template <class T>
 void put(T* to, double value) {
     *to = (T)value;
 }
-void put(Brain* to, double wide) {
-    float value = (float)wide;
-    uint32_t bits = __float_as_uint(value);
-    if (std::isnan(value)) bits = 0x7fff0000;
-    else bits += 0x7fff + (bits >> 16 & 1);
-    to->bits = (uint16_t)(bits >> 16);
-}
+void put(Brain* to, double value) { *to = __float2bfloat16((float)value); }
 
 // Where number i of a tensor lies, by its dims and one of the strides that follow them.
 size_t place(size_t i, size_t rank, const size_t* info, int which) {

@@ -2,6 +2,7 @@
 // where there is no GPU: memory is the host's, a launch runs the kernel at once (machine.h). Memory that is handed out
 // holds NaN, and so does memory that was given back.
 
+#include "cuda_bf16.h"
 #include "driver.h"
 
 #include <map>
@@ -55,7 +56,7 @@ std::vector<float> rows_of(const void* from, int kind, int operation, int rows, 
             size_t at = operation == 0 ? (size_t)c * leading + r : (size_t)r * leading + c;
             float value;
             if (kind == 0) value = ((const float*)from)[at];
-            else if (kind == 14) value = __uint_as_float((uint32_t)((const uint16_t*)from)[at] << 16);
+            else if (kind == 14) value = __bfloat162float(((const __nv_bfloat16*)from)[at]);
             else if (kind == 2) value = (float)((const _Float16*)from)[at];
             else emulated::fail("a product of numbers of this type is not emulated");
             out[(size_t)r * columns + c] = value;

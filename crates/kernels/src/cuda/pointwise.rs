@@ -187,15 +187,7 @@ pub(super) fn magnitude_grad(dy: &Tensor, z: &Tensor, dora: &Dora, into: &Tensor
 
 /// `x − y`
 pub(super) fn difference(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let count = x.elem_count();
-    let z = unwritten(x.shape(), DType::F32, x)?;
-    Launch::new("subtract", device(x)?)
-        .floats(x)?
-        .floats(y)?
-        .floats(&z)?
-        .long(count)
-        .each(count)?;
-    Ok(z)
+    one_of_each("subtract", &[x, y], None)
 }
 
 pub(crate) fn turn(
@@ -228,17 +220,25 @@ fn number(activation: Activation) -> usize {
     }
 }
 
+/// A new number of those that stand at the same place of each input, by a kernel that may take an activation.
+fn one_of_each(kernel: &str, inputs: &[&Tensor], activation: Option<Activation>) -> Result<Tensor> {
+    let like = inputs[0];
+    let count = like.elem_count();
+    let out = unwritten(like.shape(), DType::F32, like)?;
+    let mut launch = Launch::new(kernel, device(like)?);
+    for input in inputs {
+        launch = launch.floats(input)?;
+    }
+    launch = launch.floats(&out)?.long(count);
+    if let Some(activation) = activation {
+        launch = launch.int(number(activation))?;
+    }
+    launch.each(count)?;
+    Ok(out)
+}
+
 pub(crate) fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let count = gate.elem_count();
-    let y = unwritten(gate.shape(), DType::F32, gate)?;
-    Launch::new("gated", device(gate)?)
-        .floats(gate)?
-        .floats(up)?
-        .floats(&y)?
-        .long(count)
-        .int(number(activation))?
-        .each(count)?;
-    Ok(y)
+    one_of_each("gated", &[gate, up], Some(activation))
 }
 
 pub(crate) fn gated_backward(
@@ -263,28 +263,11 @@ pub(crate) fn gated_backward(
 }
 
 pub(crate) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
-    let count = x.elem_count();
-    let y = unwritten(x.shape(), DType::F32, x)?;
-    Launch::new("activate", device(x)?)
-        .floats(x)?
-        .floats(&y)?
-        .long(count)
-        .int(number(activation))?
-        .each(count)?;
-    Ok(y)
+    one_of_each("activate", &[x], Some(activation))
 }
 
 pub(crate) fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    let count = x.elem_count();
-    let dx = unwritten(x.shape(), DType::F32, x)?;
-    Launch::new("activate_backward", device(x)?)
-        .floats(dy)?
-        .floats(x)?
-        .floats(&dx)?
-        .long(count)
-        .int(number(activation))?
-        .each(count)?;
-    Ok(dx)
+    one_of_each("activate_backward", &[dy, x], Some(activation))
 }
 
 pub(crate) fn add_in_place(x: &Tensor, y: &Tensor) -> Result<()> {
