@@ -144,7 +144,7 @@ test-cuda:
 gpu-programs:
     tests/cuda/build.sh build --release -p sparsam
     tests/cuda/build.sh test -p sparsam-kernels --test cuda --no-run
-    tests/cuda/build.sh test -p sparsam-adapter --test parity --test classify --test ways --no-run
+    tests/cuda/build.sh test -p sparsam-adapter --test parity --test classify --test ways --test bf16 --no-run
 
 # On a machine with a GPU, all that needs one in under eight minutes; builds nothing, results in a folder
 gpu-suite folder="target/gpu-suite":

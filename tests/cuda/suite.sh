@@ -7,7 +7,9 @@
 #
 # `just gpu-programs` builds what it runs, on any machine. The table needs a Python with PEFT on a torch that sees the
 # GPU ($SPARSAM_PYTHON, else python3) and is left out without one; $SPARSAM_PEER_DATA keeps its weights from call to call.
-# $SPARSAM_PROGRAMS is where the programs are, target/cuda without it; $SPARSAM_PATIENCE times the limits.
+# Rows of uneven length for it are in rows.safetensors there, or are made of the questions and answers of
+# $SPARSAM_PEER_ROWS (JSONL) by the tokenizer $SPARSAM_PEER_TOKENIZER. $SPARSAM_PROGRAMS is where the programs are,
+# target/cuda without it; $SPARSAM_PATIENCE times the limits.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-target/gpu-suite} programs=${SPARSAM_PROGRAMS:-target/cuda} patience=${SPARSAM_PATIENCE:-1}
@@ -42,14 +44,23 @@ fi
 program=$(test_program cuda)
 if [ -n "$program" ]; then part device-tests 100 env SPARSAM_CUDA=required "$program"; else left_out device-tests "not built"; fi
 # The tests look for the fixtures beside their crate, which is here and not where they were built.
-for test in parity classify ways; do
+# Of `bf16` one test is of a GPU; it runs with attention in f32 and with that of the tensor cores.
+while read -r name test words; do
   program=$(test_program "$test")
   if [ -n "$program" ]; then
-    part "$test" 60 env SPARSAM_TEST_DEVICE=cuda CARGO_MANIFEST_DIR="$PWD/crates/adapter" "$program"
+    read -ra words <<<"$words"
+    part "$name" 60 env SPARSAM_TEST_DEVICE=cuda CARGO_MANIFEST_DIR="$PWD/crates/adapter" \
+      SPARSAM_BF16_ATTENTION=$([[ $name == *cores ]] && echo 1) "$program" "${words[@]}"
   else
-    left_out "$test" "not built"
+    left_out "$name" "not built"
   fi
-done
+done <<'TESTS'
+parity parity
+classify classify
+ways ways
+bf16 bf16 rounded_products
+bf16-tensor-cores bf16 rounded_products
+TESTS
 
 # A run with its journal, and beside it the driver's own readings every tenth of a second.
 trace=
@@ -66,7 +77,11 @@ if ! "$python" -c 'import peft, torch; assert torch.cuda.is_available()' 2>/dev/
   left_out table "no Python here has PEFT on a torch that sees a GPU"
 else
   "$python" -c 'import peft, torch, transformers; print("PEFT", peft.__version__, "torch", torch.__version__, "transformers", transformers.__version__)' >"$out/versions.txt"
-  # name, shape, arguments of both sides
+  if [ ! -e "$data/rows.safetensors" ] && [ -n "${SPARSAM_PEER_ROWS:-}" ]; then
+    part write-rows 60 "$python" tests/peers/peft_peer.py --data "$data" --shape 1.1b --write-rows "$SPARSAM_PEER_ROWS" \
+      --tokenizer "$SPARSAM_PEER_TOKENIZER" --rows "$data/rows.safetensors"
+  fi
+  # name, shape, arguments of both sides. What follows a `+` is ours alone, beside the same row of PEFT's.
   while read -r name shape words; do
     if [ ! -e "$data/$shape/config.json" ]; then
       # It takes 32 GB of disk and more time than there is.
@@ -74,15 +89,24 @@ else
       part "prepare-$shape" 120 "$python" tests/peers/peft_peer.py --data "$data" --shape "$shape" --prepare
     fi
     read -ra words <<<"--method lora --dtype bf16 $words"
-    part "peft-$name" 60 "$python" tests/peers/peft_peer.py --device cuda --data "$data" --shape "$shape" "${words[@]}"
-    part "sparsam-$name" 60 "$sparsam" bench --device cuda:0 --model "$data/$shape" --lora-init "$data/$shape-lora.safetensors" \
+    if [[ $name == *rows ]]; then
+      if [ ! -e "$data/rows.safetensors" ]; then left_out "$name" "there is no $data/rows.safetensors"; continue; fi
+      words+=(--rows "$data/rows.safetensors")
+    fi
+    [[ $name == *+* ]] ||
+      part "peft-$name" 60 "$python" tests/peers/peft_peer.py --device cuda --data "$data" --shape "$shape" "${words[@]}"
+    part "sparsam-$name" 60 env SPARSAM_BF16_ATTENTION=$([[ $name == *+f32-attention ]] || echo 1) "$sparsam" bench \
+      --device cuda:0 --model "$data/$shape" --lora-init "$data/$shape-lora.safetensors" \
       --batches "$data/$shape-batches.safetensors" "${words[@]}" --json
   done <<'WORK'
 135m-bf16 135m --batch 4 --seq 1024 --steps 12
 1.1b-bf16 1.1b --batch 4 --seq 1024 --steps 10
+1.1b-bf16+f32-attention 1.1b --batch 4 --seq 1024 --steps 10
 1.1b-nf4 1.1b --quantize nf4 --batch 4 --seq 1024 --steps 10
+1.1b-bf16-rows 1.1b --batch 16 --steps 12
 8b-bf16 8b --gradient-checkpointing --batch 4 --seq 2048 --steps 6
 8b-nf4 8b --quantize nf4 --gradient-checkpointing --batch 2 --seq 2048 --steps 6
+8b-nf4+offload 8b --quantize nf4 --gradient-checkpointing=offload --batch 2 --seq 2048 --steps 6
 WORK
   "$python" tests/cuda/table.py "$out" | tee -a "$summary"
 fi

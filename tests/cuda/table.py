@@ -1,4 +1,7 @@
-"""The table of suite.sh: speed, memory and losses of each work, from what both sides printed. Needs only Python."""
+"""The table of suite.sh: speed, memory and losses of each work, from what both sides printed. Needs only Python.
+
+A work `A+B` is our own variant of work `A`, beside PEFT's figures of that.
+"""
 
 import json
 import sys
@@ -18,7 +21,7 @@ def printed(name):
 print("\n| work | PEFT, tokens/s (MiB on the GPU) | sparsam | speed | memory | losses apart |\n|---|---|---|---|---|---|")
 for path in sorted(folder.glob("sparsam-*.txt")):
     work = path.stem.removeprefix("sparsam-")
-    theirs, ours = printed(f"peft-{work}"), printed(path.stem)
+    theirs, ours = printed(f"peft-{work.split('+')[0]}"), printed(path.stem)
 
     def cell(side):
         return f"{side['tokens_per_second']:,.0f} ({side['peak_device_mib']:,.0f})" if side else "-"

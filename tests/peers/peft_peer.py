@@ -104,9 +104,13 @@ def prepare(a):
 
 
 def write_rows(a):
-    """Rows of a file with questions and answers, a token that ends each included."""
+    """Rows of a file with questions and answers, a token that ends each included.
+
+    Ids that the shape's vocabulary does not have become others, which to weights that were drawn is all the same.
+    """
     from tokenizers import Tokenizer
 
+    vocabulary = SHAPES[a.shape]["vocab_size"]
     tokenizer = Tokenizer.from_file(str(a.tokenizer))
     ids, lengths, begins = [], [], []
     with open(a.write_rows, encoding="utf-8") as lines:
@@ -116,7 +120,7 @@ def write_rows(a):
             ids += question + answer
             lengths.append(len(question) + len(answer))
             begins.append(len(question))
-    save_file({"ids": torch.tensor(ids), "lengths": torch.tensor(lengths), "begins": torch.tensor(begins)}, a.rows)
+    save_file({"ids": torch.tensor(ids) % vocabulary, "lengths": torch.tensor(lengths), "begins": torch.tensor(begins)}, a.rows)
 
 
 def padded(a):

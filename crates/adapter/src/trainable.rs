@@ -619,7 +619,7 @@ impl Hook for Trainable {
         }
         let products = self.products(group);
         let (kept, grads) = (kept_of(kept)?, self.branch_grads(group));
-        let of_unit = [&gate, &up];
+        let of_unit = [gate, up];
         lora_gated_backward(activation, &[dy], &x, &products, &kept, &grads, of_unit)
     }
 

@@ -319,8 +319,11 @@ impl Block {
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
         let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
-        let (attended, log_sums) =
+        let (mut attended, log_sums) =
             attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?;
+        if attended.dtype() == DType::BF16 && !hook.takes_bf16(&self.o) {
+            attended = attended.to_dtype(DType::F32)?;
+        }
         let (middle, attention_out, o_kept) = self.attend(&attended, x, hook, keep)?;
         let kept = keep.then(|| Kept {
             x: x.clone(),

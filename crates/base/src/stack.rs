@@ -4,6 +4,7 @@
 //! its turn comes; the results are the same bits. Decoders and encoders walk alike.
 
 use candle_core::{Result, Tensor};
+use sparsam_kernels::parked::Parked;
 
 use crate::block::{self, Block, Pass};
 use crate::encoder;
@@ -21,6 +22,9 @@ pub enum Checkpointing {
     Units,
     /// Whole blocks, of which only the inputs are kept.
     Blocks,
+    /// The same, and the inputs wait in the host's memory where the model is on a GPU; but for the last block's, which is
+    /// needed at once.
+    Parked,
 }
 
 /// How much of a forward pass is kept for the way back.
@@ -129,7 +133,7 @@ pub struct StackKept<K> {
 /// What is kept of one block.
 enum BlockKept<K> {
     /// Its input, from which it is computed again.
-    Input(Tensor),
+    Input(Parked),
     /// What its backward pass needs.
     Numbers(K),
 }
@@ -154,8 +158,13 @@ pub(crate) fn forward<S: Step>(
         let last = layer + 1 == blocks.len();
         let extent = match checkpointing {
             _ if layer < lowest => Extent::Nothing,
-            Checkpointing::Blocks => {
-                all.blocks.push(BlockKept::Input(x.clone()));
+            Checkpointing::Blocks | Checkpointing::Parked => {
+                let leaves = checkpointing == Checkpointing::Parked && !last;
+                all.blocks.push(BlockKept::Input(if leaves {
+                    Parked::new(x.clone())?
+                } else {
+                    Parked::here(x.clone())
+                }));
                 Extent::Nothing
             }
             Checkpointing::Units if !last => Extent::BeforeUnit,
@@ -164,6 +173,10 @@ pub(crate) fn forward<S: Step>(
         let (y, kept) = block.forward(&x, pass, hook, extent)?;
         all.blocks.extend(kept.map(BlockKept::Numbers));
         x = y;
+        // The copy has had the time of the block.
+        if let Some(BlockKept::Input(input)) = all.blocks.last_mut() {
+            input.leave()?;
+        }
     }
     Ok((x, all))
 }
@@ -178,7 +191,14 @@ pub(crate) fn backward<S: Step>(
 ) -> Result<Tensor> {
     for block in blocks[all.lowest..].iter().rev() {
         let kept = match all.blocks.pop() {
-            Some(BlockKept::Input(input)) => block.again(&input, pass, hook)?,
+            Some(BlockKept::Input(input)) => {
+                let input = input.into_tensor()?;
+                // That of the next comes back in the time of this block.
+                if let Some(BlockKept::Input(next)) = all.blocks.last_mut() {
+                    next.fetch()?;
+                }
+                block.again(&input, pass, hook)?
+            }
             Some(BlockKept::Numbers(kept)) => Some(kept),
             None => None,
         };

@@ -271,7 +271,7 @@ fn operations(recipe: &Recipe) -> f64 {
         + match recipe.gradient_checkpointing {
             GradientCheckpointing::Off => 0.0,
             GradientCheckpointing::Selective => RECOMPUTE_UNITS,
-            GradientCheckpointing::Full => RECOMPUTE,
+            GradientCheckpointing::Full | GradientCheckpointing::Offload => RECOMPUTE,
         }
 }
 

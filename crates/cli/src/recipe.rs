@@ -112,7 +112,8 @@ pub(crate) struct Recipe {
     /// Keep less of each block and compute the rest again on the way back; same result. `selective`
     /// keeps what attention needs, not the wide inner numbers of the unit: half the memory for
     /// activations, for about a seventh more time. `true` keeps the block's input alone: a seventh of
-    /// the memory, for about a quarter more time.
+    /// the memory, for about a quarter more time. `offload` lets those inputs wait in the computer's own memory
+    /// while a GPU works; on a processor it is as `true`.
     pub(crate) gradient_checkpointing: GradientCheckpointing,
 
     /// What the blocks below the lowest trained one make of a text is the same in every epoch, so it is computed
@@ -814,20 +815,26 @@ pub(crate) enum GradientCheckpointing {
     Selective,
     /// `true`: whole blocks.
     Full,
+    /// `offload`: whole blocks, whose inputs wait in the host's memory.
+    Offload,
 }
+
+/// What may be written.
+const CHECKPOINTING: &str = "`true`, `false`, `selective` or `offload`";
 
 /// How a recipe says it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 enum Written {
     Switch(bool),
-    Named(Selective),
+    Named(Named),
 }
 
 #[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-enum Selective {
+enum Named {
     Selective,
+    Offload,
 }
 
 impl<'de> Deserialize<'de> for Written {
@@ -838,7 +845,7 @@ impl<'de> Deserialize<'de> for Written {
             type Value = Written;
 
             fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("`true`, `false` or `selective`")
+                f.write_str(CHECKPOINTING)
             }
 
             fn visit_bool<E>(self, value: bool) -> Result<Written, E> {
@@ -850,7 +857,8 @@ impl<'de> Deserialize<'de> for Written {
                 match value {
                     "false" => Ok(Written::Switch(false)),
                     "true" => Ok(Written::Switch(true)),
-                    "selective" => Ok(Written::Named(Selective::Selective)),
+                    "selective" => Ok(Written::Named(Named::Selective)),
+                    "offload" => Ok(Written::Named(Named::Offload)),
                     other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
                 }
             }
@@ -865,7 +873,8 @@ impl From<Written> for GradientCheckpointing {
         match written {
             Written::Switch(false) => Self::Off,
             Written::Switch(true) => Self::Full,
-            Written::Named(Selective::Selective) => Self::Selective,
+            Written::Named(Named::Selective) => Self::Selective,
+            Written::Named(Named::Offload) => Self::Offload,
         }
     }
 }
@@ -875,7 +884,8 @@ impl From<GradientCheckpointing> for Written {
         match checkpointing {
             GradientCheckpointing::Off => Self::Switch(false),
             GradientCheckpointing::Full => Self::Switch(true),
-            GradientCheckpointing::Selective => Self::Named(Selective::Selective),
+            GradientCheckpointing::Selective => Self::Named(Named::Selective),
+            GradientCheckpointing::Offload => Self::Named(Named::Offload),
         }
     }
 }
@@ -888,7 +898,8 @@ impl std::str::FromStr for GradientCheckpointing {
             "false" => Ok(Self::Off),
             "selective" => Ok(Self::Selective),
             "true" => Ok(Self::Full),
-            _ => Err("it is `true`, `false` or `selective`".to_owned()),
+            "offload" => Ok(Self::Offload),
+            _ => Err(format!("it is {CHECKPOINTING}")),
         }
     }
 }
@@ -900,6 +911,7 @@ impl GradientCheckpointing {
             Self::Off => Checkpointing::Off,
             Self::Selective => Checkpointing::Units,
             Self::Full => Checkpointing::Blocks,
+            Self::Offload => Checkpointing::Parked,
         }
     }
 }

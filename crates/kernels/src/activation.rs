@@ -89,6 +89,10 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
 /// As [`gated`].
 pub fn gated_to_bf16(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<[Tensor; 3]> {
     same("gated_to_bf16", gate, up)?;
+    #[cfg(feature = "cuda")]
+    if gate.device().is_cuda() {
+        return crate::cuda::gated_to_bf16(activation, gate, up);
+    }
     let level = Level::detect();
     let shape = gate.shape();
     let (gate, up) = (view::<f32>(gate)?, view::<f32>(up)?);
@@ -219,7 +223,7 @@ pub fn gated_backward(
 }
 
 /// [`gated_backward`], whose results take the places of `gate` and `up`, which nobody else may hold: where many tokens
-/// were kept for it, two tensors less are what decides whether they fit. On a GPU and of bf16 they are new tensors.
+/// were kept for it, two tensors less are what decides whether they fit. Those of bf16 are new tensors on a processor.
 ///
 /// # Errors
 /// As [`gated`], and if `gate`, `up` and `dy` share their storage.
@@ -229,7 +233,7 @@ pub fn gated_backward_in_place(
     gate: Tensor,
     up: Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    if !gate.device().is_cpu() || gate.dtype() == DType::BF16 {
+    if gate.device().is_cpu() && gate.dtype() == DType::BF16 {
         return gated_backward(activation, dy, &gate, &up);
     }
     same("gated_backward_in_place", &gate, &up)?;
@@ -240,6 +244,11 @@ pub fn gated_backward_in_place(
         if std::ptr::from_ref::<Storage>(&x) == std::ptr::from_ref::<Storage>(&y) {
             bail!("`gated_backward_in_place`: two of the operands are parts of one tensor");
         }
+    }
+    #[cfg(feature = "cuda")]
+    if gate.device().is_cuda() {
+        crate::cuda::gated_backward_in_place(activation, dy, &gate, &up)?;
+        return Ok((gate, up));
     }
     let level = Level::detect();
     by_element!(gate, T => {

@@ -148,8 +148,8 @@ impl AttentionShape {
     }
 }
 
-/// `(output [tokens, heads · head_dim], log-sum-exp of the scaled scores [heads, tokens])`, in f32 also where q, k
-/// and v are bf16 (see [`AttentionShape::takes_bf16`]).
+/// `(output [tokens, heads · head_dim], log-sum-exp of the scaled scores [heads, tokens])`. Where q, k and v are bf16
+/// (see [`AttentionShape::takes_bf16`]), so is the output; the sums are f32.
 ///
 /// # Errors
 /// Shapes that do not fit, or tensors that are not contiguous on the CPU.
@@ -178,7 +178,8 @@ pub fn attention(
 
 /// Adjoint of [`attention`]: the gradients of q, k and v.
 ///
-/// `output` and `log_sums` are what [`attention`] returned; `dout` and the gradients are f32 beside inputs of bf16.
+/// `output` and `log_sums` are what [`attention`] returned, the output in f32 or bf16 where inputs are bf16; `dout` and
+/// the gradients are f32 beside those.
 ///
 /// # Errors
 /// As [`attention`].

@@ -3,7 +3,8 @@
 //! Each public operation of this crate asks its tensors where they are and comes here if that is a GPU; the
 //! shapes have been checked by then. Elementwise work, norms, attention and losses are our own kernels
 //! (`kernels.cu`, compiled to the committed `kernels.ptx`), products are cuBLAS'. Everything is enqueued on the
-//! one stream of candle's device, from one thread; nothing waits for the GPU but what reads a number back.
+//! one stream of candle's device, from one thread; nothing waits for the GPU but what reads a number back. A second stream
+//! copies what waits in the host's memory.
 //!
 //! | part | module |
 //! |---|---|
@@ -14,14 +15,17 @@
 //! | linear layers with their branches | `linear` |
 //! | head and loss | `loss` |
 //! | optimiser and gradients | `update` |
+//! | tensors that wait in the host's memory | `parked` |
 //!
-//! Activations are f32. A product with a bf16 weight takes its other operand in bf16 and sums in f32.
+//! Activations are f32, but bf16 where only products in bf16 read them. A product with a bf16 weight takes its other
+//! operand in bf16 and sums in f32.
 
 mod attention;
 mod blas;
 mod launch;
 mod linear;
 mod loss;
+mod parked;
 mod pointwise;
 mod update;
 
@@ -29,13 +33,15 @@ use candle_core::{Device, Result};
 
 pub(crate) use attention::{DeviceRows, append, attention, attention_backward, attention_cached};
 pub(crate) use linear::{
-    linear, linear_input_grad, linear_weight_grad, lora_linear, lora_linear_backward, row_norms,
+    linear, linear_input_grad, linear_weight_grad, lora_gated, lora_gated_backward, lora_linear,
+    lora_linear_backward, row_norms,
 };
 pub(crate) use loss::{linear_cross_entropy, linear_token_losses};
+pub(crate) use parked::Parked;
 pub(crate) use pointwise::{
     activate, activate_backward, add_bias, add_in_place, add_rows, bias_grad, copy_into, dropout,
-    expand, expand_rows, gated, gated_backward, layer_norm, layer_norm_backward, rms_norm,
-    rms_norm_backward, turn,
+    expand, expand_rows, gated, gated_backward, gated_backward_in_place, gated_to_bf16, layer_norm,
+    layer_norm_backward, rms_norm, rms_norm_backward, turn,
 };
 pub(crate) use update::{adamw_eight_bit, adamw_step, clear, grad_norm_squared};
 

@@ -14,6 +14,7 @@
 //! | head and loss together | [`cross_entropy`] |
 //! | rows of the embedding | [`embedding`] |
 //! | the update, its moments in f32 or eight bits | [`adamw`], [`adamw::eight_bit`] |
+//! | what waits in the host's memory for the way back | [`parked`] |
 //! | all of it on an NVIDIA GPU, with the feature `cuda` | `cuda` |
 //! | what all of them stand on | [`documents`], [`host`], [`cpu`], [`arena`], [`awake`](mod@awake) |
 
@@ -40,6 +41,7 @@ pub mod linear;
 pub mod lora;
 pub mod nf4;
 pub mod norm;
+pub mod parked;
 pub mod rope;
 #[allow(clippy::wildcard_imports, reason = "the vector instructions")]
 mod transpose;

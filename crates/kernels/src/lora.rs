@@ -62,7 +62,7 @@ pub struct Kept {
 
 #[derive(Clone, Debug)]
 pub(crate) struct BranchKept {
-    /// `s · x Aᵀ`, `[tokens, r]`.
+    /// `s · x Aᵀ`, `[tokens, r]`; on a GPU without the factor `s`, as some of the columns of a wider matrix.
     pub(crate) reduced: Tensor,
     /// With DoRA, `(W + s B A) x`: the output before it was rescaled, `[tokens, out]`. It cannot be had
     /// back from the output, which has been through bias and rotation.
@@ -109,7 +109,7 @@ pub fn lora_kept(x: &Tensor, branch_x: Option<&Tensor>, group: &[Projection]) ->
     Ok(forward(x, branch_x, group, group.iter().any(dora))?.1)
 }
 
-/// [`lora_linear`], on a processor without the outputs if they are not `wanted`.
+/// [`lora_linear`], without the outputs if they are not `wanted`.
 fn forward(
     x: &Tensor,
     branch_x: Option<&Tensor>,
@@ -119,11 +119,11 @@ fn forward(
     let (tokens, input) = matrix(x, "lora_linear", "the input")?;
     check_branch_input(x, branch_x)?;
     check(group, input)?;
+    check_bf16(std::iter::once(x), group)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::lora_linear(x, branch_x, group);
+        return crate::cuda::lora_linear(x, branch_x, group, DType::F32, wanted);
     }
-    check_bf16(std::iter::once(x), group)?;
     by_element!(Computed(x), T => {
         let x = lent::<T>(x)?;
         let branch_x = branch_x.map(view::<T>).transpose()?;
@@ -146,7 +146,8 @@ fn forward(
 }
 
 /// The gated product of a group of gate and up, with both, all of bf16, as [`gated_to_bf16`] makes them of the group's
-/// outputs; those are never stored in f32. And what the group's backward pass needs.
+/// outputs; those are never stored in f32. And what the group's backward pass needs. On a GPU the product is that of
+/// gate and up as they were rounded.
 ///
 /// # Errors
 /// A group of which [`takes_bf16`] is not true, or that is not of two projections as wide as each other; otherwise as
@@ -164,6 +165,10 @@ pub fn lora_gated(
     let (out, _) = gate.weight.dims()?;
     if !takes_bf16(&group) || up.weight.dims()?.0 != out {
         bail!("`lora_gated`: gate and up are not two of a width, of products of rounded numbers");
+    }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::lora_gated(activation, x, &group);
     }
     let x = lent::<f32>(x)?;
     let inputs = Inputs::<f32>::new(x.numbers(), None, tokens, input, true);
@@ -235,11 +240,12 @@ pub fn lora_linear_backward(
     let (tokens, input) = matrix(x, "lora_linear_backward", "the input")?;
     check_branch_input(x, branch_x)?;
     check_gradients(group, input, [dys.len(), kept.branches.len(), grads.len()])?;
+    check_bf16(dys.iter().chain([x]), group)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::lora_linear_backward(dys, x, branch_x, group, kept, grads);
+        let dtype = DType::F32;
+        return crate::cuda::lora_linear_backward(dys, x, branch_x, group, kept, grads, dtype);
     }
-    check_bf16(dys.iter().chain([x]), group)?;
     by_element!(Computed(x), T => {
         let sum = |terms: &[Term<T>]| tensor(product(terms, input), (tokens, input));
         let (x, branch_x) = backward(dys, x, branch_x, group, kept, grads, sum)?;
@@ -281,7 +287,8 @@ fn backward<T: Real, R>(
 }
 
 /// [`lora_linear_backward`] of a group whose input is the product of gate and up, both of bf16, and then the adjoint of
-/// that product: the gradients of the two, of bf16. That of the product is never stored.
+/// that product: the gradients of the two, of bf16, on a GPU in the places of gate and up, which nobody else may hold.
+/// That of the product is never stored, on a GPU in bf16.
 ///
 /// # Errors
 /// A group of which [`takes_bf16`] is not true, or gate and up that are not of bf16 and of the input's shape; otherwise
@@ -293,14 +300,19 @@ pub fn lora_gated_backward(
     group: &[Projection],
     kept: &Kept,
     grads: &[Option<BranchGrads>],
-    [gate, up]: [&Tensor; 2],
+    [gate, up]: [Tensor; 2],
 ) -> Result<(Tensor, Tensor)> {
     let (tokens, input) = matrix(x, "lora_gated_backward", "the input")?;
     check_gradients(group, input, [dys.len(), kept.branches.len(), grads.len()])?;
     if !takes_bf16(group) || gate.dims() != x.dims() || up.dims() != x.dims() {
         bail!("`lora_gated_backward`: products that are not of rounded numbers, or other shapes");
     }
-    let (gate, up) = (view::<bf16>(gate)?, view::<bf16>(up)?);
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let of_unit = [gate, up];
+        return crate::cuda::lora_gated_backward(activation, dys, x, group, kept, grads, of_unit);
+    }
+    let (gate, up) = (view::<bf16>(&gate)?, view::<bf16>(&up)?);
     let level = Level::detect();
     let sum = |terms: &[Term<f32>]| {
         let mut narrow: [Fresh<bf16>; 2] = std::array::from_fn(|_| Fresh::new(tokens * input));
@@ -320,20 +332,19 @@ pub fn rounding_is_faster() -> bool {
     f32::pairs_are_faster(Level::detect())
 }
 
-/// Whether the input of a group may be of bf16, and the gradients of its outputs: where the processor multiplies
-/// numbers rounded so faster, all products round them, and nothing else looks at them.
+/// Whether the input of a group may be of bf16, and the gradients of its outputs: where all products round them, as on
+/// a GPU and where the processor multiplies numbers rounded so faster, and nothing else looks at them.
 ///
 /// DoRA does look, and so does dropout, with which the branches have an input of their own.
 pub fn takes_bf16(group: &[Projection]) -> bool {
-    rounding_is_faster()
-        && group.iter().all(|projection| {
-            let even =
-                |(out, input): (usize, usize)| out.is_multiple_of(2) && input.is_multiple_of(2);
-            projection.weight.on_cpu()
-                && projection.weight.multiplies_in_bf16()
-                && projection.weight.dims().is_ok_and(even)
-                && projection.branch.is_none_or(|branch| branch.dora.is_none())
-        })
+    let here = rounding_is_faster();
+    group.iter().all(|projection| {
+        let even = |(out, input): (usize, usize)| out.is_multiple_of(2) && input.is_multiple_of(2);
+        let there = !projection.weight.on_cpu();
+        (there || here && projection.weight.dims().is_ok_and(even))
+            && projection.weight.multiplies_in_bf16()
+            && projection.branch.is_none_or(|branch| branch.dora.is_none())
+    })
 }
 
 /// The input of a group, and that of its branches where it differs.

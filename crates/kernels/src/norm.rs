@@ -4,6 +4,8 @@
 //! of `[tokens, hidden]`, and those of single heads, whose caller reshapes to `[tokens · heads,
 //! head_dim]`. Sums run in f64 over short blocks of the element type.
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
@@ -27,7 +29,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Te
     check("rms_norm", weight, width)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::rms_norm(x, weight, epsilon);
+        return crate::cuda::rms_norm(x, weight, epsilon, DType::F32);
     }
     let level = Level::detect();
     by_element!(x, T => {
@@ -51,6 +53,10 @@ pub fn rms_norm_to_bf16(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Te
     const FEW: usize = 4;
     let (rows, width) = matrix(x, "rms_norm_to_bf16", "the input")?;
     check("rms_norm_to_bf16", weight, width)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::rms_norm(x, weight, epsilon, DType::BF16);
+    }
     let level = Level::detect();
     let (x, weight) = (view::<f32>(x)?, view::<f32>(weight)?);
     let mut y = Fresh::<bf16>::new(rows * width);

@@ -318,6 +318,7 @@ fn a_gated_product_in_pieces_is_the_same() -> Result<()> {
         let dys = [random(&[tokens, out])?];
         let dx = lora_linear_backward(&dys, product, None, one, &kept, &[grads(whole.as_ref())])?.x;
         let (dgate, dup) = gated_backward(activation, &dx, gate, up)?;
+        let of_unit = [gate.clone(), up.clone()];
         let found = lora_gated_backward(
             activation,
             &dys,
@@ -325,7 +326,7 @@ fn a_gated_product_in_pieces_is_the_same() -> Result<()> {
             one,
             &kept,
             &[grads(in_pieces.as_ref())],
-            [gate, up],
+            of_unit,
         )?;
         assert_same("of gate's gradient", &found.0, &dgate);
         assert_same("of up's gradient", &found.1, &dup);

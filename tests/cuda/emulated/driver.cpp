@@ -1,10 +1,13 @@
 // NVIDIA's driver and cuBLAS on the processor, as far as this program uses them, so that all of its GPU's side runs
 // where there is no GPU: memory is the host's, a launch runs the kernel at once (machine.h). Memory that is handed out
-// holds NaN, and so does memory that was given back.
+// holds NaN, and so does memory that was given back. What is asked of a second stream, which may only copy, is put off
+// until something waits for it, and so late that whatever did not wait shows.
 
 #include "cuda_bf16.h"
 #include "driver.h"
 
+#include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -16,6 +19,50 @@ std::map<std::string, emulated::Kernel>& kernels() {
     return all;
 }
 
+// How much has been asked of the first stream.
+uint64_t asked;
+
+struct Copy {
+    uint64_t to, from;
+    size_t size;
+};
+
+// A stream beside the first: its copies that are put off, how many have been asked for, and how much of what was asked of
+// the first it has waited for.
+struct Stream {
+    std::deque<Copy> copies;
+    uint64_t count = 0, waited = 0;
+
+    void run(uint64_t until) {
+        for (; !copies.empty() && count - copies.size() < until; copies.pop_front())
+            memmove((void*)copies.front().to, (void*)copies.front().from, copies.front().size);
+    }
+};
+Stream first_stream;
+std::deque<Stream> streams;
+
+// A moment of a stream.
+struct Event {
+    Stream* stream = nullptr;
+    uint64_t moment = 0;
+};
+
+Stream* beside(void* stream) { return stream == &first_stream ? nullptr : static_cast<Stream*>(stream); }
+
+// A copy on a stream: at once on the first.
+int copy_on(void* stream, uint64_t to, uint64_t from, size_t size) {
+    Stream* other = beside(stream);
+    if (!other) {
+        asked++;
+        memmove((void*)to, (void*)from, size);
+        return 0;
+    }
+    if (other->waited != asked) emulated::fail("a copy beside does not wait for what it follows");
+    other->copies.push_back({to, from, size});
+    other->count++;
+    return 0;
+}
+
 std::mutex turn;
 std::unordered_map<uint64_t, size_t> sizes;
 size_t used, most;
@@ -24,6 +71,7 @@ int give(uint64_t* address, size_t size) {
     std::lock_guard<std::mutex> lock(turn);
     void* memory = aligned_alloc(256, (size + 255) / 256 * 256 + 256);
     if (!memory) return 2;
+    asked++;
     memset(memory, 0xff, size);
     *address = (uint64_t)memory;
     sizes[*address] = size;
@@ -36,6 +84,12 @@ int take(uint64_t address) {
     std::lock_guard<std::mutex> lock(turn);
     auto found = sizes.find(address);
     if (found == sizes.end()) return 1;
+    uint64_t end = address + found->second;
+    for (auto& stream : streams)
+        for (auto& copy : stream.copies)
+            for (uint64_t place : {copy.to, copy.from})
+                if (place < end && place + copy.size > address)
+                    emulated::fail("memory is given back that a copy beside needs");
     memset((void*)address, 0xff, found->second);
     used -= found->second;
     free((void*)address);
@@ -66,7 +120,8 @@ std::vector<float> rows_of(const void* from, int kind, int operation, int rows, 
 
 int product(int op_a, int op_b, int m, int n, int k, const float* alpha, const void* a, int kind_a, int lda,
             const void* b, int kind_b, int ldb, const float* beta, void* c, int kind_c, int ldc) {
-    if (kind_c != 0) emulated::fail("a product into numbers other than f32 is not emulated");
+    asked++;
+    if (kind_c != 0 && kind_c != 14) emulated::fail("a product into numbers of this type is not emulated");
     // cᵀ, which is row-major: n rows of m.
     std::vector<float> left = rows_of(b, kind_b, !op_b, n, k, ldb), right = rows_of(a, kind_a, !op_a, k, m, lda), sums(m);
     for (int row = 0; row < n; row++) {
@@ -76,9 +131,15 @@ int product(int op_a, int op_b, int m, int n, int k, const float* alpha, const v
             const float* values = &right[(size_t)d * m];
             for (int i = 0; i < m; i++) sums[i] += factor * values[i];
         }
-        float* to = (float*)c + (size_t)row * ldc;
         // What is there is not read where it counts for nothing: it may be no number.
-        for (int i = 0; i < m; i++) to[i] = *alpha * sums[i] + (*beta == 0.f ? 0.f : *beta * to[i]);
+        auto add = [&](float there, float sum) { return *alpha * sum + (*beta == 0.f ? 0.f : *beta * there); };
+        if (kind_c == 0) {
+            float* to = (float*)c + (size_t)row * ldc;
+            for (int i = 0; i < m; i++) to[i] = add(to[i], sums[i]);
+        } else {
+            auto* to = (__nv_bfloat16*)c + (size_t)row * ldc;
+            for (int i = 0; i < m; i++) to[i] = __float2bfloat16(add(__bfloat162float(to[i]), sums[i]));
+        }
     }
     return 0;
 }
@@ -120,26 +181,56 @@ int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 int cuCtxSetCurrent(void*) { return 0; }
 int cuCtxGetCurrent(void** context) { return *context = (void*)1, 0; }
 int cuCtxSynchronize() { return 0; }
-int cuStreamCreate(void** stream, unsigned) { return *stream = (void*)2, 0; }
+int cuStreamCreate(void** stream, unsigned) {
+    static bool any = false;
+    if (any) streams.emplace_back();
+    *stream = any ? &streams.back() : &first_stream;
+    any = true;
+    return 0;
+}
 int cuStreamDestroy_v2(void*) { return 0; }
-int cuStreamSynchronize(void*) { return 0; }
-int cuStreamWaitEvent(void*, void*, unsigned) { return 0; }
+int cuStreamSynchronize(void* stream) {
+    if (Stream* other = beside(stream)) other->run(other->count);
+    return 0;
+}
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    Stream *waiting = beside(stream), *other = static_cast<Event*>(event)->stream;
+    uint64_t moment = static_cast<Event*>(event)->moment;
+    if (other && !waiting) other->run(moment);
+    if (!other && waiting) waiting->waited = std::max(waiting->waited, moment);
+    return 0;
+}
 int cuStreamIsCapturing(void*, int* status) { return *status = 0, 0; }
-int cuEventCreate(void** event, unsigned) { return *event = (void*)3, 0; }
-int cuEventRecord(void*, void*) { return 0; }
-int cuEventSynchronize(void*) { return 0; }
-int cuEventQuery(void*) { return 0; }
-int cuEventDestroy_v2(void*) { return 0; }
+int cuEventCreate(void** event, unsigned) { return *event = new Event, 0; }
+int cuEventRecord(void* event, void* stream) {
+    Stream* other = beside(stream);
+    *static_cast<Event*>(event) = {other, other ? other->count : asked};
+    return 0;
+}
+int cuEventSynchronize(void* event) {
+    Event& at = *static_cast<Event*>(event);
+    if (at.stream) at.stream->run(at.moment);
+    return 0;
+}
+int cuEventQuery(void* event) { return cuEventSynchronize(event); }
+int cuEventDestroy_v2(void* event) { return delete static_cast<Event*>(event), 0; }
+int cuMemHostAlloc(void** address, size_t size, unsigned) {
+    *address = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    if (!*address) return 2;
+    memset(*address, 0xff, size);
+    return 0;
+}
+int cuMemFreeHost(void* address) { return free(address), 0; }
 int cuMemAlloc_v2(uint64_t* address, size_t size) { return give(address, size); }
 int cuMemAllocAsync(uint64_t* address, size_t size, void*) { return give(address, size); }
 int cuMemFree_v2(uint64_t address) { return take(address); }
 int cuMemFreeAsync(uint64_t address, void*) { return take(address); }
 int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t size) { return copy(to, (uint64_t)from, size); }
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void*) { return copy(to, (uint64_t)from, size); }
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void* stream) { return copy_on(stream, to, (uint64_t)from, size); }
 int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t size) { return copy((uint64_t)to, from, size); }
-int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void*) { return copy((uint64_t)to, from, size); }
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void* stream) { return copy_on(stream, (uint64_t)to, from, size); }
 int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t size) { return copy(to, from, size); }
-int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void*) { return copy(to, from, size); }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void* stream) { return copy_on(stream, to, from, size); }
 int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t size) { return memset((void*)to, value, size), 0; }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, void*) { return memset((void*)to, value, size), 0; }
 int cuMemGetInfo_v2(size_t* left, size_t* all) {
@@ -169,6 +260,7 @@ int cuLaunchKernel(const void* function, unsigned grid_x, unsigned grid_y, unsig
                    unsigned block_y, unsigned block_z, unsigned shared, void*, void** arguments, void**) {
     static std::mutex one;
     std::lock_guard<std::mutex> lock(one);
+    asked++;
     if (grid_x * grid_y * grid_z == 0 || block_x * block_y * block_z == 0 || block_x * block_y * block_z > 1024) return 1;
     if (grid_y > 65535 || grid_z != 1 || block_z != 1) emulated::fail("a grid of this shape is not emulated");
     emulated::Grid grid{{grid_x, grid_y, 1}, {block_x, block_y, 1}, shared};

@@ -22,9 +22,16 @@ static void attention_check(const AttentionCase& c, int width, int tile, Forward
     near("attention, " + c.name(), out, expected.out, 2e-6);
     near("log-sums, " + c.name(), log_sums, expected.log_sums, 2e-6);
     emulated::launch({(unsigned)(tokens * c.heads + 7) / 8}, {256}, 0, [&] {
-        attention_delta(dout.data(), out.data(), delta.data(), tokens, c.heads, c.head);
+        attention_delta(dout.data(), out.data(), nullptr, delta.data(), tokens, c.heads, c.head);
     });
     near("delta, " + c.name(), delta, expected.delta, 2e-6);
+    Floats rounded = out, same = unwritten(delta.size()), again = same;
+    Narrow narrow_out = narrowed(rounded);
+    for (bool narrow : {false, true})
+        emulated::launch({(unsigned)(tokens * c.heads + 7) / 8}, {256}, 0, [&] {
+            attention_delta(dout.data(), narrow ? nullptr : rounded.data(), narrow ? narrow_out.data() : nullptr, (narrow ? again : same).data(), tokens, c.heads, c.head);
+        });
+    near("delta of an output in bf16, " + c.name(), again, same, 0);
     Floats dq = unwritten(wide), dk = unwritten(kv_wide), dv = unwritten(kv_wide);
     size_t shared = 4 * (4 * tile * (width + 1) + 2 * tile * (tile + 1));
     emulated::launch({count, heads}, {256}, shared, [&] {
@@ -108,7 +115,7 @@ static void norm_checks() {
         int rows = shape[0], width = shape[1];
         unsigned count = rows;
         Floats x = normal(rows * width), weight = normal(width), dy = normal(rows * width), residual = normal(rows * width), into = normal(width);
-        Floats y = unwritten(rows * width), roots = unwritten(rows), dx = y;
+        Floats y = unwritten(rows * width), roots = unwritten(rows), dx = y, rounded;
         Doubles wanted(rows * width), wanted_dx(rows * width), wanted_into(into.begin(), into.end());
         for (int r = 0; r < rows; r++) {
             double square = 0, pull = 0;
@@ -125,7 +132,12 @@ static void norm_checks() {
                 wanted_dx[at] = residual[at] + dy[at] * weight[i] * root - x[at] * pull / width * root * root * root;
             }
         }
-        emulated::launch({count}, {row_threads(width)}, 0, [&] { rms_norm(x.data(), weight.data(), y.data(), roots.data(), width, 1e-5f); });
+        emulated::launch({count}, {row_threads(width)}, 0, [&] { rms_norm(x.data(), weight.data(), y.data(), nullptr, roots.data(), width, 1e-5f); });
+        Floats same_roots = unwritten(rows);
+        Narrow narrow = unwritten_narrow(rows * width), of_wide = narrowed(rounded = y);
+        emulated::launch({count}, {row_threads(width)}, 0, [&] { rms_norm(x.data(), weight.data(), nullptr, narrow.data(), same_roots.data(), width, 1e-5f); });
+        near("rms_norm in bf16", widened(narrow), widened(of_wide), 0);
+        near("roots", same_roots, roots, 0);
         emulated::launch({count}, {row_threads(width)}, 0, [&] { rms_norm_backward(dy.data(), x.data(), weight.data(), roots.data(), residual.data(), dx.data(), width); });
         emulated::launch({(unsigned)(width + 31) / 32}, {32, 32}, 0, [&] { column_sum(dy.data(), x.data(), nullptr, roots.data(), nullptr, into.data(), rows, width); });
         near("rms_norm", y, wanted, 1e-6);
@@ -205,7 +217,9 @@ static void rescaling_checks() {
 
 static void activation_checks() {
     int count = 700;
-    Floats x = normal(count, 2.f), dy = normal(count), y = unwritten(count), dx = unwritten(count);
+    Floats x = normal(count, 2.f), dy = normal(count), up = normal(count), y = unwritten(count), dx = unwritten(count), dup = dx;
+    // The gated unit has its operands from numbers of bf16, so that both its kernels have the same.
+    Narrow gate_16 = narrowed(x), up_16 = narrowed(up), dy_16 = narrowed(dy), y_16 = unwritten_narrow(count);
     for (int kind : {0, 1, 2}) {
         auto bend = [&](double x) {
             if (kind == 1) return x * 0.5 * (1 + std::erf(x / std::sqrt(2.)));
@@ -221,6 +235,25 @@ static void activation_checks() {
         emulated::launch({3}, {256}, 0, [&] { activate_backward(dy.data(), x.data(), dx.data(), count, kind); });
         near("activation", y, wanted, 1e-6);
         near("gradient of the activation", dx, wanted_dx, 1e-6);
+        Doubles product, dgate, of_up;
+        for (int i = 0; i < count; i++) {
+            product.push_back(wanted[i] * up[i]);
+            dgate.push_back(wanted_dx[i] * up[i]);
+            of_up.push_back(wanted[i] * dy[i]);
+        }
+        emulated::launch({3}, {256}, 0, [&] { gated(x.data(), up.data(), y.data(), count, kind); });
+        emulated::launch({3}, {256}, 0, [&] { gated_bf16(gate_16.data(), up_16.data(), y_16.data(), count, kind); });
+        near("gated product", y, product, 1e-6);
+        near("gated product in bf16", widened(y_16), product, ROUNDING);
+        // In the places of gate and up.
+        dx = x, dup = up;
+        Narrow dgate_16 = gate_16, dup_16 = up_16;
+        emulated::launch({3}, {256}, 0, [&] { gated_backward(dy.data(), dx.data(), dup.data(), dx.data(), dup.data(), count, kind); });
+        emulated::launch({3}, {256}, 0, [&] { gated_backward_bf16(dy_16.data(), dgate_16.data(), dup_16.data(), dgate_16.data(), dup_16.data(), count, kind); });
+        near("gradient of the gate", dx, dgate, 1e-6);
+        near("gradient of the rest", dup, of_up, 1e-6);
+        near("gradient of the gate in bf16", widened(dgate_16), dgate, ROUNDING);
+        near("gradient of the rest in bf16", widened(dup_16), of_up, ROUNDING);
     }
 }
 

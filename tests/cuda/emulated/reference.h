@@ -37,6 +37,20 @@ inline std::vector<__nv_bfloat16> narrowed(Floats& numbers) {
     return narrow;
 }
 
+typedef std::vector<__nv_bfloat16> Narrow;
+
+// The same, of bf16.
+inline Narrow unwritten_narrow(size_t count) { return Narrow(count, __nv_bfloat16{0x7fff}); }
+
+inline Floats widened(const Narrow& numbers) {
+    Floats wide;
+    for (auto& number : numbers) wide.push_back(__bfloat162float(number));
+    return wide;
+}
+
+// Of numbers that were rounded to bf16.
+constexpr double ROUNDING = 4e-3;
+
 inline int failures = 0;
 
 // |found - expected| / |expected| over all numbers.

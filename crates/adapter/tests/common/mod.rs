@@ -21,10 +21,11 @@ pub(crate) fn fixtures() -> PathBuf {
 }
 
 /// All that may be computed again.
-pub(crate) const WAYS: [Checkpointing; 3] = [
+pub(crate) const WAYS: [Checkpointing; 4] = [
     Checkpointing::Off,
     Checkpointing::Units,
     Checkpointing::Blocks,
+    Checkpointing::Parked,
 ];
 
 pub(crate) const F32: LoadOptions = LoadOptions {

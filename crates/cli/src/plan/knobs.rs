@@ -42,9 +42,10 @@ pub(crate) fn of(shape: &Shape, recipe: &Recipe, work: &Work, peak: f64) -> Vec<
     let mut changed = recipe.clone();
     let mut rows = 1.0;
     let mut knobs = Vec::new();
-    let changes: [fn(&Recipe, f64) -> Option<Change>; 8] = [
+    let changes: [fn(&Recipe, f64) -> Option<Change>; 9] = [
         selective_checkpointing,
         checkpointing,
+        offload,
         smaller_batches,
         eight_bit_moments,
         narrower,
@@ -85,9 +86,21 @@ fn selective_checkpointing(recipe: &Recipe, rows: f64) -> Option<Change> {
 fn checkpointing(recipe: &Recipe, rows: f64) -> Option<Change> {
     let mut changed = recipe.clone();
     changed.gradient_checkpointing = GradientCheckpointing::Full;
-    (recipe.gradient_checkpointing != GradientCheckpointing::Full).then(|| {
+    let has = [GradientCheckpointing::Full, GradientCheckpointing::Offload];
+    (!has.contains(&recipe.gradient_checkpointing)).then(|| {
         let write = "gradient_checkpointing: true".to_owned();
         (write, changed, rows, "a quarter more time, same result")
+    })
+}
+
+/// Saves nothing on a processor, whose memory it is.
+fn offload(recipe: &Recipe, rows: f64) -> Option<Change> {
+    let mut changed = recipe.clone();
+    changed.gradient_checkpointing = GradientCheckpointing::Offload;
+    (recipe.gradient_checkpointing != GradientCheckpointing::Offload).then(|| {
+        let write = "gradient_checkpointing: offload".to_owned();
+        let costs = "the computer's memory in its place, same result";
+        (write, changed, rows, costs)
     })
 }
 
@@ -245,6 +258,12 @@ mod tests {
         assert!((memory(&recipe) / expected - 1.0).abs() < 1e-12);
     }
 
+    fn narrow(recipe: &mut Recipe, checkpointing: GradientCheckpointing) {
+        recipe.dtype = Dtype::Bf16;
+        recipe.quantize = Quantize::Nf4;
+        recipe.gradient_checkpointing = checkpointing;
+    }
+
     /// A step of 480 tokens, 193 of them targets, with `builtin:sprout` on the emulated GPU (`tests/cuda`), whose pool
     /// counts every byte as a GPU's does.
     #[test]
@@ -257,11 +276,24 @@ mod tests {
         };
         recipe.lora.r = 8;
         let plain = recipe.clone();
-        let measured: [(f64, fn(&mut Recipe)); 4] = [
+        let measured: [(f64, fn(&mut Recipe)); 9] = [
             (42_656_104.0, |_| ()),
             (34_548_712.0, |recipe| recipe.quantize = Quantize::Nf4),
-            (24_189_656.0, |recipe| {
+            (23_237_336.0, |recipe| {
                 recipe.gradient_checkpointing = GradientCheckpointing::Full;
+            }),
+            (21_762_776.0, |recipe| {
+                recipe.gradient_checkpointing = GradientCheckpointing::Offload;
+            }),
+            (31_799_016.0, |recipe| recipe.dtype = Dtype::Bf16),
+            (28_410_216.0, |recipe| {
+                narrow(recipe, GradientCheckpointing::Off);
+            }),
+            (13_987_176.0, |recipe| {
+                narrow(recipe, GradientCheckpointing::Full);
+            }),
+            (12_143_976.0, |recipe| {
+                narrow(recipe, GradientCheckpointing::Offload);
             }),
             (77_184_616.0, |recipe| recipe.method = Method::Full),
         ];

@@ -1,8 +1,8 @@
 //! How much memory a recipe needs, from the shape of its model: what is stored, what training adds, and
 //! what a batch leaves between its forward and its backward pass. For this program's own engine: the
 //! counts follow `block.rs`, which says what a block keeps, and `cross_entropy.rs`, which says how many
-//! logits exist at a time. Activations are f32 whatever the weights are, but for gate and up, which a processor
-//! that multiplies in bf16 keeps so.
+//! logits exist at a time. Activations are f32 whatever the weights are, but for gate and up, which a GPU, and a processor
+//! that multiplies in bf16, keep so.
 
 use serde::{Deserialize, Serialize};
 use sparsam_adapter::optimizer::{BYTES_EIGHT_BIT, BYTES_F32, MIN_EIGHT_BIT};
@@ -63,8 +63,8 @@ pub(crate) struct Shape {
     wide: f64,
     /// Whether the unit has a gate beside the way up.
     gated: bool,
-    /// Whether gate and up are kept in bf16 where the recipe computes in it.
-    narrow_unit: bool,
+    /// Whether its blocks are decoders', which keep gate and up in bf16 where products are of such numbers alone.
+    decoder: bool,
     on_gpu: bool,
     vocabulary: f64,
     layers: f64,
@@ -85,7 +85,7 @@ impl Shape {
             kv: config.num_key_value_heads as f64 * head,
             wide: config.intermediate_size as f64,
             gated: true,
-            narrow_unit: rounding_is_faster(),
+            decoder: true,
             on_gpu: false,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
@@ -104,7 +104,7 @@ impl Shape {
             kv: hidden,
             wide: config.intermediate_size as f64,
             gated: config.modern.is_some(),
-            narrow_unit: false,
+            decoder: false,
             on_gpu: false,
             vocabulary: config.vocab_size as f64,
             layers: config.num_hidden_layers as f64,
@@ -123,10 +123,9 @@ impl Shape {
         }
     }
 
-    /// The same model on another device, which keeps all in f32.
+    /// The same model on a GPU.
     pub(crate) fn elsewhere(self) -> Self {
         Self {
-            narrow_unit: false,
             on_gpu: true,
             ..self
         }
@@ -136,7 +135,8 @@ impl Shape {
     fn unit_bytes(&self, recipe: &Recipe) -> f64 {
         let lora = &recipe.lora;
         let alone = recipe.method == Method::Lora && lora.dropout == 0.0 && !lora.use_dora;
-        if self.narrow_unit && alone && recipe.dtype == Dtype::Bf16 {
+        let rounds = self.on_gpu || rounding_is_faster();
+        if self.decoder && rounds && alone && recipe.dtype == Dtype::Bf16 {
             2.0
         } else {
             F32
@@ -306,17 +306,30 @@ pub(crate) fn estimate(
             differentiated * before_unit,
             (differentiated - 1.0) * before_unit + kept,
         ),
-        GradientCheckpointing::Full => {
-            let inputs = differentiated * tokens * w.hidden * F32;
-            (inputs, inputs + kept)
+        GradientCheckpointing::Full | GradientCheckpointing::Offload => {
+            let elsewhere =
+                recipe.gradient_checkpointing == GradientCheckpointing::Offload && w.on_gpu;
+            // The last block's stays, and while a block is computed again the next one's comes back.
+            let [at_head, later] = [1.0, 2.0].map(|most| {
+                let inputs = if elsewhere {
+                    differentiated.min(most)
+                } else {
+                    differentiated
+                };
+                inputs * tokens * w.hidden * F32
+            });
+            (at_head, later + kept)
         }
     };
     let logits = w.multiplied * w.logits(recipe, targets);
-    let head = logits * F32 + 3.0 * tokens * w.hidden * F32;
+    // A GPU has the gradient of bf16 logits in both types for a moment.
+    let rounded = w.on_gpu && recipe.dtype == Dtype::Bf16;
+    let head = logits * if rounded { 6.0 } else { F32 } + 3.0 * tokens * w.hidden * F32;
     let (head, scratch) = if w.on_gpu {
-        // The gradient of the gated product and those of gate and up, and two of the residual's width. What a GPU's pool
-        // gives back it gives out again, so that this and the head, which is gone by then, do not add up.
-        let moment = tokens * (3.0 * w.wide + 2.0 * w.hidden) * F32 + w.expanded(recipe);
+        // The gated product and its gradient, and two of the residual's width. What a GPU's pool gives back it gives out
+        // again, so that this and the head, which is gone by then, do not add up.
+        let unit = 2.0 * w.wide * w.unit_bytes(recipe);
+        let moment = tokens * (unit + 2.0 * w.hidden * F32) + w.expanded(recipe);
         let most = (at_head + head).max(activations + moment) - activations;
         let head = head.min(most);
         (head, most - head)

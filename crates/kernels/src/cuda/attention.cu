@@ -1,5 +1,5 @@
-// Attention in bf16 on the tensor cores, sums in f32: `attention.cuh` has the arithmetic, this the entries for each
-// width of head, rounded up. Built to `attention.ptx` for compute_80 by `just cuda-ptx`.
+// Attention in bf16 on the tensor cores, sums and gradients in f32: `attention.cuh` has the arithmetic, this the entries
+// for each width of head, rounded up. Built to `attention.ptx` for compute_80 by `just cuda-ptx`.
 
 #include "attention.cuh"
 
@@ -8,8 +8,8 @@
 
 #define ATTENTION(D, N)                                                                                               \
     extern "C" __global__ void __launch_bounds__(128) attention_bf16_##D(                                             \
-        const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const int* tiles, float* out,         \
-        float* log_sums, SHAPE) {                                                                                     \
+        const __nv_bfloat16* q, const __nv_bfloat16* k, const __nv_bfloat16* v, const int* tiles,                     \
+        __nv_bfloat16* out, float* log_sums, SHAPE) {                                                                 \
         forward<D, 64>(q, k, v, tiles, out, log_sums, AS_SHAPE);                                                      \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(128) attention_bf16_backward_q_##D(                                  \

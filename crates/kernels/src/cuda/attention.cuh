@@ -101,27 +101,26 @@ __device__ void clear(float (&sum)[D / 8][4]) {
     for (int d = 0; d < D / 8; d++) sum[d][0] = sum[d][1] = sum[d][2] = sum[d][3] = 0.f;
 }
 
+__device__ void put(float* to, float a, float b) { *reinterpret_cast<float2*>(to) = make_float2(a, b); }
+__device__ void put(Number* to, float a, float b) { *reinterpret_cast<uint32_t*>(to) = pair(a, b); }
+
 // Writes sum[16, D] times a factor for each of a lane's two rows.
-template <int D>
-__device__ void store(float* to, const float (&sum)[D / 8][4], int first, int end, int stride, int head, float upper,
+template <int D, class To>
+__device__ void store(To* to, const float (&sum)[D / 8][4], int first, int end, int stride, int head, float upper,
                       float lower) {
     int lane = threadIdx.x % 32, row = first + threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
     for (int d = 0; d < D / 8; d++) {
         int column = d * 8 + lane % 4 * 2;
         if (column >= head) continue;
-        if (row < end)
-            *reinterpret_cast<float2*>(to + (int64_t)row * stride + column) =
-                make_float2(sum[d][0] * upper, sum[d][1] * upper);
-        if (row + 8 < end)
-            *reinterpret_cast<float2*>(to + (int64_t)(row + 8) * stride + column) =
-                make_float2(sum[d][2] * lower, sum[d][3] * lower);
+        if (row < end) put(to + (int64_t)row * stride + column, sum[d][0] * upper, sum[d][1] * upper);
+        if (row + 8 < end) put(to + (int64_t)(row + 8) * stride + column, sum[d][2] * lower, sum[d][3] * lower);
     }
 }
 
 // A block has 64 queries of one head; tile t is (first query, begin and end of its document).
 template <int D, int N>
-__device__ void forward(const Number* q, const Number* k, const Number* v, const int* tiles, float* out,
+__device__ void forward(const Number* q, const Number* k, const Number* v, const int* tiles, Number* out,
                         float* log_sums, Shape shape) {
     extern __shared__ __align__(128) Number memory[];
     constexpr int TILE = N * (D + 8);

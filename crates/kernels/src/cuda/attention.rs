@@ -1,7 +1,7 @@
 //! Attention on the GPU: tiles of queries against tiles of keys, each document by itself.
 //!
 //! Queries, keys and values of f32 are multiplied in f32 (`kernels.cu`), those of bf16 on the tensor cores
-//! (`attention.cu`); outputs and gradients are f32. Where the tiles lie is worked out on the host once for a
+//! (`attention.cu`), with an output in bf16; gradients are f32. Where the tiles lie is worked out on the host once for a
 //! batch and kept with its [`Documents`]. One kernel serves decoders and encoders, which differ in what a query
 //! sees ([`Geometry`]). New tokens of a generation have a kernel of their own, which reads a cache.
 
@@ -170,7 +170,7 @@ pub(crate) fn attention(
 ) -> Result<(Tensor, Tensor)> {
     let tokens = documents.tokens();
     let compiled = Compiled::of(q.dtype(), shape.head_dim)?;
-    let out = unwritten(q.shape(), DType::F32, q)?;
+    let out = unwritten(q.shape(), q.dtype(), q)?;
     let log_sums = unwritten((shape.heads, tokens), DType::F32, q)?;
     let tiles = documents.tiles(compiled.tile, q.device())?;
     let kernel = format!("{}_{}", compiled.name, compiled.width);
@@ -178,7 +178,9 @@ pub(crate) fn attention(
     for operand in [q, k, v] {
         launch = compiled.operand(launch, operand)?;
     }
-    let launch = launch.words(tiles)?.floats(&out)?.floats(&log_sums)?;
+    let launch = compiled
+        .operand(launch.words(tiles)?, &out)?
+        .floats(&log_sums)?;
     let grid = (tiles.elem_count() / 3, shape.heads);
     let (threads, shared) = (compiled.threads(), compiled.shared(1, 1));
     shape.to(launch, tokens)?.run(grid, threads, shared)?;
@@ -202,7 +204,7 @@ pub(crate) fn attention_backward(
     let delta = unwritten((shape.heads, tokens), DType::F32, q)?;
     Launch::new("attention_delta", device(q)?)
         .floats(dout)?
-        .floats(output)?
+        .wide_or_narrow(output)?
         .floats(&delta)?
         .int(tokens)?
         .int(shape.heads)?

@@ -1,11 +1,12 @@
-//! Products, through cuBLAS: `c = alpha · op(a) op(b) + beta · c`, row-major, summed in f32.
+//! Products, through cuBLAS: `c = alpha · op(a) op(b) + beta · c`, row-major, summed in f32. Each matrix may be some of
+//! the columns of a wider one.
 
 use std::ffi::c_void;
 
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::{DType, Error, Result, Tensor, bail};
 
-use super::launch::{address, device};
+use super::launch::{device, rows};
 
 /// A matrix as it is stored, and whether its transpose is meant.
 #[derive(Clone, Copy)]
@@ -29,13 +30,13 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// `(rows, columns)` of what is meant, and the columns of what is stored.
-    fn dims(self) -> Result<(usize, usize, usize)> {
+    /// `(rows, columns)` of what is meant.
+    fn dims(self) -> Result<(usize, usize)> {
         let (rows, columns) = self.tensor.dims2()?;
         Ok(if self.transposed {
-            (columns, rows, columns)
+            (columns, rows)
         } else {
-            (rows, columns, columns)
+            (rows, columns)
         })
     }
 
@@ -57,13 +58,13 @@ fn kind(dtype: DType) -> Result<sys::cudaDataType> {
     })
 }
 
-/// Both operands are of one type, `c` is f32.
+/// Both operands are of one type, `c` is f32 or of theirs.
 pub(super) fn gemm(a: Operand, b: Operand, c: &Tensor, alpha: f64, beta: f64) -> Result<()> {
-    let ((m, k, a_width), (depth, n, b_width)) = (a.dims()?, b.dims()?);
+    let ((m, k), (depth, n)) = (a.dims()?, b.dims()?);
     if k != depth
         || c.dims() != [m, n]
         || a.tensor.dtype() != b.tensor.dtype()
-        || c.dtype() != DType::F32
+        || ![DType::F32, a.tensor.dtype()].contains(&c.dtype())
     {
         bail!(
             "a product of [{m}, {k}] {:?} and [{depth}, {n}] {:?} does not give {:?} {:?}",
@@ -78,12 +79,12 @@ pub(super) fn gemm(a: Operand, b: Operand, c: &Tensor, alpha: f64, beta: f64) ->
     }
     let size = |value: usize| i32::try_from(value).map_err(Error::wrap);
     let (alpha, beta) = (alpha as f32, beta as f32);
-    let kind = kind(a.tensor.dtype())?;
+    let (kind, into) = (kind(a.tensor.dtype())?, kind(c.dtype())?);
     let blas = device(c)?.cublas_handle();
-    let (a_at, b_at, c_at) = (address(a.tensor)?, address(b.tensor)?, address(c)?);
+    let ((a_at, a_step), (b_at, b_step), (c_at, c_step)) =
+        (rows(a.tensor)?, rows(b.tensor)?, rows(c)?);
     #[expect(unsafe_code, reason = "cuBLAS is a C library")]
-    // SAFETY: addresses and leading dimensions are those of contiguous tensors whose shapes were checked above,
-    // and cuBLAS enqueues on candle's stream, in whose order their memory is freed. cuBLAS is column-major:
+    // SAFETY: addresses and leading dimensions are those of matrices of whole rows whose shapes were checked above, and cuBLAS enqueues on candle's stream, in whose order their memory is freed. cuBLAS is column-major:
     // what it sees are the transposes, so it is asked for cᵀ = op(b)ᵀ op(a)ᵀ.
     unsafe {
         result::gemm_ex(
@@ -96,14 +97,14 @@ pub(super) fn gemm(a: Operand, b: Operand, c: &Tensor, alpha: f64, beta: f64) ->
             (&raw const alpha).cast::<c_void>(),
             b_at as *const c_void,
             kind,
-            size(b_width.max(1))?,
+            size(b_step.max(1))?,
             a_at as *const c_void,
             kind,
-            size(a_width.max(1))?,
+            size(a_step.max(1))?,
             (&raw const beta).cast::<c_void>(),
             c_at as *mut c_void,
-            sys::cudaDataType::CUDA_R_32F,
-            size(n)?,
+            into,
+            size(c_step)?,
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )

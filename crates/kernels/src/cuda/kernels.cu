@@ -1,7 +1,7 @@
 // The kernels of this crate on NVIDIA GPUs; products go through cuBLAS. Built to `kernels.ptx` for compute_80
 // by `just cuda-ptx`, which also says whether the two agree.
 //
-// Activations are f32, row-major and contiguous. No kernel uses atomics: each number has one writer, which
+// Activations are f32 or, where only products in bf16 read them, bf16; row-major and contiguous. No kernel uses atomics: each number has one writer, which
 // adds in a fixed order, so a run repeats bit for bit. Where a kernel's shape is not said, it is one thread
 // for each number.
 
@@ -64,6 +64,30 @@ __device__ float2 gate_parts(int kind, float x) {
     return make_float2(below, below * (1.f - below) * slope * x);
 }
 
+__device__ float wide(float x) { return x; }
+__device__ float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ void put(float* to, float x) { *to = x; }
+__device__ void put(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
+
+template <class Number>
+__device__ void product_of_unit(const Number* gate, const Number* up, Number* y, int64_t count, int kind) {
+    int64_t i = global_index();
+    if (i >= count) return;
+    float g = wide(gate[i]);
+    put(y + i, g * gate_parts(kind, g).x * wide(up[i]));
+}
+
+template <class Number>
+__device__ void gradients_of_unit(const Number* dy, const Number* gate, const Number* up, Number* dgate, Number* dup,
+                                  int64_t count, int kind) {
+    int64_t i = global_index();
+    if (i >= count) return;
+    float d = wide(dy[i]), g = wide(gate[i]), u = wide(up[i]);
+    float2 parts = gate_parts(kind, g);
+    put(dgate + i, d * u * (parts.x + parts.y));
+    put(dup + i, d * (g * parts.x));
+}
+
 // `cap tanh(x / cap)`, of which tanh y = 1 - 2 / (1 + e^2y) takes fewer instructions than tanhf; `x` without a cap.
 __device__ float bent(float x, float cap) { return cap == 0.f ? x : cap - 2.f * cap / (1.f + expf(2.f / cap * x)); }
 
@@ -77,16 +101,23 @@ __device__ float slope_of_bent(float y, float cap) {
 
 extern "C" {
 
-// A block a row. y = w (x / sqrt(mean(x^2) + epsilon)); the inverse root is kept.
-__global__ void rms_norm(const float* x, const float* weight, float* y, float* roots, int width, float epsilon) {
+// A block a row. y = w (x / sqrt(mean(x^2) + epsilon)), into the one of two places that is not null; the inverse root
+// is kept.
+__global__ void rms_norm(const float* x, const float* weight, float* wide, __nv_bfloat16* narrow, float* roots,
+                         int width, float epsilon) {
     int64_t row = blockIdx.x;
     x += row * width;
-    y += row * width;
     float sum = 0.f;
     for (int i = threadIdx.x; i < width; i += blockDim.x) sum += x[i] * x[i];
     float root = 1.f / sqrtf(block_sum(sum) / width + epsilon);
     if (threadIdx.x == 0) roots[row] = root;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) y[i] = weight[i] * (x[i] * root);
+    for (int i = threadIdx.x; i < width; i += blockDim.x) {
+        float y = weight[i] * (x[i] * root);
+        if (wide)
+            wide[row * width + i] = y;
+        else
+            narrow[row * width + i] = __float2bfloat16(y);
+    }
 }
 
 // A block a row; `residual` may be null.
@@ -193,18 +224,23 @@ __global__ void rope(float* x, const uint32_t* positions, const float* cosines, 
     }
 }
 
+// y = act(gate) up, all of one type.
 __global__ void gated(const float* gate, const float* up, float* y, int64_t count, int kind) {
-    int64_t i = global_index();
-    if (i < count) y[i] = gate[i] * gate_parts(kind, gate[i]).x * up[i];
+    product_of_unit(gate, up, y, count, kind);
+}
+__global__ void gated_bf16(const __nv_bfloat16* gate, const __nv_bfloat16* up, __nv_bfloat16* y, int64_t count,
+                           int kind) {
+    product_of_unit(gate, up, y, count, kind);
 }
 
+// Its adjoint, all of one type; the gradients may take the places of gate and up.
 __global__ void gated_backward(const float* dy, const float* gate, const float* up, float* dgate, float* dup,
                                int64_t count, int kind) {
-    int64_t i = global_index();
-    if (i >= count) return;
-    float2 parts = gate_parts(kind, gate[i]);
-    dgate[i] = dy[i] * up[i] * (parts.x + parts.y);
-    dup[i] = dy[i] * (gate[i] * parts.x);
+    gradients_of_unit(dy, gate, up, dgate, dup, count, kind);
+}
+__global__ void gated_backward_bf16(const __nv_bfloat16* dy, const __nv_bfloat16* gate, const __nv_bfloat16* up,
+                                    __nv_bfloat16* dgate, __nv_bfloat16* dup, int64_t count, int kind) {
+    gradients_of_unit(dy, gate, up, dgate, dup, count, kind);
 }
 
 __global__ void activate(const float* x, float* y, int64_t count, int kind) {
@@ -495,15 +531,16 @@ __global__ void expand_ggml(const uint8_t* bytes, const uint32_t* rows, float* w
     if (wide) wide[i] = value; else narrow[i] = __float2bfloat16(value);
 }
 
-// Row sums of dout * out for each head: `[heads, tokens]`, a warp each.
-__global__ void attention_delta(const float* dout, const float* out, float* delta, int tokens, int heads, int head) {
+// Row sums of dout * out, which is in one of two places, for each head: `[heads, tokens]`, a warp each.
+__global__ void attention_delta(const float* dout, const float* out, const __nv_bfloat16* narrow_out, float* delta,
+                                int tokens, int heads, int head) {
     int64_t item = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (item >= (int64_t)tokens * heads) return;
     int64_t token = item / heads, h = item % heads;
-    const float* a = dout + item * head;
-    const float* b = out + item * head;
+    int64_t at = item * head;
     float sum = 0.f;
-    for (int i = threadIdx.x % 32; i < head; i += 32) sum += a[i] * b[i];
+    for (int i = threadIdx.x % 32; i < head; i += 32)
+        sum += dout[at + i] * (out ? out[at + i] : wide(narrow_out[at + i]));
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) delta[h * tokens + token] = sum;
 }

@@ -41,10 +41,26 @@ pub(super) fn device(tensor: &Tensor) -> Result<&CudaDevice> {
 
 /// Address of a contiguous tensor's first number.
 pub(super) fn address(tensor: &Tensor) -> Result<u64> {
-    let (storage, layout) = tensor.storage_and_layout();
-    let Some((start, _)) = layout.contiguous_offsets() else {
+    if !tensor.is_contiguous() {
+        let layout = tensor.layout();
         bail!("this operation needs a contiguous tensor, the layout is {layout:?}")
+    }
+    first(tensor)
+}
+
+/// Address of a matrix' first number, and how many numbers lie from one row to the next: its columns may be some of a
+/// wider one's.
+pub(super) fn rows(tensor: &Tensor) -> Result<(u64, usize)> {
+    let (&[_, columns], &[step, 1]) = (tensor.dims(), tensor.stride()) else {
+        let layout = tensor.layout();
+        bail!("this operation needs a matrix of whole rows, the layout is {layout:?}")
     };
+    Ok((first(tensor)?, step.max(columns)))
+}
+
+/// Address of a tensor's first number.
+fn first(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         bail!("a tensor on {:?} meets others on a GPU", tensor.device())
     };
@@ -61,19 +77,28 @@ pub(super) fn address(tensor: &Tensor) -> Result<u64> {
             tensor.dtype()
         ),
     };
-    Ok(first + (start * tensor.dtype().size_in_bytes()) as u64)
+    Ok(first + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
 }
 
 /// A tensor whose numbers are whatever the memory holds: for outputs that are written whole.
 pub(super) fn unwritten(shape: impl Into<Shape>, dtype: DType, like: &Tensor) -> Result<Tensor> {
+    unwritten_on(shape, dtype, like.device())
+}
+
+/// [`unwritten`], on a device.
+pub(super) fn unwritten_on(
+    shape: impl Into<Shape>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
     #[expect(
         unsafe_code,
         reason = "memory that the next kernel fills is not cleared first"
     )]
-    // SAFETY: every caller hands the tensor to a kernel or product that writes all of it before anything
+    // SAFETY: every caller hands the tensor to a kernel, a product or a copy that writes all of it before anything
     // reads it; the device tests poison such outputs.
     unsafe {
-        Tensor::empty(shape, dtype, like.device())
+        Tensor::empty(shape, dtype, device)
     }
 }
 
@@ -118,7 +143,7 @@ impl<'a> Launch<'a> {
     }
 
     /// A tensor that must be of `dtype`.
-    fn of(mut self, tensor: &'a Tensor, dtype: DType) -> Result<Self> {
+    pub(super) fn of(mut self, tensor: &'a Tensor, dtype: DType) -> Result<Self> {
         if tensor.dtype() != dtype {
             bail!(
                 "`{}`: expected a tensor of {dtype:?}, found {:?}",
@@ -156,7 +181,7 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// An output of f32 or bf16, where a kernel takes a place for each and writes the one that is not null.
+    /// A tensor of f32 or bf16, where a kernel takes a place for each and uses the one that is not null.
     pub(super) fn wide_or_narrow(self, tensor: &'a Tensor) -> Result<Self> {
         match tensor.dtype() {
             DType::F32 => Ok(self.floats(tensor)?.null()),
@@ -267,14 +292,14 @@ fn checked(what: &str, code: sys::CUresult) -> Result<()> {
     }
 }
 
-/// Keeps freed memory in the pool and leaves out events between streams, as there is one.
+/// Keeps freed memory in the pool and leaves out candle's events between streams.
 pub(super) fn prepare(device: &Device) -> Result<()> {
     let Device::Cuda(cuda) = device else {
         bail!("{device:?} is no GPU")
     };
     #[expect(unsafe_code, reason = "settings of the driver")]
-    // SAFETY: all work of this process is on the one stream of `cuda`, so events between streams order
-    // nothing; the attribute is a u64, as the driver's documentation says, and lives through the call.
+    // SAFETY: all work of this process is on the one stream of `cuda`, but for the copies of `parked.rs`, which waits
+    // and lets wait itself; the attribute is a u64, as the driver's documentation says, and lives through the call.
     unsafe {
         cuda.disable_event_tracking();
         let mut keep = u64::MAX;

@@ -1,7 +1,9 @@
 //! Linear layers on the GPU, with their low-rank branches.
 //!
 //! A weight of bf16 meets its operand in bf16 and one of f32 in f32; a quantised weight is expanded whole for its
-//! product, one at a time, in the type it was put on the GPU for. Branches are f32 throughout.
+//! product, one at a time, in the type it was put on the GPU for. The branches of a group are multiplied in bf16 where
+//! all their weights are. Their `A` stand below each other, so that what they read is read once. A sum begins with what
+//! the branches add: where it is of bf16, it is then rounded once, but for that small part.
 
 use std::cell::OnceCell;
 
@@ -9,8 +11,12 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::blas::{Operand, gemm};
 use super::launch::unwritten;
-use super::pointwise::{difference, expand, magnitude_grad, rescaled, row_lengths};
-use crate::lora::{BranchGrads, BranchKept, InputGrads, Kept, Projection};
+use super::pointwise::{
+    copy_into, difference, expand, gated, gated_backward_in_place, magnitude_grad, rescaled,
+    row_lengths,
+};
+use crate::activation::Activation;
+use crate::lora::{BranchGrads, BranchKept, InputGrads, Kept, LowRank, Projection};
 use crate::weight::Weight;
 
 /// An activation, and its copies in narrower types, made when first asked for.
@@ -31,7 +37,7 @@ impl<'a> Narrowed<'a> {
 
     fn of(&self, dtype: DType) -> Result<&Tensor> {
         let cell = match dtype {
-            DType::F32 => return Ok(self.wide),
+            same if same == self.wide.dtype() => return Ok(self.wide),
             DType::BF16 => &self.bf16,
             DType::F16 => &self.f16,
             other => bail!("a weight of {other:?} is not computed with on a GPU"),
@@ -67,9 +73,8 @@ fn forward(x: &Narrowed, weight: &Weight, y: &Tensor, beta: f64) -> Result<()> {
 }
 
 /// `dx = dy W`, added to `dx` with a `beta` of 1.
-fn backward(dy: &Tensor, weight: &Weight, dx: &Tensor, beta: f64) -> Result<()> {
+fn backward(dy: &Narrowed, weight: &Weight, dx: &Tensor, beta: f64) -> Result<()> {
     let weight = plain(weight)?;
-    let dy = Narrowed::new(dy);
     gemm(
         Operand::plain(dy.of(weight.dtype())?),
         Operand::plain(&weight),
@@ -87,7 +92,7 @@ pub(crate) fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
 
 pub(crate) fn linear_input_grad(dy: &Tensor, weight: &Weight) -> Result<Tensor> {
     let dx = unwritten((dy.dims2()?.0, weight.dims()?.1), DType::F32, dy)?;
-    backward(dy, weight, &dx, 0.0)?;
+    backward(&Narrowed::new(dy), weight, &dx, 0.0)?;
     Ok(dx)
 }
 
@@ -107,48 +112,132 @@ pub(crate) fn row_norms(weight: &Weight, a: &Tensor, b: &Tensor, scale: f64) -> 
     row_lengths(&sum)
 }
 
+/// The branches of a group as operands of one type.
+struct Branches<'a> {
+    dtype: DType,
+    /// `A` of each below the other's, `[Σ r, in]`.
+    a: Tensor,
+    /// Of each projection that has one.
+    each: Vec<Option<Branch<'a>>>,
+}
+
+struct Branch<'a> {
+    low: &'a LowRank,
+    /// First of its rows in the `A` of all.
+    start: usize,
+    b: Tensor,
+}
+
+impl<'a> Branches<'a> {
+    /// None, of a group without any.
+    fn of(group: &[Projection<'a>]) -> Result<Option<Self>> {
+        let adapted = || group.iter().filter_map(|p| Some((p.weight, p.branch?)));
+        let Some((_, first)) = adapted().next() else {
+            return Ok(None);
+        };
+        let narrow = adapted().all(|(weight, _)| weight.multiplies_in_bf16());
+        let dtype = if narrow { DType::BF16 } else { DType::F32 };
+        let mut depth = 0;
+        let mut each = Vec::with_capacity(group.len());
+        for projection in group {
+            let Some(low) = projection.branch else {
+                each.push(None);
+                continue;
+            };
+            each.push(Some(Branch {
+                low,
+                start: depth,
+                b: low.b.to_dtype(dtype)?,
+            }));
+            depth += low.rank();
+        }
+        let a = if depth == first.rank() {
+            first.a.to_dtype(dtype)?
+        } else {
+            let all = unwritten((depth, first.a.dims()[1]), dtype, &first.a)?;
+            for branch in each.iter().flatten() {
+                copy_into(
+                    &branch.low.a,
+                    &all.narrow(0, branch.start, branch.low.rank())?,
+                )?;
+            }
+            all
+        };
+        Ok(Some(Self { dtype, a, each }))
+    }
+
+    /// Of something of `rows` tokens by the ranks of all branches.
+    fn beside(&self, rows: usize) -> Result<Tensor> {
+        unwritten((rows, self.a.dims()[0]), self.dtype, &self.a)
+    }
+}
+
+impl Branch<'_> {
+    /// Its columns of what [`Branches::beside`] made.
+    fn columns(&self, of: &Tensor) -> Result<Tensor> {
+        of.narrow(1, self.start, self.low.rank())
+    }
+}
+
+/// Outputs of `dtype`; none, if they are not `wanted`.
 pub(crate) fn lora_linear(
     x: &Tensor,
     branch_x: Option<&Tensor>,
     group: &[Projection],
+    dtype: DType,
+    wanted: bool,
 ) -> Result<(Vec<Tensor>, Kept)> {
     let tokens = x.dims2()?.0;
     let narrowed = Narrowed::new(x);
     let dropped = branch_x.map(Narrowed::new);
+    let branches = Branches::of(group)?;
+    let reduced = match &branches {
+        Some(branches) => {
+            let reduced = branches.beside(tokens)?;
+            let x = dropped.as_ref().unwrap_or(&narrowed).of(branches.dtype)?;
+            gemm(
+                Operand::plain(x),
+                Operand::transposed(&branches.a),
+                &reduced,
+                1.0,
+                0.0,
+            )?;
+            Some(reduced)
+        }
+        None => None,
+    };
     let mut outputs = Vec::with_capacity(group.len());
-    let mut branches = Vec::with_capacity(group.len());
-    for projection in group {
-        let mut y = unwritten((tokens, projection.weight.dims()?.0), DType::F32, x)?;
-        let Some(branch) = projection.branch else {
+    let mut kept = Vec::with_capacity(group.len());
+    for (place, projection) in group.iter().enumerate() {
+        let branch = branches.as_ref().and_then(|all| all.each[place].as_ref());
+        let reduced = branch
+            .zip(reduced.as_ref())
+            .map(|(branch, reduced)| branch.columns(reduced))
+            .transpose()?;
+        if !wanted {
+            kept.push(reduced.map(|reduced| BranchKept { reduced, sum: None }));
+            continue;
+        }
+        let mut y = unwritten((tokens, projection.weight.dims()?.0), dtype, x)?;
+        let Some((branch, reduced)) = branch.zip(reduced) else {
             forward(&narrowed, projection.weight, &y, 0.0)?;
             outputs.push(y);
-            branches.push(None);
+            kept.push(None);
             continue;
         };
-        // DoRA rescales a sum whose frozen part, too, is of the dropped input.
-        let of_sum = match &dropped {
-            Some(dropped) if branch.dora.is_some() => dropped,
-            _ => &narrowed,
-        };
-        forward(of_sum, projection.weight, &y, 0.0)?;
-        let reduced = unwritten((tokens, branch.rank()), DType::F32, x)?;
-        let input = Operand::plain(branch_x.unwrap_or(x));
-        gemm(
-            input,
-            Operand::transposed(&branch.a),
-            &reduced,
-            branch.scale,
-            0.0,
-        )?;
         gemm(
             Operand::plain(&reduced),
             Operand::transposed(&branch.b),
             &y,
-            1.0,
-            1.0,
+            branch.low.scale,
+            0.0,
         )?;
+        let dora = branch.low.dora.as_ref();
+        // DoRA rescales a sum whose frozen part, too, is of the dropped input.
+        let of_sum = dropped.as_ref().filter(|_| dora.is_some());
+        forward(of_sum.unwrap_or(&narrowed), projection.weight, &y, 1.0)?;
         let mut sum = None;
-        if let Some(dora) = &branch.dora {
+        if let Some(dora) = dora {
             let rescaled = rescaled(&y, dora)?;
             let z = std::mem::replace(&mut y, rescaled);
             if let Some(branch_x) = branch_x {
@@ -159,11 +248,12 @@ pub(crate) fn lora_linear(
             sum = Some(z);
         }
         outputs.push(y);
-        branches.push(Some(BranchKept { reduced, sum }));
+        kept.push(Some(BranchKept { reduced, sum }));
     }
-    Ok((outputs, Kept { branches }))
+    Ok((outputs, Kept { branches: kept }))
 }
 
+/// The input's gradients are of `dtype`.
 pub(crate) fn lora_linear_backward(
     dys: &[Tensor],
     x: &Tensor,
@@ -171,70 +261,128 @@ pub(crate) fn lora_linear_backward(
     group: &[Projection],
     kept: &Kept,
     grads: &[Option<BranchGrads>],
+    dtype: DType,
 ) -> Result<InputGrads> {
     // Rows are the gradients', since a frozen group is differentiated without its input.
     let (rows, input) = (dys[0].dims2()?.0, x.dims2()?.1);
-    let dx = unwritten((rows, input), DType::F32, x)?;
-    let branch_dx = match branch_x {
-        Some(_) => Some(Tensor::zeros((rows, input), DType::F32, x.device())?),
+    // With DoRA, the gradients of the sums before they were rescaled.
+    let apart: Vec<Option<Tensor>> = group
+        .iter()
+        .zip(dys)
+        .map(|(projection, dy)| {
+            let dora = projection.branch.and_then(|low| low.dora.as_ref());
+            dora.map(|dora| rescaled(dy, dora)).transpose()
+        })
+        .collect::<Result<_>>()?;
+    let narrowed: Vec<Narrowed> = dys
+        .iter()
+        .zip(&apart)
+        .map(|(dy, apart)| Narrowed::new(apart.as_ref().unwrap_or(dy)))
+        .collect();
+    let branches = Branches::of(group)?;
+    let dreduced = match &branches {
+        Some(branches) => Some((branches, branches.beside(rows)?)),
         None => None,
     };
-    let branch_input = branch_x.unwrap_or(x);
-    let mut begun = 0.0;
-    for (((projection, dy), kept), grads) in group.iter().zip(dys).zip(&kept.branches).zip(grads) {
-        let branch = projection.branch.zip(kept.as_ref());
-        // The gradient of the sum before DoRA rescaled it.
-        let dora = branch.and_then(|(branch, _)| branch.dora.as_ref());
-        let apart = dora.map(|dora| rescaled(dy, dora)).transpose()?;
-        let dz = apart.as_ref().unwrap_or(dy);
-        // With an input of the branches' own, what DoRA adds to the frozen product reaches that one.
-        let past = if branch_x.is_some() { dy } else { dz };
-        backward(past, projection.weight, &dx, begun)?;
-        begun = 1.0;
-        let Some((branch, kept)) = branch else {
-            continue;
-        };
-        if let (Some(dz), Some(branch_dx)) = (&apart, &branch_dx) {
-            backward(&difference(dz, dy)?, projection.weight, branch_dx, 1.0)?;
-        }
-        let reduced = unwritten((rows, branch.rank()), DType::F32, x)?;
-        gemm(
-            Operand::plain(dz),
-            Operand::plain(&branch.b),
-            &reduced,
-            branch.scale,
-            0.0,
-        )?;
-        if let Some(grads) = grads {
+    if let Some((branches, dreduced)) = &dreduced {
+        let input = Narrowed::new(branch_x.unwrap_or(x));
+        for (place, branch) in branches.each.iter().enumerate() {
+            let (Some(branch), Some(kept)) = (branch, &kept.branches[place]) else {
+                continue;
+            };
+            let dz = narrowed[place].of(branches.dtype)?;
+            let dreduced = branch.columns(dreduced)?;
+            let scale = branch.low.scale;
+            gemm(
+                Operand::plain(dz),
+                Operand::plain(&branch.b),
+                &dreduced,
+                scale,
+                0.0,
+            )?;
+            let Some(grads) = &grads[place] else {
+                continue;
+            };
             gemm(
                 Operand::transposed(dz),
                 Operand::plain(&kept.reduced),
                 grads.b,
-                1.0,
+                scale,
                 1.0,
             )?;
             gemm(
-                Operand::transposed(&reduced),
-                Operand::plain(branch_input),
+                Operand::transposed(&dreduced),
+                Operand::plain(input.of(branches.dtype)?),
                 grads.a,
                 1.0,
                 1.0,
             )?;
-            if let (Some(dora), Some(sum), Some(into)) = (dora, &kept.sum, grads.magnitude) {
-                magnitude_grad(dy, sum, dora, into)?;
+            if let (Some(dora), Some(sum), Some(into)) =
+                (&branch.low.dora, &kept.sum, grads.magnitude)
+            {
+                magnitude_grad(&dys[place], sum, dora, into)?;
             }
         }
-        let into = branch_dx.as_ref().unwrap_or(&dx);
+    }
+    let dx = unwritten((rows, input), dtype, x)?;
+    let branch_dx = match branch_x {
+        Some(_) => Some(Tensor::zeros((rows, input), dtype, x.device())?),
+        None => None,
+    };
+    let mut begun = 0.0;
+    if let Some((branches, dreduced)) = &dreduced {
         gemm(
-            Operand::plain(&reduced),
-            Operand::plain(&branch.a),
-            into,
+            Operand::plain(dreduced),
+            Operand::plain(&branches.a),
+            branch_dx.as_ref().unwrap_or(&dx),
             1.0,
-            1.0,
+            0.0,
         )?;
+        begun = if branch_dx.is_some() { 0.0 } else { 1.0 };
+    }
+    for (place, (projection, dy)) in group.iter().zip(dys).enumerate() {
+        let dz = &narrowed[place];
+        let (Some(wide), Some(branch_dx)) = (&apart[place], &branch_dx) else {
+            backward(dz, projection.weight, &dx, begun)?;
+            begun = 1.0;
+            continue;
+        };
+        // With an input of the branches' own, what DoRA adds to the frozen product reaches that one.
+        backward(&Narrowed::new(dy), projection.weight, &dx, begun)?;
+        begun = 1.0;
+        let beside = difference(wide, dy)?;
+        backward(&Narrowed::new(&beside), projection.weight, branch_dx, 1.0)?;
     }
     Ok(InputGrads {
         x: dx,
         branch_x: branch_dx,
     })
+}
+
+/// The gated product of gate and up with both, in bf16.
+pub(crate) fn lora_gated(
+    activation: Activation,
+    x: &Tensor,
+    group: &[Projection],
+) -> Result<([Tensor; 3], Kept)> {
+    let (outputs, kept) = lora_linear(x, None, group, DType::BF16, true)?;
+    let [gate, up] = outputs
+        .try_into()
+        .or_else(|_| bail!("a gated unit has two projections"))?;
+    Ok(([gated(activation, &gate, &up)?, gate, up], kept))
+}
+
+/// The gradients of gate and up, in their places, of a group that reads their product; all of bf16.
+pub(crate) fn lora_gated_backward(
+    activation: Activation,
+    dys: &[Tensor],
+    x: &Tensor,
+    group: &[Projection],
+    kept: &Kept,
+    grads: &[Option<BranchGrads>],
+    [gate, up]: [Tensor; 2],
+) -> Result<(Tensor, Tensor)> {
+    let dx = lora_linear_backward(dys, x, None, group, kept, grads, DType::BF16)?.x;
+    gated_backward_in_place(activation, &dx, &gate, &up)?;
+    Ok((gate, up))
 }

@@ -11,14 +11,20 @@ use crate::layer_norm::{self, Moments};
 use crate::rope::{Positions, RopeTable};
 use crate::weight::{Form, OnDevice};
 
-pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
+/// With `y` of f32 or bf16.
+pub(crate) fn rms_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    epsilon: f64,
+    dtype: DType,
+) -> Result<(Tensor, Tensor)> {
     let (rows, width) = x.dims2()?;
-    let y = unwritten((rows, width), DType::F32, x)?;
+    let y = unwritten((rows, width), dtype, x)?;
     let roots = unwritten(rows, DType::F32, x)?;
     Launch::new("rms_norm", device(x)?)
         .floats(x)?
         .floats(weight)?
-        .floats(&y)?
+        .wide_or_narrow(&y)?
         .floats(&roots)?
         .int(width)?
         .float(epsilon)
@@ -187,7 +193,7 @@ pub(super) fn magnitude_grad(dy: &Tensor, z: &Tensor, dora: &Dora, into: &Tensor
 
 /// `x − y`
 pub(super) fn difference(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    one_of_each("subtract", &[x, y], None)
+    one_of_each("subtract", DType::F32, &[x, y], None)
 }
 
 pub(crate) fn turn(
@@ -220,16 +226,22 @@ fn number(activation: Activation) -> usize {
     }
 }
 
-/// A new number of those that stand at the same place of each input, by a kernel that may take an activation.
-fn one_of_each(kernel: &str, inputs: &[&Tensor], activation: Option<Activation>) -> Result<Tensor> {
+/// A new number of those that stand at the same place of each input, all of the type that the kernel is for; it may take
+/// an activation.
+fn one_of_each(
+    kernel: &str,
+    dtype: DType,
+    inputs: &[&Tensor],
+    activation: Option<Activation>,
+) -> Result<Tensor> {
     let like = inputs[0];
     let count = like.elem_count();
-    let out = unwritten(like.shape(), DType::F32, like)?;
+    let out = unwritten(like.shape(), dtype, like)?;
     let mut launch = Launch::new(kernel, device(like)?);
     for input in inputs {
-        launch = launch.floats(input)?;
+        launch = launch.of(input, dtype)?;
     }
-    launch = launch.floats(&out)?.long(count);
+    launch = launch.of(&out, dtype)?.long(count);
     if let Some(activation) = activation {
         launch = launch.int(number(activation))?;
     }
@@ -237,8 +249,27 @@ fn one_of_each(kernel: &str, inputs: &[&Tensor], activation: Option<Activation>)
     Ok(out)
 }
 
+/// Of gate and up of f32 or bf16, in their type.
 pub(crate) fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    one_of_each("gated", &[gate, up], Some(activation))
+    let (kernel, dtype) = match gate.dtype() {
+        DType::BF16 => ("gated_bf16", DType::BF16),
+        _ => ("gated", DType::F32),
+    };
+    one_of_each(kernel, dtype, &[gate, up], Some(activation))
+}
+
+/// `act(gate) ∘ up`, gate and up in bf16, of f32.
+pub(crate) fn gated_to_bf16(
+    activation: Activation,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<[Tensor; 3]> {
+    let y = gated(activation, gate, up)?;
+    Ok([
+        y.to_dtype(DType::BF16)?,
+        gate.to_dtype(DType::BF16)?,
+        up.to_dtype(DType::BF16)?,
+    ])
 }
 
 pub(crate) fn gated_backward(
@@ -247,27 +278,47 @@ pub(crate) fn gated_backward(
     gate: &Tensor,
     up: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    let count = gate.elem_count();
-    let dgate = unwritten(gate.shape(), DType::F32, gate)?;
-    let dup = unwritten(gate.shape(), DType::F32, gate)?;
-    Launch::new("gated_backward", device(gate)?)
-        .floats(dy)?
-        .floats(gate)?
-        .floats(up)?
-        .floats(&dgate)?
-        .floats(&dup)?
-        .long(count)
-        .int(number(activation))?
-        .each(count)?;
+    let into = || unwritten(gate.shape(), gate.dtype(), gate);
+    let (dgate, dup) = (into()?, into()?);
+    unit_gradients(activation, dy, [gate, up], [&dgate, &dup])?;
     Ok((dgate, dup))
 }
 
+/// The adjoint of the product in the places of gate and up.
+pub(crate) fn gated_backward_in_place(
+    activation: Activation,
+    dy: &Tensor,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<()> {
+    unit_gradients(activation, dy, [gate, up], [gate, up])
+}
+
+fn unit_gradients(
+    activation: Activation,
+    dy: &Tensor,
+    of: [&Tensor; 2],
+    into: [&Tensor; 2],
+) -> Result<()> {
+    let (kernel, dtype) = match of[0].dtype() {
+        DType::BF16 => ("gated_backward_bf16", DType::BF16),
+        _ => ("gated_backward", DType::F32),
+    };
+    let dy = dy.to_dtype(dtype)?;
+    let mut launch = Launch::new(kernel, device(of[0])?);
+    for tensor in [&dy].into_iter().chain(of).chain(into) {
+        launch = launch.of(tensor, dtype)?;
+    }
+    let count = of[0].elem_count();
+    launch.long(count).int(number(activation))?.each(count)
+}
+
 pub(crate) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
-    one_of_each("activate", &[x], Some(activation))
+    one_of_each("activate", DType::F32, &[x], Some(activation))
 }
 
 pub(crate) fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    one_of_each("activate_backward", &[dy, x], Some(activation))
+    one_of_each("activate_backward", DType::F32, &[dy, x], Some(activation))
 }
 
 pub(crate) fn add_in_place(x: &Tensor, y: &Tensor) -> Result<()> {
