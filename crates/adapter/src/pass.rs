@@ -8,7 +8,7 @@ use sparsam_base::model::{HEAD, Model};
 use sparsam_base::projection::Hook;
 use sparsam_base::stack::{Checkpointing, Keep};
 use sparsam_kernels::Documents;
-use sparsam_kernels::cross_entropy::{Loss, Want, linear_cross_entropy};
+use sparsam_kernels::cross_entropy::{Loss, Want, begin_cross_entropy, linear_cross_entropy};
 use sparsam_kernels::norm::rms_norm_backward;
 
 use crate::error::{Error, Result};
@@ -63,9 +63,8 @@ pub fn differentiate(
         weight_grad: head_grad.as_ref(),
         softcap: model.config.final_softcap,
     };
-    let mut loss = linear_cross_entropy(&normed, &model.head, input.targets, want)?;
+    let mut loss = begin_cross_entropy(&normed, &model.head, input.targets, want)?;
     drop(normed);
-    check_loss(loss.sum)?;
     let Some(dnormed) = loss.hidden_grad.take() else {
         return Err(Error::training(
             "no gradient was computed",
@@ -84,6 +83,9 @@ pub fn differentiate(
     )?;
     drop((dnormed, x));
     model.backward(dx, kept, input.ids, input.documents, trainable)?;
+    // Read now and not before, so that a GPU never waits for its work to be enqueued.
+    let loss = loss.read()?;
+    check_loss(loss.sum)?;
     Ok(loss)
 }
 

@@ -25,8 +25,8 @@ use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::host::{clear, copy_into, fetch};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
 use sparsam_kernels::lora::{
-    BranchGrads, Kept, LowRank, Projection as Product, lora_gated, lora_gated_backward, lora_kept,
-    lora_linear, lora_linear_backward, takes_bf16,
+    BranchGrads, InputGrads, Kept, LowRank, Projection as Product, lora_gated, lora_gated_backward,
+    lora_kept, lora_linear, lora_linear_backward, takes_bf16,
 };
 
 use crate::error::{Error, Result};
@@ -523,6 +523,14 @@ impl Trainable {
         key.map(|key| dropout(x, self.dropout, key)).transpose()
     }
 
+    /// The gradient of the group's input, with that of its branches' if some of it was dropped.
+    fn joined(&self, group: &Group, dx: InputGrads) -> candle_core::Result<Tensor> {
+        if let (Some(key), Some(branch_dx)) = (self.dropout_key(group), &dx.branch_x) {
+            add_in_place(&dx.x, &dropout(branch_dx, self.dropout, key)?)?;
+        }
+        Ok(dx.x)
+    }
+
     /// The key of the group's dropout, if it drops anything now. The branches of a group, which read
     /// the same input, share a mask.
     fn dropout_key(&self, group: &Group) -> Option<DropoutKey> {
@@ -595,7 +603,8 @@ impl Hook for Trainable {
             && narrow
             && plain
         {
-            let (outputs, kept) = lora_gated(activation, x, [gate, up])?;
+            let dropped = self.dropped(group, x)?;
+            let (outputs, kept) = lora_gated(activation, x, dropped.as_ref(), [gate, up])?;
             let kept = keep.then(|| Box::new(kept) as Box<dyn std::any::Any + Send>);
             return Ok((outputs, kept));
         }
@@ -619,8 +628,18 @@ impl Hook for Trainable {
         }
         let products = self.products(group);
         let (kept, grads) = (kept_of(kept)?, self.branch_grads(group));
-        let of_unit = [gate, up];
-        lora_gated_backward(activation, &[dy], &x, &products, &kept, &grads, of_unit)
+        let dropped = self.dropped(group, &x)?;
+        lora_gated_backward(
+            activation,
+            &[dy],
+            &x,
+            dropped.as_ref(),
+            &products,
+            &kept,
+            &grads,
+            [gate, up],
+            |dx| self.joined(group, dx),
+        )
     }
 
     fn again(&mut self, group: &Group, x: &Tensor) -> candle_core::Result<HookKept> {
@@ -629,15 +648,14 @@ impl Hook for Trainable {
         Ok(Some(Box::new(kept)))
     }
 
-    /// What trains a weight or a bias itself reads the input and the gradients too, as dropout does.
+    /// What trains a weight or a bias itself reads the input and the gradients too.
     fn takes_bf16(&self, group: &Group) -> bool {
         let trained_itself = |name: &str| {
             ["weight", "bias"]
                 .iter()
                 .any(|part| self.registry.contains_key(&format!("{name}.{part}")))
         };
-        takes_bf16(&self.products(group))
-            && self.dropout_key(group).is_none()
+        takes_bf16(&self.products(group), self.dropout_key(group).is_some())
             && !group.projections.iter().any(|p| trained_itself(&p.name))
     }
 
@@ -653,9 +671,7 @@ impl Hook for Trainable {
         let grads = self.branch_grads(group);
         let products = self.products(group);
         let dx = lora_linear_backward(dys, x, dropped.as_ref(), &products, &kept, &grads)?;
-        if let (Some(key), Some(branch_dx)) = (self.dropout_key(group), &dx.branch_x) {
-            add_in_place(&dx.x, &dropout(branch_dx, self.dropout, key)?)?;
-        }
+        let dx = self.joined(group, dx)?;
         for (projection, dy) in group.projections.iter().zip(dys) {
             if let Some(trained) = self.registry.get(&format!("{}.weight", projection.name)) {
                 linear_weight_grad(dy, x, &trained.grad)?;
@@ -664,7 +680,7 @@ impl Hook for Trainable {
                 bias_grad(dy, &trained.grad)?;
             }
         }
-        Ok(dx.x)
+        Ok(dx)
     }
 
     fn accumulator(&self, parameter: &str) -> Option<Tensor> {

@@ -49,6 +49,56 @@ pub struct Loss {
     pub hidden_grad: Option<Tensor>,
 }
 
+/// A loss whose numbers may be on their way still, with the gradient of the hidden states for the work that follows.
+pub struct Begun {
+    /// As [`Loss::hidden_grad`].
+    pub hidden_grad: Option<Tensor>,
+    numbers: Numbers,
+}
+
+enum Numbers {
+    Here {
+        sum: f64,
+        targets: usize,
+        correct: usize,
+    },
+    #[cfg(feature = "cuda")]
+    OnGpu(crate::cuda::Losses),
+}
+
+impl Begun {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_gpu(losses: crate::cuda::Losses, hidden_grad: Option<Tensor>) -> Self {
+        let numbers = Numbers::OnGpu(losses);
+        Self {
+            hidden_grad,
+            numbers,
+        }
+    }
+
+    /// Waits for the numbers, on a GPU behind all that it has been asked for.
+    ///
+    /// # Errors
+    /// What the GPU did wrong since the last wait.
+    pub fn read(self) -> Result<Loss> {
+        let (sum, targets, correct) = match self.numbers {
+            Numbers::Here {
+                sum,
+                targets,
+                correct,
+            } => (sum, targets, correct),
+            #[cfg(feature = "cuda")]
+            Numbers::OnGpu(losses) => losses.sums()?,
+        };
+        Ok(Loss {
+            sum,
+            targets,
+            correct,
+            hidden_grad: self.hidden_grad,
+        })
+    }
+}
+
 /// Loss of `targets` `[tokens]` under the logits `hidden · headᵀ`, with `hidden` of `[tokens, width]`.
 ///
 /// # Errors
@@ -59,6 +109,19 @@ pub fn linear_cross_entropy(
     targets: &[u32],
     want: Want,
 ) -> Result<Loss> {
+    begin_cross_entropy(hidden, head, targets, want)?.read()
+}
+
+/// [`linear_cross_entropy`] that does not wait for a GPU.
+///
+/// # Errors
+/// As there.
+pub fn begin_cross_entropy(
+    hidden: &Tensor,
+    head: &Weight,
+    targets: &[u32],
+    want: Want,
+) -> Result<Begun> {
     let (tokens, vocabulary, width) = check(hidden, head, targets)?;
     if let Some(into) = want.weight_grad
         && into.dims() != [vocabulary, width]
@@ -70,7 +133,7 @@ pub fn linear_cross_entropy(
     }
     #[cfg(feature = "cuda")]
     if hidden.device().is_cuda() {
-        return crate::cuda::linear_cross_entropy(hidden, head, targets, want);
+        return crate::cuda::begin_cross_entropy(hidden, head, targets, want);
     }
     let counted = counted(targets);
     by_element!(hidden, T => {
@@ -85,11 +148,13 @@ pub fn linear_cross_entropy(
                 (scale, _) => Ok(blocks::pass(&batch, scale)),
             }
         })?;
-        Ok(Loss {
-            sum: outcomes.iter().map(|outcome| outcome.nats).sum(),
-            targets: outcomes.len(),
-            correct: outcomes.iter().filter(|outcome| outcome.likeliest).count(),
+        Ok(Begun {
             hidden_grad: gradient.map(|gradient| tensor(gradient, (tokens, width))).transpose()?,
+            numbers: Numbers::Here {
+                sum: outcomes.iter().map(|outcome| outcome.nats).sum(),
+                targets: outcomes.len(),
+                correct: outcomes.iter().filter(|outcome| outcome.likeliest).count(),
+            },
         })
     })
 }

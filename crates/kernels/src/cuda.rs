@@ -33,10 +33,10 @@ use candle_core::{Device, Result};
 
 pub(crate) use attention::{DeviceRows, append, attention, attention_backward, attention_cached};
 pub(crate) use linear::{
-    linear, linear_input_grad, linear_weight_grad, lora_gated, lora_gated_backward, lora_linear,
-    lora_linear_backward, row_norms,
+    linear, linear_input_grad, linear_weight_grad, lora_gated, lora_linear, lora_linear_backward,
+    row_norms,
 };
-pub(crate) use loss::{linear_cross_entropy, linear_token_losses};
+pub(crate) use loss::{Losses, begin_cross_entropy, linear_token_losses};
 pub(crate) use parked::Parked;
 pub(crate) use pointwise::{
     activate, activate_backward, add_bias, add_in_place, add_rows, bias_grad, copy_into, dropout,

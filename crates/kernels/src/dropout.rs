@@ -33,7 +33,7 @@ pub struct DropoutKey {
 
 /// Sets each number to zero with probability `p`, and scales the others by `1 / (1 − p)`.
 ///
-/// The function is its own adjoint: the same call on the gradient gives the gradient of `x`.
+/// The function is its own adjoint: the same call on the gradient gives the gradient of `x`. On a GPU they may be of bf16.
 ///
 /// # Errors
 /// `p` outside `[0, 1)`, a tensor of more than 2³⁴ numbers, or one that is not contiguous on the CPU.

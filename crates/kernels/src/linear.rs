@@ -148,7 +148,7 @@ pub fn bias_grad(dy: &Tensor, into: &Tensor) -> Result<()> {
     })
 }
 
-/// `x += y`, in place.
+/// `x += y`, in place; on a GPU also of bf16.
 ///
 /// # Errors
 /// Shapes that differ.

@@ -15,6 +15,8 @@ mod operands;
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
+#[cfg(feature = "cuda")]
+use crate::activation::gated_backward_in_place;
 use crate::activation::{Activation, narrow_gradients, narrow_product};
 use crate::by_element;
 use crate::cpu::Level;
@@ -86,8 +88,8 @@ impl BranchKept {
 
 /// Outputs of a group of projections of one input, and what their backward pass needs.
 ///
-/// `branch_x` is the branches' input where dropout makes it differ from `x`, which may be of bf16 where
-/// [`takes_bf16`] says so.
+/// `branch_x` is the branches' input where dropout makes it differ from `x`; both may be of bf16 where [`takes_bf16`]
+/// says so.
 ///
 /// # Errors
 /// Shapes that do not fit, or tensors that are not contiguous on the CPU.
@@ -119,7 +121,7 @@ fn forward(
     let (tokens, input) = matrix(x, "lora_linear", "the input")?;
     check_branch_input(x, branch_x)?;
     check(group, input)?;
-    check_bf16(std::iter::once(x), group)?;
+    check_bf16(std::iter::once(x), group, branch_x)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return crate::cuda::lora_linear(x, branch_x, group, DType::F32, wanted);
@@ -150,25 +152,27 @@ fn forward(
 /// gate and up as they were rounded.
 ///
 /// # Errors
-/// A group of which [`takes_bf16`] is not true, or that is not of two projections as wide as each other; otherwise as
-/// [`lora_linear`].
+/// A group of which [`takes_bf16`] is not true with this input of the branches, or that is not of two projections as
+/// wide as each other; otherwise as [`lora_linear`].
 ///
 /// [`gated_to_bf16`]: crate::activation::gated_to_bf16
 pub fn lora_gated(
     activation: Activation,
     x: &Tensor,
+    branch_x: Option<&Tensor>,
     [gate, up]: [&Projection; 2],
 ) -> Result<([Tensor; 3], Kept)> {
     let (tokens, input) = matrix(x, "lora_gated", "the input")?;
     let group = [gate, up].map(Projection::clone);
     check(&group, input)?;
     let (out, _) = gate.weight.dims()?;
-    if !takes_bf16(&group) || up.weight.dims()?.0 != out {
+    check_branch_input(x, branch_x)?;
+    if !takes_bf16(&group, branch_x.is_some()) || up.weight.dims()?.0 != out {
         bail!("`lora_gated`: gate and up are not two of a width, of products of rounded numbers");
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::lora_gated(activation, x, &group);
+        return crate::cuda::lora_gated(activation, x, branch_x, &group);
     }
     let x = lent::<f32>(x)?;
     let inputs = Inputs::<f32>::new(x.numbers(), None, tokens, input, true);
@@ -240,7 +244,7 @@ pub fn lora_linear_backward(
     let (tokens, input) = matrix(x, "lora_linear_backward", "the input")?;
     check_branch_input(x, branch_x)?;
     check_gradients(group, input, [dys.len(), kept.branches.len(), grads.len()])?;
-    check_bf16(dys.iter().chain([x]), group)?;
+    check_bf16(dys.iter().chain([x]), group, branch_x)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         let dtype = DType::F32;
@@ -288,30 +292,37 @@ fn backward<T: Real, R>(
 
 /// [`lora_linear_backward`] of a group whose input is the product of gate and up, both of bf16, and then the adjoint of
 /// that product: the gradients of the two, of bf16, on a GPU in the places of gate and up, which nobody else may hold.
-/// That of the product is never stored, on a GPU in bf16.
+/// That of the product is never stored, on a GPU in bf16. Where the branches had an input of their own, `join` makes one
+/// gradient of the product of both.
 ///
 /// # Errors
-/// A group of which [`takes_bf16`] is not true, or gate and up that are not of bf16 and of the input's shape; otherwise
-/// as [`lora_linear_backward`].
+/// A group of which [`takes_bf16`] is not true with this input of the branches, or gate and up that are not of bf16 and
+/// of the input's shape; otherwise as [`lora_linear_backward`].
 pub fn lora_gated_backward(
     activation: Activation,
     dys: &[Tensor],
     x: &Tensor,
+    branch_x: Option<&Tensor>,
     group: &[Projection],
     kept: &Kept,
     grads: &[Option<BranchGrads>],
     [gate, up]: [Tensor; 2],
+    join: impl FnOnce(InputGrads) -> Result<Tensor>,
 ) -> Result<(Tensor, Tensor)> {
     let (tokens, input) = matrix(x, "lora_gated_backward", "the input")?;
     check_gradients(group, input, [dys.len(), kept.branches.len(), grads.len()])?;
-    if !takes_bf16(group) || gate.dims() != x.dims() || up.dims() != x.dims() {
+    check_branch_input(x, branch_x)?;
+    if !takes_bf16(group, branch_x.is_some()) || gate.dims() != x.dims() || up.dims() != x.dims() {
         bail!("`lora_gated_backward`: products that are not of rounded numbers, or other shapes");
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        let of_unit = [gate, up];
-        return crate::cuda::lora_gated_backward(activation, dys, x, group, kept, grads, of_unit);
+        let dtype = DType::BF16;
+        let dx = crate::cuda::lora_linear_backward(dys, x, branch_x, group, kept, grads, dtype)?;
+        return gated_backward_in_place(activation, &join(dx)?, gate, up);
     }
+    // Here branches have no input of their own.
+    drop(join);
     let (gate, up) = (view::<bf16>(&gate)?, view::<bf16>(&up)?);
     let level = Level::detect();
     let sum = |terms: &[Term<f32>]| {
@@ -335,9 +346,10 @@ pub fn rounding_is_faster() -> bool {
 /// Whether the input of a group may be of bf16, and the gradients of its outputs: where all products round them, as on
 /// a GPU and where the processor multiplies numbers rounded so faster, and nothing else looks at them.
 ///
-/// DoRA does look, and so does dropout, with which the branches have an input of their own.
-pub fn takes_bf16(group: &[Projection]) -> bool {
-    let here = rounding_is_faster();
+/// DoRA does look, and so does what drops on a processor: there the branches may not have an input of their own
+/// (`dropped`).
+pub fn takes_bf16(group: &[Projection], dropped: bool) -> bool {
+    let here = rounding_is_faster() && !dropped;
     group.iter().all(|projection| {
         let even = |(out, input): (usize, usize)| out.is_multiple_of(2) && input.is_multiple_of(2);
         let there = !projection.weight.on_cpu();
@@ -651,8 +663,10 @@ fn difference<T: Element>(x: &[T], y: &[T]) -> Vec<T> {
 fn check_bf16<'a>(
     mut tensors: impl Iterator<Item = &'a Tensor>,
     group: &[Projection],
+    branch_x: Option<&Tensor>,
 ) -> Result<()> {
-    if tensors.any(|tensor| tensor.dtype() == DType::BF16) && !takes_bf16(group) {
+    let narrow = tensors.any(|tensor| tensor.dtype() == DType::BF16);
+    if narrow && !takes_bf16(group, branch_x.is_some()) {
         bail!("`lora_linear`: products that are not of rounded numbers meet a tensor of bf16");
     }
     Ok(())

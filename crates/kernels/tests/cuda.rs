@@ -33,8 +33,8 @@ use sparsam_kernels::linear::{
     add_bias, add_in_place, bias_grad, linear, linear_input_grad, linear_weight_grad,
 };
 use sparsam_kernels::lora::{
-    BranchGrads, LowRank, Projection, lora_gated, lora_gated_backward, lora_kept, lora_linear,
-    lora_linear_backward, takes_bf16,
+    BranchGrads, InputGrads, LowRank, Projection, lora_gated, lora_gated_backward, lora_kept,
+    lora_linear, lora_linear_backward, takes_bf16,
 };
 use sparsam_kernels::nf4::Nf4;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_to_bf16};
@@ -837,10 +837,12 @@ fn units_in_bf16() -> Result<()> {
     let Some(mut gpu) = Gpu::open() else {
         return Ok(());
     };
-    for (tokens, input, wide, out, adapted) in [
-        (70, 64, 96, 48, [true, true, true]),
-        (33, 80, 44, 20, [false, true, false]),
-        (9, 24, 130, 66, [true, false, true]),
+    for (tokens, input, wide, out, adapted, own_input) in [
+        (70, 64, 96, 48, [true, true, true], false),
+        (33, 80, 44, 20, [false, true, false], false),
+        (9, 24, 130, 66, [true, false, true], false),
+        (40, 56, 98, 32, [true, true, true], true),
+        (13, 32, 40, 24, [false, true, false], true),
     ] {
         let mut here = Vec::new();
         let mut there = Vec::new();
@@ -867,43 +869,63 @@ fn units_in_bf16() -> Result<()> {
         }
         let (x, gx) = gpu.pair(&[tokens, input])?;
         let (dy, gdy) = gpu.pair(&[tokens, out])?;
+        // What the branches read instead.
+        let (dropped, gdropped) = gpu.pair(&[tokens, input])?;
+        let (of_product, gof_product) = gpu.pair(&[tokens, wide])?;
+        let narrow = |x: Tensor| x.to_dtype(DType::BF16);
+        let (narrow, gdropped, gof_product) =
+            (narrow(gx)?, narrow(gdropped)?, narrow(gof_product)?);
+        let [own, of_product] = [&dropped, &of_product].map(|x| own_input.then_some(x));
+        let [gown, gof_product] = [&gdropped, &gof_product].map(|x| own_input.then_some(x));
+        let join = |dx: InputGrads| {
+            if let Some(branch_x) = &dx.branch_x {
+                add_in_place(&dx.x, branch_x)?;
+            }
+            Ok(dx.x)
+        };
         gpu.poison()?;
         let activation = Activation::Silu;
 
         let (all, added) = (group(&here), nothing_added(&here)?);
-        let (outputs, unit_kept) = lora_linear(&x, None, &all[..2])?;
+        let (unit, down) = all.split_at(2);
+        let (outputs, unit_kept) = lora_linear(&x, own, unit)?;
         let product = gated(activation, &outputs[0], &outputs[1])?;
-        let (y, kept) = lora_linear(&product, None, &all[2..])?;
+        let (y, kept) = lora_linear(&product, of_product, down)?;
         let (dys, into) = ([dy], grads(&added));
-        let dproduct = lora_linear_backward(&dys, &product, None, &all[2..], &kept, &into[2..])?.x;
+        let dproduct = lora_linear_backward(&dys, &product, of_product, down, &kept, &into[2..])?;
+        let dproduct = join(dproduct)?;
         let (dgate, dup) = gated_backward(activation, &dproduct, &outputs[0], &outputs[1])?;
-        let dx = lora_linear_backward(&[dgate, dup], &x, None, &all[..2], &unit_kept, &into[..2])?;
+        let dx = lora_linear_backward(&[dgate, dup], &x, own, unit, &unit_kept, &into[..2])?;
+        let dx = join(dx)?;
 
         let (gall, gadded) = (group(&there), nothing_added(&there)?);
-        assert!(takes_bf16(&gall));
-        let narrow = gx.to_dtype(DType::BF16)?;
+        assert!(takes_bf16(&gall, own_input));
+        let (gunit, gdown) = gall.split_at(2);
         let ([gproduct, ggate, gup], gunit_kept) =
-            lora_gated(activation, &narrow, [&gall[0], &gall[1]])?;
-        let (gy, _) = lora_linear(&gproduct, None, &gall[2..])?;
-        let gkept = lora_kept(&gproduct, None, &gall[2..])?;
+            lora_gated(activation, &narrow, gown, [&gunit[0], &gunit[1]])?;
+        let (gy, _) = lora_linear(&gproduct, gof_product, gdown)?;
+        let gkept = lora_kept(&gproduct, gof_product, gdown)?;
         let (gdys, ginto) = ([gdy], grads(&gadded));
         let (gdgate, gdup) = lora_gated_backward(
             activation,
             &gdys,
             &gproduct,
-            &gall[2..],
+            gof_product,
+            gdown,
             &gkept,
             &ginto[2..],
             [ggate, gup],
+            join,
         )?;
         assert_eq!(gdgate.dtype(), DType::BF16);
         let dys = [gdgate, gdup];
-        let gdx = lora_linear_backward(&dys, &narrow, None, &gall[..2], &gunit_kept, &ginto[..2])?;
+        let gdx = lora_linear_backward(&dys, &narrow, gown, gunit, &gunit_kept, &ginto[..2])?;
+        let gdx = join(gdx)?;
 
-        let what = format!("{tokens} {input} {wide} {out} {adapted:?}");
+        let what = format!("{tokens} {input} {wide} {out} {adapted:?} {own_input}");
         near(&format!("{what}: product"), &gproduct, &product, ROUNDED);
         near(&format!("{what}: output"), &gy[0], &y[0], ROUNDED);
-        near(&format!("{what}: input"), &gdx.x, &dx.x, TWICE_ROUNDED);
+        near(&format!("{what}: input"), &gdx, &dx, TWICE_ROUNDED);
         for (there, here) in gadded.iter().flatten().zip(added.iter().flatten()) {
             near(&format!("{what}: A"), &there[0], &here[0], TWICE_ROUNDED);
             near(&format!("{what}: B"), &there[1], &here[1], TWICE_ROUNDED);
@@ -982,6 +1004,11 @@ fn masks_are_the_same_bits() -> Result<()> {
         gpu.poison()?;
         let there = dropout(&gx, 0.3, key)?.to_device(&Device::Cpu)?;
         assert_same("dropout", &there, &dropout(&x, 0.3, key)?);
+        let narrow = x.to_dtype(DType::BF16)?;
+        let there = dropout(&narrow.to_device(&gpu.device)?, 0.3, key)?;
+        let here = dropout(&narrow.to_dtype(DType::F32)?, 0.3, key)?;
+        let there = there.to_device(&Device::Cpu)?;
+        assert_same("dropout of bf16", &there, &here.to_dtype(DType::BF16)?);
     }
     Ok(())
 }

@@ -211,7 +211,7 @@ fn inputs_and_gradients_of_bf16_change_no_bit() -> Result<()> {
     }
     let group = group(&weights, &branches);
     let dys_16 = dys.iter().map(narrow).collect::<Result<Vec<_>>>()?;
-    if !takes_bf16(&group) {
+    if !takes_bf16(&group, false) {
         assert!(lora_linear(&narrow(&x)?, None, &group).is_err());
         return Ok(());
     }
@@ -295,13 +295,13 @@ fn a_gated_product_in_pieces_is_the_same() -> Result<()> {
             unreachable!("there are three")
         };
         let one = std::slice::from_ref(down);
-        if !takes_bf16(&all) {
-            assert!(lora_gated(activation, &x, [gate, up]).is_err());
+        if !takes_bf16(&all, false) {
+            assert!(lora_gated(activation, &x, None, [gate, up]).is_err());
             continue;
         }
         let (outputs, kept) = lora_linear(&x, None, &all[..2])?;
         let expected = gated_to_bf16(activation, &outputs[0], &outputs[1])?;
-        let (found, also_kept) = lora_gated(activation, &x, [gate, up])?;
+        let (found, also_kept) = lora_gated(activation, &x, None, [gate, up])?;
         for (found, expected) in found.iter().zip(&expected) {
             assert_same("of the product", found, expected);
         }
@@ -323,10 +323,12 @@ fn a_gated_product_in_pieces_is_the_same() -> Result<()> {
             activation,
             &dys,
             product,
+            None,
             one,
             &kept,
             &[grads(in_pieces.as_ref())],
             of_unit,
+            |dx| Ok(dx.x),
         )?;
         assert_same("of gate's gradient", &found.0, &dgate);
         assert_same("of up's gradient", &found.1, &dup);

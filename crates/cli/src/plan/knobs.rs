@@ -276,7 +276,7 @@ mod tests {
         };
         recipe.lora.r = 8;
         let plain = recipe.clone();
-        let measured: [(f64, fn(&mut Recipe)); 9] = [
+        let measured: [(f64, fn(&mut Recipe)); 10] = [
             (42_656_104.0, |_| ()),
             (34_548_712.0, |recipe| recipe.quantize = Quantize::Nf4),
             (23_237_336.0, |recipe| {
@@ -294,6 +294,10 @@ mod tests {
             }),
             (12_143_976.0, |recipe| {
                 narrow(recipe, GradientCheckpointing::Offload);
+            }),
+            (28_410_216.0, |recipe| {
+                narrow(recipe, GradientCheckpointing::Off);
+                recipe.lora.dropout = 0.1;
             }),
             (77_184_616.0, |recipe| recipe.method = Method::Full),
         ];

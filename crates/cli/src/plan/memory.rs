@@ -134,8 +134,8 @@ impl Shape {
     /// Bytes of a number of gate and up, as `Block` keeps them: `Hook::takes_bf16` says when.
     fn unit_bytes(&self, recipe: &Recipe) -> f64 {
         let lora = &recipe.lora;
-        let alone = recipe.method == Method::Lora && lora.dropout == 0.0 && !lora.use_dora;
-        let rounds = self.on_gpu || rounding_is_faster();
+        let rounds = self.on_gpu || rounding_is_faster() && lora.dropout == 0.0;
+        let alone = recipe.method == Method::Lora && !lora.use_dora;
         if self.decoder && rounds && alone && recipe.dtype == Dtype::Bf16 {
             2.0
         } else {
@@ -326,9 +326,10 @@ pub(crate) fn estimate(
     let rounded = w.on_gpu && recipe.dtype == Dtype::Bf16;
     let head = logits * if rounded { 6.0 } else { F32 } + 3.0 * tokens * w.hidden * F32;
     let (head, scratch) = if w.on_gpu {
-        // The gated product and its gradient, and two of the residual's width. What a GPU's pool gives back it gives out
-        // again, so that this and the head, which is gone by then, do not add up.
-        let unit = 2.0 * w.wide * w.unit_bytes(recipe);
+        // The gated product and its gradient, of the branches' own too if they drop, and two of the residual's width. What
+        // a GPU's pool gives back it gives out again, so that this and the head, which is gone by then, do not add up.
+        let drops = recipe.method == Method::Lora && recipe.lora.dropout > 0.0;
+        let unit = if drops { 4.0 } else { 2.0 } * w.wide * w.unit_bytes(recipe);
         let moment = tokens * (unit + 2.0 * w.hidden * F32) + w.expanded(recipe);
         let most = (at_head + head).max(activations + moment) - activations;
         let head = head.min(most);

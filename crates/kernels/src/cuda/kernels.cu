@@ -88,6 +88,28 @@ __device__ void gradients_of_unit(const Number* dy, const Number* gate, const Nu
     put(dup + i, d * (g * parts.x));
 }
 
+// Philox4x32-10, word for word as on the CPU, where the words of 16 counters are those of 64 numbers: a thread
+// for each counter.
+template <class Number>
+__device__ void drop(const Number* x, Number* y, int64_t count, uint32_t threshold, float scale, uint32_t site,
+                     uint32_t step_low, uint32_t step_high, uint32_t key_low, uint32_t key_high) {
+    int64_t group = global_index(), first = group / 16 * 64 + group % 16;
+    if (first >= count) return;
+    uint32_t state[4] = {(uint32_t)group, site, step_low, step_high};
+    for (int round = 0; round < 10; round++) {
+        uint64_t first = (uint64_t)0xD2511F53u * state[0], second = (uint64_t)0xCD9E8D57u * state[2];
+        uint32_t next[4] = {(uint32_t)(second >> 32) ^ state[1] ^ key_low, (uint32_t)second,
+                            (uint32_t)(first >> 32) ^ state[3] ^ key_high, (uint32_t)first};
+        for (int i = 0; i < 4; i++) state[i] = next[i];
+        key_low += 0x9E3779B9u;
+        key_high += 0xBB67AE85u;
+    }
+    for (int i = 0; i < 4; i++) {
+        int64_t at = first + 16 * i;
+        if (at < count) put(y + at, state[i] >= threshold ? wide(x[at]) * scale : 0.f);
+    }
+}
+
 // `cap tanh(x / cap)`, of which tanh y = 1 - 2 / (1 + e^2y) takes fewer instructions than tanhf; `x` without a cap.
 __device__ float bent(float x, float cap) { return cap == 0.f ? x : cap - 2.f * cap / (1.f + expf(2.f / cap * x)); }
 
@@ -259,6 +281,10 @@ __global__ void add(float* x, const float* y, int64_t count) {
     int64_t i = global_index();
     if (i < count) x[i] += y[i];
 }
+__global__ void add_bf16(__nv_bfloat16* x, const __nv_bfloat16* y, int64_t count) {
+    int64_t i = global_index();
+    if (i < count) put(x + i, wide(x[i]) + wide(y[i]));
+}
 
 __global__ void subtract(const float* x, const float* y, float* z, int64_t count) {
     int64_t i = global_index();
@@ -309,25 +335,14 @@ __global__ void add_rows(const float* dx, const uint32_t* order, const uint32_t*
     }
 }
 
-// Philox4x32-10, word for word as on the CPU, where the words of 16 counters are those of 64 numbers: a thread
-// for each counter.
-__global__ void dropout(const float* x, float* y, int64_t count, uint32_t threshold, float scale, uint32_t site,
-                        uint32_t step_low, uint32_t step_high, uint32_t key_low, uint32_t key_high) {
-    int64_t group = global_index(), first = group / 16 * 64 + group % 16;
-    if (first >= count) return;
-    uint32_t state[4] = {(uint32_t)group, site, step_low, step_high};
-    for (int round = 0; round < 10; round++) {
-        uint64_t first = (uint64_t)0xD2511F53u * state[0], second = (uint64_t)0xCD9E8D57u * state[2];
-        uint32_t next[4] = {(uint32_t)(second >> 32) ^ state[1] ^ key_low, (uint32_t)second,
-                            (uint32_t)(first >> 32) ^ state[3] ^ key_high, (uint32_t)first};
-        for (int i = 0; i < 4; i++) state[i] = next[i];
-        key_low += 0x9E3779B9u;
-        key_high += 0xBB67AE85u;
-    }
-    for (int i = 0; i < 4; i++) {
-        int64_t at = first + 16 * i;
-        if (at < count) y[at] = state[i] >= threshold ? x[at] * scale : 0.f;
-    }
+#define PHILOX \
+    int64_t count, uint32_t threshold, float scale, uint32_t site, uint32_t step_low, uint32_t step_high, \
+        uint32_t key_low, uint32_t key_high
+__global__ void dropout(const float* x, float* y, PHILOX) {
+    drop(x, y, count, threshold, scale, site, step_low, step_high, key_low, key_high);
+}
+__global__ void dropout_bf16(const __nv_bfloat16* x, __nv_bfloat16* y, PHILOX) {
+    drop(x, y, count, threshold, scale, site, step_low, step_high, key_low, key_high);
 }
 
 // A block a row of logits, which are bent under `cap` if that is not 0. Its loss, whether the target is the likeliest

@@ -12,8 +12,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::blas::{Operand, gemm};
 use super::launch::unwritten;
 use super::pointwise::{
-    copy_into, difference, expand, gated, gated_backward_in_place, magnitude_grad, rescaled,
-    row_lengths,
+    copy_into, difference, expand, gated, magnitude_grad, rescaled, row_lengths,
 };
 use crate::activation::Activation;
 use crate::lora::{BranchGrads, BranchKept, InputGrads, Kept, LowRank, Projection};
@@ -363,26 +362,12 @@ pub(crate) fn lora_linear_backward(
 pub(crate) fn lora_gated(
     activation: Activation,
     x: &Tensor,
+    branch_x: Option<&Tensor>,
     group: &[Projection],
 ) -> Result<([Tensor; 3], Kept)> {
-    let (outputs, kept) = lora_linear(x, None, group, DType::BF16, true)?;
+    let (outputs, kept) = lora_linear(x, branch_x, group, DType::BF16, true)?;
     let [gate, up] = outputs
         .try_into()
         .or_else(|_| bail!("a gated unit has two projections"))?;
     Ok(([gated(activation, &gate, &up)?, gate, up], kept))
-}
-
-/// The gradients of gate and up, in their places, of a group that reads their product; all of bf16.
-pub(crate) fn lora_gated_backward(
-    activation: Activation,
-    dys: &[Tensor],
-    x: &Tensor,
-    group: &[Projection],
-    kept: &Kept,
-    grads: &[Option<BranchGrads>],
-    [gate, up]: [Tensor; 2],
-) -> Result<(Tensor, Tensor)> {
-    let dx = lora_linear_backward(dys, x, None, group, kept, grads, DType::BF16)?.x;
-    gated_backward_in_place(activation, &dx, &gate, &up)?;
-    Ok((gate, up))
 }

@@ -1,15 +1,15 @@
-//! Head and loss on the GPU, in chunks of tokens. The losses come back once, when all chunks are enqueued.
+//! Head and loss on the GPU, in chunks of tokens. The losses are read when whoever asked for them wants to wait.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::blas::{Operand, gemm};
 use super::launch::{Launch, device, unwritten, upload};
 use super::pointwise::expand;
-use crate::cross_entropy::{IGNORE, LOGITS_ON_GPU, Loss, Want};
+use crate::cross_entropy::{Begun, IGNORE, LOGITS_ON_GPU, Want};
 use crate::weight::Weight;
 
 /// Losses and hits of every token with a target, with the places of those tokens.
-struct Losses {
+pub(crate) struct Losses {
     places: Vec<u32>,
     losses: Vec<Tensor>,
     correct: Vec<Tensor>,
@@ -23,6 +23,14 @@ impl Losses {
             parts => Tensor::cat(parts, 0)?.to_vec1::<f32>(),
         };
         Ok((all(&self.losses)?, all(&self.correct)?))
+    }
+
+    /// Their sum, how many there are, and how many targets were the likeliest token.
+    pub(crate) fn sums(&self) -> Result<(f64, usize, usize)> {
+        let (nats, correct) = self.read()?;
+        let sum = nats.iter().map(|nats| f64::from(*nats)).sum();
+        let correct = correct.iter().filter(|correct| **correct > 0.0).count();
+        Ok((sum, nats.len(), correct))
     }
 }
 
@@ -90,12 +98,12 @@ fn in_chunks(
     Ok(found)
 }
 
-pub(crate) fn linear_cross_entropy(
+pub(crate) fn begin_cross_entropy(
     hidden: &Tensor,
     weight: &Weight,
     targets: &[u32],
     want: Want,
-) -> Result<Loss> {
+) -> Result<Begun> {
     let head = head(weight)?;
     let (tokens, width) = hidden.dims2()?;
     let gradient = match want.grad_scale {
@@ -140,13 +148,7 @@ pub(crate) fn linear_cross_entropy(
             }
         },
     )?;
-    let (nats, correct) = losses.read()?;
-    Ok(Loss {
-        sum: nats.iter().map(|nats| f64::from(*nats)).sum(),
-        targets: nats.len(),
-        correct: correct.iter().filter(|correct| **correct > 0.0).count(),
-        hidden_grad: gradient,
-    })
+    Ok(Begun::on_gpu(losses, gradient))
 }
 
 pub(crate) fn linear_token_losses(

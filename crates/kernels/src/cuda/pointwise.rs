@@ -226,6 +226,14 @@ fn number(activation: Activation) -> usize {
     }
 }
 
+/// A kernel for f32, or that for bf16 where a tensor is of it, and the type that the kernel is for.
+fn either(tensor: &Tensor, single: &'static str, narrow: &'static str) -> (&'static str, DType) {
+    match tensor.dtype() {
+        DType::BF16 => (narrow, DType::BF16),
+        _ => (single, DType::F32),
+    }
+}
+
 /// A new number of those that stand at the same place of each input, all of the type that the kernel is for; it may take
 /// an activation.
 fn one_of_each(
@@ -251,10 +259,7 @@ fn one_of_each(
 
 /// Of gate and up of f32 or bf16, in their type.
 pub(crate) fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let (kernel, dtype) = match gate.dtype() {
-        DType::BF16 => ("gated_bf16", DType::BF16),
-        _ => ("gated", DType::F32),
-    };
+    let (kernel, dtype) = either(gate, "gated", "gated_bf16");
     one_of_each(kernel, dtype, &[gate, up], Some(activation))
 }
 
@@ -300,10 +305,7 @@ fn unit_gradients(
     of: [&Tensor; 2],
     into: [&Tensor; 2],
 ) -> Result<()> {
-    let (kernel, dtype) = match of[0].dtype() {
-        DType::BF16 => ("gated_backward_bf16", DType::BF16),
-        _ => ("gated_backward", DType::F32),
-    };
+    let (kernel, dtype) = either(of[0], "gated_backward", "gated_backward_bf16");
     let dy = dy.to_dtype(dtype)?;
     let mut launch = Launch::new(kernel, device(of[0])?);
     for tensor in [&dy].into_iter().chain(of).chain(into) {
@@ -321,11 +323,13 @@ pub(crate) fn activate_backward(activation: Activation, dy: &Tensor, x: &Tensor)
     one_of_each("activate_backward", DType::F32, &[dy, x], Some(activation))
 }
 
+/// Of f32 or bf16.
 pub(crate) fn add_in_place(x: &Tensor, y: &Tensor) -> Result<()> {
     let count = x.elem_count();
-    Launch::new("add", device(x)?)
-        .floats(x)?
-        .floats(y)?
+    let (kernel, dtype) = either(x, "add", "add_bf16");
+    Launch::new(kernel, device(x)?)
+        .of(x, dtype)?
+        .of(y, dtype)?
         .long(count)
         .each(count)
 }
@@ -380,12 +384,14 @@ pub(crate) fn add_rows(rows: &Tensor, ids: &[u32], into: &Tensor) -> Result<()> 
         .rows(blocks, width)
 }
 
+/// Of f32 or bf16.
 pub(crate) fn dropout(x: &Tensor, threshold: u32, scale: f64, key: DropoutKey) -> Result<Tensor> {
     let count = x.elem_count();
-    let y = unwritten(x.shape(), DType::F32, x)?;
-    Launch::new("dropout", device(x)?)
-        .floats(x)?
-        .floats(&y)?
+    let (kernel, dtype) = either(x, "dropout", "dropout_bf16");
+    let y = unwritten(x.shape(), dtype, x)?;
+    Launch::new(kernel, device(x)?)
+        .of(x, dtype)?
+        .of(&y, dtype)?
         .long(count)
         .word(threshold)
         .float(scale)
