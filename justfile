@@ -140,11 +140,12 @@ cuda-ptx *arguments="":
 test-cuda:
     SPARSAM_CUDA=required tests/cuda/build.sh test -p sparsam-kernels --test cuda
 
-# What gpu-suite runs, built on any machine: the program for GPUs and the tests of the device and of parity
+# What gpu-suite runs, built on any machine and packed to be carried: target/cuda/programs, and an archive of it
 gpu-programs:
     tests/cuda/build.sh build --release -p sparsam
     tests/cuda/build.sh test -p sparsam-kernels --test cuda --no-run
     tests/cuda/build.sh test -p sparsam-adapter --test parity --test classify --test ways --test bf16 --no-run
+    tests/cuda/pack.sh
 
 # On a machine with a GPU, all that needs one in under eight minutes; builds nothing, results in a folder
 gpu-suite folder="target/gpu-suite":

@@ -8,16 +8,16 @@
 # `just gpu-programs` builds what it runs, on any machine. The table needs a Python with PEFT on a torch that sees the
 # GPU ($SPARSAM_PYTHON, else python3) and is left out without one; $SPARSAM_PEER_DATA keeps its weights from call to call.
 # Rows of uneven length for it are in rows.safetensors there, or are made of the questions and answers of
-# $SPARSAM_PEER_ROWS (JSONL) by the tokenizer $SPARSAM_PEER_TOKENIZER. $SPARSAM_PROGRAMS is where the programs are,
-# target/cuda without it; $SPARSAM_PATIENCE times the limits.
+# $SPARSAM_PEER_ROWS (JSONL) by the tokenizer $SPARSAM_PEER_TOKENIZER. $SPARSAM_PROGRAMS is where pack.sh put the
+# programs, target/cuda/programs without it; $SPARSAM_PATIENCE times the limits.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
-out=${1:-target/gpu-suite} programs=${SPARSAM_PROGRAMS:-target/cuda} patience=${SPARSAM_PATIENCE:-1}
+out=${1:-target/gpu-suite} programs=${SPARSAM_PROGRAMS:-target/cuda/programs} patience=${SPARSAM_PATIENCE:-1}
 python=${SPARSAM_PYTHON:-python3} data=${SPARSAM_PEER_DATA:-target/gpu-peers}
 mkdir -p "$out" "$data"
 out=$(cd "$out" && pwd)
 programs=$(cd "$programs" && pwd) || { echo "there are no programs: build them with \`just gpu-programs\`" >&2; exit 1; }
-sparsam=$programs/release/sparsam
+sparsam=$programs/sparsam
 summary=$out/summary.md
 failed=0
 printf '| part | outcome | seconds |\n|---|---|---|\n' >"$summary"
@@ -32,8 +32,6 @@ part() {
   printf '| %s | %s | %s |\n' "$name" "$outcome" $((SECONDS - begun)) | tee -a "$summary"
 }
 left_out() { printf '| %s | left out: %s | |\n' "$1" "$2" | tee -a "$summary"; }
-# The newest program of a test's name.
-test_program() { find "$programs/debug/deps" -maxdepth 1 -type f -executable -name "$1-*" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2; }
 
 if command -v nvidia-smi >/dev/null; then
   part machine 20 nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv
@@ -41,19 +39,13 @@ else
   left_out machine "there is no nvidia-smi"
 fi
 
-program=$(test_program cuda)
-if [ -n "$program" ]; then part device-tests 100 env SPARSAM_CUDA=required "$program"; else left_out device-tests "not built"; fi
+part device-tests 100 env SPARSAM_CUDA=required "$programs/cuda"
 # The tests look for the fixtures beside their crate, which is here and not where they were built.
 # Of `bf16` one test is of a GPU; it runs with attention in f32 and with that of the tensor cores.
 while read -r name test words; do
-  program=$(test_program "$test")
-  if [ -n "$program" ]; then
-    read -ra words <<<"$words"
-    part "$name" 60 env SPARSAM_TEST_DEVICE=cuda CARGO_MANIFEST_DIR="$PWD/crates/adapter" \
-      SPARSAM_BF16_ATTENTION=$([[ $name == *cores ]] && echo 1) "$program" "${words[@]}"
-  else
-    left_out "$name" "not built"
-  fi
+  read -ra words <<<"$words"
+  part "$name" 60 env SPARSAM_TEST_DEVICE=cuda CARGO_MANIFEST_DIR="$PWD/crates/adapter" \
+    SPARSAM_BF16_ATTENTION=$([[ $name == *cores ]] && echo 1) "$programs/$test" "${words[@]}"
 done <<'TESTS'
 parity parity
 classify classify

@@ -433,10 +433,13 @@ fn attention_over_caches() -> Result<()> {
     let Some(mut gpu) = Gpu::open() else {
         return Ok(());
     };
-    for (heads, kv_heads, head_dim, window, softcap) in [
-        (4, 2, 8, None, None),
-        (9, 3, 64, Some(20), None),
-        (2, 1, 200, None, Some(2.0)),
+    for (heads, kv_heads, head_dim, window, softcap, most, steps) in [
+        (4, 2, 8, None, None, 70, 70),
+        (9, 3, 64, Some(20), None, 70, 70),
+        (2, 1, 200, None, Some(2.0), 70, 70),
+        // So long that blocks share the keys of a head.
+        (2, 1, 16, None, None, 1500, 3),
+        (4, 4, 40, Some(600), Some(2.0), 900, 3),
     ] {
         let shape = AttentionShape {
             heads,
@@ -449,9 +452,10 @@ fn attention_over_caches() -> Result<()> {
         };
         let mut here = [(); 3].map(|()| Cache::default());
         let mut there = [(); 3].map(|()| Cache::default());
-        for step in 0..70 {
+        for step in 0..steps {
             let lengths = match step {
-                0 => gpu.lengths(3, 70),
+                0 if most > 70 => vec![most, 1, 300],
+                0 => gpu.lengths(3, most),
                 5 => vec![2, 1, 3],
                 _ => vec![1; 3],
             };

@@ -101,8 +101,15 @@ static void cache_checks() {
             unsigned count = rows.size() / 6, heads = c.heads;
             Floats out = unwritten((size_t)count * width);
             emulated::launch({count}, {64}, 0, [&] { append_rows(new_k.data(), new_v.data(), rows.data(), kv_width); });
-            emulated::launch({count, heads}, {256}, 0, [&] { attention_cached(new_q.data(), rows.data(), out.data(), c.heads, c.kv_heads, c.head, c.scale(), c.cap); });
+            emulated::launch({count, heads}, {256}, 0, [&] { attention_cached(new_q.data(), rows.data(), out.data(), nullptr, nullptr, c.heads, c.kv_heads, c.head, 1, c.scale(), c.cap); });
             near("attention over a cache, " + c.name(), out, wanted, 2e-6);
+            // More shares than some have keys.
+            for (unsigned shares : {2u, 5u}) {
+                Floats sums = unwritten((size_t)count * shares * width), tops = unwritten(count * shares * heads), totals = tops, joined = unwritten((size_t)count * width);
+                emulated::launch({count * shares, heads}, {256}, 0, [&] { attention_cached(new_q.data(), rows.data(), sums.data(), tops.data(), totals.data(), c.heads, c.kv_heads, c.head, shares, c.scale(), c.cap); });
+                emulated::launch({count, heads}, {128}, 0, [&] { join_shares(sums.data(), tops.data(), totals.data(), joined.data(), c.heads, c.head, shares); });
+                near("attention over a cache in shares, " + c.name(), joined, wanted, 2e-6);
+            }
         }
 }
 

@@ -102,6 +102,11 @@ impl Compiled {
     }
 }
 
+/// Keys of a cache that are worth a block of their own.
+const KEYS_OF_A_BLOCK: usize = 256;
+/// Blocks that keep a GPU of some hundred multiprocessors busy.
+const ENOUGH_BLOCKS: usize = 1024;
+
 /// So large a window reaches past everything, and adding a position to it does not overflow.
 const ALL: usize = 1 << 29;
 
@@ -272,9 +277,14 @@ impl DeviceRows {
     }
 }
 
-/// Where new tokens find what they see: for each of them where its key and value are, those of its sequence, the first
-/// it sees and the end of these, `[tokens · 6]`. Good as long as the caches it came of stay as they are.
-pub(crate) struct Seen(Tensor);
+/// Where new tokens find what they see. Good as long as the caches it came of stay as they are.
+pub(crate) struct Seen {
+    /// For each token where its key and value are, those of its sequence, the first it sees and the end of these,
+    /// `[tokens · 6]`.
+    rows: Tensor,
+    /// The most keys that one sees.
+    most: usize,
+}
 
 /// Adds keys and values of new tokens to the caches of their sequences, each of which is a document.
 pub(crate) fn append(
@@ -287,6 +297,7 @@ pub(crate) fn append(
     let (tokens, width) = k.dims2()?;
     let bytes = (width * size_of::<f32>()) as u64;
     let mut rows: Vec<i64> = Vec::with_capacity(6 * tokens);
+    let mut most = 0;
     for (cache, range) in caches.iter_mut().zip(documents.ranges()) {
         cache.reserve(range.len())?;
         let (keys, values) = (address(&cache.keys)?, address(&cache.values)?);
@@ -295,6 +306,7 @@ pub(crate) fn append(
             let seen = [place.saturating_sub(shape.before), place + 1];
             rows.extend([keys + to, values + to, keys, values].map(|address| address as i64));
             rows.extend(seen.map(|place| place as i64));
+            most = most.max(seen[1] - seen[0]);
         }
         cache.length += range.len();
     }
@@ -305,7 +317,7 @@ pub(crate) fn append(
         .longs(&rows)?
         .int(width)?
         .rows(tokens, width)?;
-    Ok(Seen(rows))
+    Ok(Seen { rows, most })
 }
 
 /// Attention of new tokens, `[tokens, heads · head_dim]`, over the caches they were added to.
@@ -316,17 +328,40 @@ pub(crate) fn attention_cached(q: &Tensor, seen: &Seen, shape: &Geometry) -> Res
             shape.head_dim
         );
     }
-    let tokens = q.dims2()?.0;
-    let out = unwritten(q.shape(), DType::F32, q)?;
+    let (tokens, width) = q.dims2()?;
+    // Of a long cache each head's keys are shared among blocks, so far as there are not enough of them anyway.
+    let blocks = (tokens * shape.heads).max(1);
+    let shares = (seen.most / KEYS_OF_A_BLOCK)
+        .min(ENOUGH_BLOCKS / blocks)
+        .max(1);
+    let out = unwritten((tokens * shares, width), DType::F32, q)?;
+    let [tops, totals] = [(); 2].map(|()| unwritten(blocks * shares, DType::F32, q));
+    let (tops, totals) = (tops?, totals?);
     Launch::new("attention_cached", device(q)?)
         .floats(q)?
-        .longs(&seen.0)?
+        .longs(&seen.rows)?
         .floats(&out)?
+        .floats(&tops)?
+        .floats(&totals)?
         .int(shape.heads)?
         .int(shape.kv_heads)?
         .int(shape.head_dim)?
+        .int(shares)?
         .float(shape.scale)
         .float(shape.softcap.unwrap_or(0.0))
-        .run((tokens, shape.heads), (256, 1), 0)?;
-    Ok(out)
+        .run((tokens * shares, shape.heads), (256, 1), 0)?;
+    if shares == 1 {
+        return Ok(out);
+    }
+    let joined = unwritten((tokens, width), DType::F32, q)?;
+    Launch::new("join_shares", device(q)?)
+        .floats(&out)?
+        .floats(&tops)?
+        .floats(&totals)?
+        .floats(&joined)?
+        .int(shape.heads)?
+        .int(shape.head_dim)?
+        .int(shares)?
+        .run((tokens, shape.heads), (128, 1), 0)?;
+    Ok(joined)
 }

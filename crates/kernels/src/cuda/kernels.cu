@@ -813,19 +813,23 @@ ATTENTION(64, 32)
 ATTENTION(128, 32)
 ATTENTION(256, 16)
 
-// A token of a generation against the cache of its sequence, a block for each head: `rows` has six addresses and numbers
-// a token, of which this reads the last four: its keys, its values, the first key it sees and the end of those. Warps
-// share the keys; each has a greatest score and sums of its own, put together at the end.
-extern "C" __global__ void __launch_bounds__(256) attention_cached(const float* q, const int64_t* rows, float* out,
-                                                                   int heads, int kv_heads, int head, float scale,
-                                                                   float cap) {
+// A token of a generation against the cache of its sequence, `shares` blocks for each head: `rows` has six addresses and
+// numbers a token, of which this reads the last four: its keys, its values, the first key it sees and the end of those.
+// Warps share a block's keys; each has a greatest score and sums of its own, put together at the end. With one share the
+// result goes to `out`; with more, each leaves its sums, its greatest score and its total for `join_shares`.
+extern "C" __global__ void __launch_bounds__(256)
+    attention_cached(const float* q, const int64_t* rows, float* out, float* share_tops, float* share_totals, int heads,
+                     int kv_heads, int head, int shares, float scale, float cap) {
     constexpr int WARPS = 8, PARTS = 8;
     __shared__ float tops[WARPS], totals[WARPS], parts[WARPS][32 * PARTS];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, kv = h / (heads / kv_heads);
-    rows += (int64_t)blockIdx.x * 6;
+    int token = blockIdx.x / shares, share = blockIdx.x % shares;
+    rows += (int64_t)token * 6;
     const float* keys = reinterpret_cast<const float*>(rows[2]) + kv * head;
     const float* values = reinterpret_cast<const float*>(rows[3]) + kv * head;
-    int64_t at = ((int64_t)blockIdx.x * heads + h) * head, stride = (int64_t)kv_heads * head;
+    int64_t at = ((int64_t)token * heads + h) * head, stride = (int64_t)kv_heads * head;
+    int64_t each = (rows[5] - rows[4] + shares - 1) / shares, low = rows[4] + share * each;
+    int64_t high = low + each < rows[5] ? low + each : rows[5];
     float query[PARTS], sum[PARTS], greatest = LOWEST, total = 0.f;
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
@@ -833,7 +837,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_cached(const float* 
         query[i] = column < head ? q[at + column] * scale : 0.f;
         sum[i] = 0.f;
     }
-    for (int64_t key = rows[4] + warp; key < rows[5]; key += WARPS) {
+    for (int64_t key = low + warp; key < high; key += WARPS) {
         float score = 0.f;
 #pragma unroll
         for (int i = 0; i < PARTS; i++) {
@@ -864,7 +868,34 @@ extern "C" __global__ void __launch_bounds__(256) attention_cached(const float* 
     if (column >= head) return;
     float value = 0.f;
     for (int w = 0; w < WARPS; w++) value += parts[w][column] * expf(tops[w] - top);
-    out[at + column] = value / all;
+    if (shares == 1) {
+        out[at + column] = value / all;
+        return;
+    }
+    int64_t place = (int64_t)blockIdx.x * heads + h;
+    out[place * head + column] = value;
+    if (column == 0) {
+        share_tops[place] = top;
+        share_totals[place] = all;
+    }
+}
+
+// What the shares of a token's keys left, put together: a block a token and head.
+extern "C" __global__ void join_shares(const float* sums, const float* tops, const float* totals, float* out, int heads,
+                                       int head, int shares) {
+    int h = blockIdx.y;
+    int64_t first = (int64_t)blockIdx.x * shares * heads + h;
+    float top = LOWEST, all = 0.f;
+    for (int s = 0; s < shares; s++) top = fmaxf(top, tops[first + s * heads]);
+    for (int s = 0; s < shares; s++) all += totals[first + s * heads] * expf(tops[first + s * heads] - top);
+    for (int column = threadIdx.x; column < head; column += blockDim.x) {
+        float value = 0.f;
+        for (int s = 0; s < shares; s++) {
+            int64_t place = first + s * heads;
+            value += sums[place * head + column] * expf(tops[place] - top);
+        }
+        out[((int64_t)blockIdx.x * heads + h) * head + column] = value / all;
+    }
 }
 
 // The new keys and values of a generation to the addresses that `rows` (see above) begins with, a block a token.
