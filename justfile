@@ -148,8 +148,8 @@ gpu-programs:
     tests/cuda/pack.sh
 
 # On a machine with a GPU, all that needs one in under eight minutes; builds nothing, results in a folder
-gpu-suite folder="target/gpu-suite":
-    tests/cuda/suite.sh {{folder}}
+gpu-suite folder="target/gpu-suite" *parts="":
+    tests/cuda/suite.sh {{folder}} {{parts}}
 
 # The GPU's kernels on this machine's processor, emulated, against references in f64 (needs a C++ compiler)
 cuda-emulate:

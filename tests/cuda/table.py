@@ -18,17 +18,24 @@ def printed(name):
     return json.loads(found[-1]) if found else None
 
 
-print("\n| work | PEFT, tokens/s (MiB on the GPU) | sparsam | speed | memory | losses apart |\n|---|---|---|---|---|---|")
+print("\n| work | PEFT, tokens/s (MiB on the GPU; mJ a token) | sparsam | speed | memory | energy | losses apart |")
+print("|---|---|---|---|---|---|---|")
 for path in sorted(folder.glob("sparsam-*.txt")):
     work = path.stem.removeprefix("sparsam-")
     theirs, ours = printed(f"peft-{work.split('+')[0]}"), printed(path.stem)
 
     def cell(side):
-        return f"{side['tokens_per_second']:,.0f} ({side['peak_device_mib']:,.0f})" if side else "-"
+        if not side:
+            return "-"
+        energy = side.get("joules_per_token")
+        energy = f"; {energy * 1e3:.2f}" if energy else ""
+        return f"{side['tokens_per_second']:,.0f} ({side['peak_device_mib']:,.0f}{energy})"
 
-    ratios = ["-", "-", "-"]
+    def ratio(key):
+        return f"{ours[key] / theirs[key]:.2f} x" if ours.get(key) and theirs.get(key) else "-"
+
+    ratios = ["-"] * 4
     if theirs and ours:
         apart = max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"]))
-        ratios = [f"{ours['tokens_per_second'] / theirs['tokens_per_second']:.2f} x",
-                  f"{ours['peak_device_mib'] / theirs['peak_device_mib']:.2f} x", f"{apart:.1e}"]
+        ratios = [*map(ratio, ["tokens_per_second", "peak_device_mib", "joules_per_token"]), f"{apart:.1e}"]
     print(f"| {work} | {cell(theirs)} | {cell(ours)} | {' | '.join(ratios)} |")

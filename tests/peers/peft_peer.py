@@ -14,6 +14,7 @@ A step is forward, mean next-token loss, backward, AdamW without decay. The
 first two steps warm up and are not counted. The last line on stdout is JSON.
 """
 import argparse
+import ctypes
 import json
 import resource
 import statistics
@@ -57,7 +58,8 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, default=Path("peer-data"), metavar="DIR")
     p.add_argument("--shape", choices=SHAPES, default="135m")
-    p.add_argument("--prepare", action="store_true", help="write what is missing of the files, then stop")
+    p.add_argument("--prepare", action="store_true",
+                   help="write what is missing of the files, then stop; weights in --dtype, drawn on --device")
     p.add_argument("--method", choices=["lora", "full"], default="lora")
     p.add_argument("--dtype", choices=DTYPES, default="f32", help="of the base, and of the weights in full training")
     p.add_argument("--quantize", choices=["none", "nf4", "nf4-dq"], default="none")
@@ -82,7 +84,7 @@ def files(a):
 
 
 def prepare(a):
-    """Writes the files that are missing; the seeds make them the same everywhere."""
+    """Writes the files that are missing. The seeds make them the same everywhere, but for weights drawn on a GPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder, lora, batches = files(a)
@@ -91,7 +93,9 @@ def prepare(a):
         torch.manual_seed(0)
         config = LlamaConfig(**SHAPES[a.shape], rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=4096,
                              initializer_range=0.02, bos_token_id=1, eos_token_id=2)
-        LlamaForCausalLM(config).float().save_pretrained(folder)
+        with torch.device(a.device):
+            model = LlamaForCausalLM(config)
+        model.to(DTYPES[a.dtype]).save_pretrained(folder, max_shard_size="100GB")
     if not batches.exists():
         seeded = torch.Generator().manual_seed(1)
         length = 2048 if a.shape == "8b" else 1024
@@ -99,8 +103,8 @@ def prepare(a):
         save_file({"ids": ids}, batches)
     if not lora.exists():
         torch.manual_seed(2)
-        model = with_lora(load_base(folder, torch.float32))
-        save_file({k: p.detach().contiguous() for k, p in model.named_parameters() if "lora_A" in k}, lora)
+        model = with_lora(load_base(folder, DTYPES[a.dtype]))
+        save_file({k: p.detach().float().contiguous() for k, p in model.named_parameters() if "lora_A" in k}, lora)
 
 
 def write_rows(a):
@@ -192,8 +196,26 @@ def build(a):
     return (torch.compile(model) if a.compile else model), trained
 
 
+def gpu_joules():
+    """What all GPUs have drawn by NVML's counters, or None where there is none."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    count, sum_ = ctypes.c_uint(), 0.0
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return None
+    for index in range(count.value):
+        gpu, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(gpu)) or \
+                nvml.nvmlDeviceGetTotalEnergyConsumption(gpu, ctypes.byref(millijoules)):
+            return None
+        sum_ += millijoules.value / 1e3
+    return sum_
+
+
 def train(a, model, trained):
-    """Losses, seconds and real tokens of every step."""
+    """Losses, seconds and real tokens of every step, and joules a token of those after the first."""
     if a.rows:
         batches = padded(a)
     else:
@@ -203,7 +225,11 @@ def train(a, model, trained):
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     wait = torch.cuda.synchronize if a.device.startswith("cuda") else lambda: None
     losses, seconds, tokens = [], [], []
-    for x, mask, labels, real in batches:
+    joules = gpu_joules if a.device.startswith("cuda") else lambda: None
+    for step, (x, mask, labels, real) in enumerate(batches):
+        if step == WARM_UP:
+            wait()
+            before = joules()
         x, labels = x.to(a.device), labels.to(a.device)
         mask = None if mask is None else mask.to(a.device)
         wait()
@@ -216,7 +242,9 @@ def train(a, model, trained):
         seconds.append(time.perf_counter() - begin)
         losses.append(loss.item())
         tokens.append(real)
-    return losses, seconds, tokens
+    after = joules()
+    drawn = None if before is None or after is None else (after - before) / sum(tokens[WARM_UP:])
+    return losses, seconds, tokens, drawn
 
 
 def peak_rss_mib():
@@ -237,12 +265,12 @@ def main():
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     imported = peak_rss_mib()
-    losses, seconds, tokens = train(a, *build(a))
+    losses, seconds, tokens, drawn = train(a, *build(a))
     # Steps of one size are as fast as the median one; others have to be added up.
     rate = sum(tokens[WARM_UP:]) / sum(seconds[WARM_UP:]) if a.rows else tokens[-1] / statistics.median(seconds[WARM_UP:])
     print(json.dumps(dict(
         tokens_per_second=rate, peak_rss_mib=peak_rss_mib(), losses=losses,
-        step_seconds=seconds, rss_after_imports_mib=imported,
+        step_seconds=seconds, rss_after_imports_mib=imported, joules_per_token=drawn,
         peak_device_mib=torch.cuda.max_memory_allocated() / 2**20 if a.device.startswith("cuda") else None,
         versions={name: installed(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         cpu_capability=torch.backends.cpu.get_cpu_capability())))

@@ -7,9 +7,9 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use sparsam_adapter::lora::LoraConfig;
 use sparsam_adapter::optimizer::{Optimizer, StateType};
 use sparsam_adapter::pass::{Input, differentiate};
@@ -21,6 +21,8 @@ use sparsam_kernels::Documents;
 use sparsam_kernels::adamw::AdamW;
 use sparsam_kernels::awake::awake;
 use sparsam_kernels::cross_entropy::IGNORE;
+use sparsam_tracker::meter::nvml::{GpuMeter, Library};
+use sparsam_tracker::meter::{EnergyMeter as _, Roots};
 
 use crate::args::{BenchArgs, BenchMethod};
 use crate::device;
@@ -58,7 +60,18 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     };
     let mut optimizer = Optimizer::with_state(&trainable, settings, None, args.optim)?;
     let (mut losses, mut seconds, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+    let warm_up = WARM_UP.min(args.steps.saturating_sub(1));
+    let origin = Instant::now();
+    let mut meter = gpu_meter(&place.device);
+    let mut joules = || -> Option<f64> {
+        let reading = meter.as_mut()?.read(origin.elapsed()).ok()?;
+        Some(reading.joules.iter().map(|of_gpu| of_gpu.central).sum())
+    };
+    let mut before = None;
     for step in 0..args.steps {
+        if step == warm_up {
+            before = joules();
+        }
         let (ids, targets, lengths) = batches.step(step, args.batch, args.seq);
         let documents = Documents::from_lengths(&lengths);
         let input = Input {
@@ -75,11 +88,12 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
             optimizer.step(&trainable, LEARNING_RATE)?;
             Ok(loss)
         })?;
+        place.device.synchronize()?;
         seconds.push(started.elapsed().as_secs_f64());
         tokens.push(ids.len());
         losses.push(loss.sum / count);
     }
-    let warm_up = WARM_UP.min(seconds.len() - 1);
+    let drawn = before.zip(joules()).map(|(before, after)| after - before);
     let (mut counted, tokens) = (seconds.split_off(warm_up), tokens.split_off(warm_up));
     let sum: f64 = counted.iter().sum();
     counted.sort_by(f64::total_cmp);
@@ -94,10 +108,20 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         "step_seconds": median,
         "peak_rss_mib": peak_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         "peak_device_mib": device::peak_gpu_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
+        "joules_per_token": drawn.map(|drawn| drawn / tokens.iter().sum::<usize>() as f64),
         "losses": losses,
     });
     writeln!(std::io::stdout().lock(), "{figures}")?;
     Ok(())
+}
+
+/// A meter of all GPUs of the machine, where the work is on one and its driver counts what they draw.
+fn gpu_meter(device: &Device) -> Option<GpuMeter> {
+    if device.is_cpu() {
+        return None;
+    }
+    let library = Library::load(&Roots::from_env()).ok()?;
+    Some(library.meter(&library.gpus().ok()?, Duration::ZERO))
 }
 
 /// An adapter on all projections that begins with the peer's A matrices.
