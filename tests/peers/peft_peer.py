@@ -66,6 +66,7 @@ def arguments():
     p.add_argument("--gradient-checkpointing", action="store_true")
     p.add_argument("--compile", action="store_true", help="with torch.compile")
     p.add_argument("--device", default="cpu")
+    p.add_argument("--roof", action="store_true", help="how fast this torch multiplies square matrices, then stop")
     p.add_argument("--rows", type=Path, help="rows of uneven length instead of the batches")
     p.add_argument("--write-rows", type=Path, metavar="JSONL", help="write --rows from questions and answers, then stop")
     p.add_argument("--tokenizer", type=Path, help="tokenizer.json for --write-rows")
@@ -74,7 +75,7 @@ def arguments():
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
-    if not a.prepare and a.steps <= WARM_UP:
+    if not (a.prepare or a.roof) and a.steps <= WARM_UP:
         p.error(f"--steps must be more than the {WARM_UP} that warm up")
     return a
 
@@ -105,6 +106,35 @@ def prepare(a):
         torch.manual_seed(2)
         model = with_lora(load_base(folder, DTYPES[a.dtype]))
         save_file({k: p.detach().float().contiguous() for k, p in model.named_parameters() if "lora_A" in k}, lora)
+
+
+def operations(a):
+    """Multiplications and additions that a token needs, two for each weight and direction; what is computed again is none.
+
+    Of frozen weights there is no gradient, and attention is over the keys that are seen.
+    """
+    s = SHAPES[a.shape]
+    hidden, wide, layers = s["hidden_size"], s["intermediate_size"], s["num_hidden_layers"]
+    kv = hidden // s["num_attention_heads"] * s["num_key_value_heads"]
+    projections = [(hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden), (hidden, wide), (hidden, wide), (wide, hidden)]
+    weights = layers * sum(m * n for m, n in projections) + hidden * s["vocab_size"]
+    branches = layers * sum(RANK * (m + n) for m, n in projections)
+    attention = layers * 7 * a.seq * hidden  # two products forward and five back, over half of the places
+    return attention + (6 * weights if a.method == "full" else 4 * weights + 6 * branches)
+
+
+def roof():
+    """GFLOP/s of torch's products of 2,048 x 2,048 matrices, the best of some."""
+    found = {}
+    for name, dtype in DTYPES.items():
+        left, right = (torch.rand(2048, 2048).to(dtype) for _ in range(2))
+        seconds = []
+        for _ in range(12):
+            begin = time.perf_counter()
+            torch.mm(left, right)
+            seconds.append(time.perf_counter() - begin)
+        found[name] = 2 * 2048**3 / min(seconds) / 1e9
+    return found
 
 
 def write_rows(a):
@@ -258,6 +288,9 @@ def main():
     if a.write_rows:
         write_rows(a)
         return
+    if a.roof:
+        print(json.dumps(roof()))
+        return
     prepare(a)
     if a.prepare:
         return
@@ -270,7 +303,7 @@ def main():
     rate = sum(tokens[WARM_UP:]) / sum(seconds[WARM_UP:]) if a.rows else tokens[-1] / statistics.median(seconds[WARM_UP:])
     print(json.dumps(dict(
         tokens_per_second=rate, peak_rss_mib=peak_rss_mib(), losses=losses,
-        step_seconds=seconds, rss_after_imports_mib=imported, joules_per_token=drawn,
+        operations_per_token=None if a.rows else operations(a), step_seconds=seconds, rss_after_imports_mib=imported, joules_per_token=drawn,
         peak_device_mib=torch.cuda.max_memory_allocated() / 2**20 if a.device.startswith("cuda") else None,
         versions={name: installed(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         cpu_capability=torch.backends.cpu.get_cpu_capability())))
