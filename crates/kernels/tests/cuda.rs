@@ -928,7 +928,7 @@ fn units_in_bf16() -> Result<()> {
 
         let what = format!("{tokens} {input} {wide} {out} {adapted:?} {own_input}");
         near(&format!("{what}: product"), &gproduct, &product, ROUNDED);
-        near(&format!("{what}: output"), &gy[0], &y[0], ROUNDED);
+        near(&format!("{what}: output"), &gy[0], &y[0], TWICE_ROUNDED);
         near(&format!("{what}: input"), &gdx, &dx, TWICE_ROUNDED);
         for (there, here) in gadded.iter().flatten().zip(added.iter().flatten()) {
             near(&format!("{what}: A"), &there[0], &here[0], TWICE_ROUNDED);
