@@ -133,6 +133,24 @@ impl Gpu {
         Ok(())
     }
 
+    /// [`Gpu::compare_attention`] of decoders.
+    fn compare_causal(
+        &self,
+        inputs: [(Tensor, Tensor); 4],
+        documents: &Documents,
+        shape: &AttentionShape,
+        tolerance: f64,
+    ) -> Result<()> {
+        self.compare_attention(
+            inputs,
+            &format!("{shape:?} {:?}", documents.ranges().collect::<Vec<_>>()),
+            tolerance,
+            shape.window != Some(1),
+            |q, k, v| attention(q, k, v, documents, shape),
+            |d, q, k, v, y, sums| attention_backward(d, q, k, v, y, sums, documents, shape),
+        )
+    }
+
     fn lengths(&mut self, documents: usize, most: usize) -> Vec<usize> {
         (0..documents)
             .map(|_| self.generator.between(1, most))
@@ -379,14 +397,8 @@ fn attention_of_documents() -> Result<()> {
             let (k, gk) = gpu.pair(&[tokens, kv_heads * head_dim])?;
             let (v, gv) = gpu.pair(&[tokens, kv_heads * head_dim])?;
             let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
-            gpu.compare_attention(
-                [(q, gq), (k, gk), (v, gv), (d, gd)],
-                &format!("{shape:?} {lengths:?}"),
-                SUMS,
-                window != Some(1),
-                |q, k, v| attention(q, k, v, &documents, &shape),
-                |d, q, k, v, y, sums| attention_backward(d, q, k, v, y, sums, &documents, &shape),
-            )?;
+            let inputs = [(q, gq), (k, gk), (v, gv), (d, gd)];
+            gpu.compare_causal(inputs, &documents, &shape, SUMS)?;
         }
     }
     Ok(())
@@ -513,14 +525,8 @@ fn attention_in_bf16() -> Result<()> {
             let (k, gk) = input(kv_heads)?;
             let (v, gv) = input(kv_heads)?;
             let (d, gd) = gpu.pair(&[tokens, heads * head_dim])?;
-            gpu.compare_attention(
-                [(q, gq), (k, gk), (v, gv), (d, gd)],
-                &format!("{shape:?} {lengths:?}"),
-                ROUNDED,
-                window != Some(1),
-                |q, k, v| attention(q, k, v, &documents, &shape),
-                |d, q, k, v, y, sums| attention_backward(d, q, k, v, y, sums, &documents, &shape),
-            )?;
+            let inputs = [(q, gq), (k, gk), (v, gv), (d, gd)];
+            gpu.compare_causal(inputs, &documents, &shape, ROUNDED)?;
         }
     }
     Ok(())

@@ -49,13 +49,17 @@ struct Event {
 
 Stream* beside(void* stream) { return stream == &first_stream ? nullptr : static_cast<Stream*>(stream); }
 
+int copy(uint64_t to, uint64_t from, size_t size) {
+    memmove((void*)to, (void*)from, size);
+    return 0;
+}
+
 // A copy on a stream: at once on the first.
 int copy_on(void* stream, uint64_t to, uint64_t from, size_t size) {
     Stream* other = beside(stream);
     if (!other) {
         asked++;
-        memmove((void*)to, (void*)from, size);
-        return 0;
+        return copy(to, from, size);
     }
     if (other->waited != asked) emulated::fail("a copy beside does not wait for what it follows");
     other->copies.push_back({to, from, size});
@@ -94,11 +98,6 @@ int take(uint64_t address) {
     used -= found->second;
     free((void*)address);
     sizes.erase(found);
-    return 0;
-}
-
-int copy(uint64_t to, uint64_t from, size_t size) {
-    memmove((void*)to, (void*)from, size);
     return 0;
 }
 

@@ -84,8 +84,9 @@ pub(super) fn gemm(a: Operand, b: Operand, c: &Tensor, alpha: f64, beta: f64) ->
     let ((a_at, a_step), (b_at, b_step), (c_at, c_step)) =
         (rows(a.tensor)?, rows(b.tensor)?, rows(c)?);
     #[expect(unsafe_code, reason = "cuBLAS is a C library")]
-    // SAFETY: addresses and leading dimensions are those of matrices of whole rows whose shapes were checked above, and cuBLAS enqueues on candle's stream, in whose order their memory is freed. cuBLAS is column-major:
-    // what it sees are the transposes, so it is asked for cᵀ = op(b)ᵀ op(a)ᵀ.
+    // SAFETY: addresses and leading dimensions are those of matrices of whole rows whose shapes were checked above, and
+    // cuBLAS enqueues on candle's stream, in whose order their memory is freed. cuBLAS is column-major: what it sees are
+    // the transposes, so it is asked for cᵀ = op(b)ᵀ op(a)ᵀ.
     unsafe {
         result::gemm_ex(
             *blas.handle(),

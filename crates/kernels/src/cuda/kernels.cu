@@ -1,9 +1,9 @@
 // The kernels of this crate on NVIDIA GPUs; products go through cuBLAS. Built to `kernels.ptx` for compute_80
 // by `just cuda-ptx`, which also says whether the two agree.
 //
-// Activations are f32 or, where only products in bf16 read them, bf16; row-major and contiguous. No kernel uses atomics: each number has one writer, which
-// adds in a fixed order, so a run repeats bit for bit. Where a kernel's shape is not said, it is one thread
-// for each number.
+// Activations are f32 or, where only products in bf16 read them, bf16; row-major and contiguous. No kernel uses atomics:
+// each number has one writer, which adds in a fixed order, so a run repeats bit for bit. Where a kernel's shape is not
+// said, it is one thread for each number.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -68,6 +68,14 @@ __device__ float wide(float x) { return x; }
 __device__ float wide(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ void put(float* to, float x) { *to = x; }
 __device__ void put(__nv_bfloat16* to, float x) { *to = __float2bfloat16(x); }
+
+// Into the one of two places that is not null.
+__device__ void put_either(float* wide, __nv_bfloat16* narrow, int64_t at, float x) {
+    if (wide)
+        put(wide + at, x);
+    else
+        put(narrow + at, x);
+}
 
 template <class Number>
 __device__ void product_of_unit(const Number* gate, const Number* up, Number* y, int64_t count, int kind) {
@@ -134,11 +142,7 @@ __global__ void rms_norm(const float* x, const float* weight, float* wide, __nv_
     float root = 1.f / sqrtf(block_sum(sum) / width + epsilon);
     if (threadIdx.x == 0) roots[row] = root;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float y = weight[i] * (x[i] * root);
-        if (wide)
-            wide[row * width + i] = y;
-        else
-            narrow[row * width + i] = __float2bfloat16(y);
+        put_either(wide, narrow, row * width + i, weight[i] * (x[i] * root));
     }
 }
 
@@ -447,7 +451,7 @@ __global__ void expand_four_bits(const uint8_t* packed, const float* absmax, con
         if (at >= count) return;
         int code = half ? packed[pair] & 15 : packed[pair] >> 4;
         float value = levels[code] * absmax[at / block];
-        if (wide) wide[at] = value; else narrow[at] = __float2bfloat16(value);
+        put_either(wide, narrow, at, value);
     }
 }
 
@@ -457,7 +461,7 @@ __global__ void expand_eight_bits(const int8_t* codes, const float* absmax, floa
     int64_t i = global_index();
     if (i >= count) return;
     float value = codes[i] * absmax[i / block] / 127.f;
-    if (wide) wide[i] = value; else narrow[i] = __float2bfloat16(value);
+    put_either(wide, narrow, i, value);
 }
 
 }  // extern "C"
@@ -543,7 +547,7 @@ __global__ void expand_ggml(const uint8_t* bytes, const uint32_t* rows, float* w
     if (rows) row = rows[row];
     const uint8_t* block = bytes + (row * (columns / length) + column / length) * size;
     float value = of_block(kind, block, column % length / 32, column % 32);
-    if (wide) wide[i] = value; else narrow[i] = __float2bfloat16(value);
+    put_either(wide, narrow, i, value);
 }
 
 // Row sums of dout * out, which is in one of two places, for each head: `[heads, tokens]`, a warp each.
