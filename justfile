@@ -162,4 +162,5 @@ cuda-emulate-device *words="":
 # Parity with PEFT and transformers on that GPU: logits, losses, gradients, whole trainings; some ten minutes
 cuda-emulate-parity:
     SPARSAM_TEST_DEVICE=cuda tests/cuda/emulate-device.sh test -p sparsam-adapter --test parity --test classify --test ways
-    SPARSAM_TEST_DEVICE=cuda SPARSAM_BF16_ATTENTION=1 tests/cuda/emulate-device.sh test -p sparsam-adapter --test bf16 rounded_products
+    SPARSAM_TEST_DEVICE=cuda tests/cuda/emulate-device.sh test -p sparsam-adapter --test bf16 rounded_products
+    SPARSAM_TEST_DEVICE=cuda SPARSAM_BF16_ATTENTION=0 tests/cuda/emulate-device.sh test -p sparsam-adapter --test bf16 rounded_products

@@ -48,13 +48,13 @@ if wanted tests; then
   while read -r name test words; do
     read -ra words <<<"$words"
     part "$name" 60 env SPARSAM_TEST_DEVICE=cuda CARGO_MANIFEST_DIR="$PWD/crates/adapter" \
-      SPARSAM_BF16_ATTENTION=$([[ $name == *cores ]] && echo 1) "$programs/$test" "${words[@]}"
+      SPARSAM_BF16_ATTENTION=$([[ $name == *f32-attention ]] && echo 0) "$programs/$test" "${words[@]}"
   done <<'TESTS'
 parity parity
 classify classify
 ways ways
 bf16 bf16 rounded_products
-bf16-tensor-cores bf16 rounded_products
+bf16-f32-attention bf16 rounded_products
 TESTS
 fi
 
@@ -93,7 +93,7 @@ else
       words+=(--rows "$data/rows.safetensors")
     fi
     [[ $name == *+* ]] || part "peft-$name" 90 "${peft[@]}" --device cuda --shape "$shape" "${words[@]}"
-    part "sparsam-$name" 90 env SPARSAM_BF16_ATTENTION=$([[ $name == *+f32-attention ]] || echo 1) "$sparsam" bench \
+    part "sparsam-$name" 90 env SPARSAM_BF16_ATTENTION=$([[ $name == *+f32-attention ]] && echo 0) "$sparsam" bench \
       --device cuda:0 --model "$data/$shape" --lora-init "$data/$shape-lora.safetensors" \
       --batches "$data/$shape-batches.safetensors" "${words[@]}" --json
   done <<'WORK'

@@ -10,7 +10,7 @@ use sparsam_base::classifier::{Classifier, Start};
 use sparsam_base::stack::{Checkpointing, Keep};
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_kernels::Documents;
-use sparsam_kernels::cross_entropy::{IGNORE, Loss};
+use sparsam_kernels::cross_entropy::{Begun, IGNORE, Loss};
 use sparsam_kernels::host::{fetch, view};
 
 use crate::classes::{ClassMetrics, Prediction};
@@ -97,13 +97,13 @@ fn loss_of(probabilities: &[f64], classes: usize, truths: &[u32]) -> Result<Loss
 }
 
 impl Learner for Classifier {
-    fn differentiate(
+    fn begin(
         &self,
         trainable: &mut Trainable,
         input: Input,
         grad_scale: f64,
         checkpointing: Checkpointing,
-    ) -> Result<Loss> {
+    ) -> Result<Begun> {
         let keep = Keep {
             lowest: trainable.lowest_block(),
             checkpointing,
@@ -131,7 +131,7 @@ impl Learner for Classifier {
         let gradient = Tensor::from_vec(gradient, (truths.len(), classes), &Device::Cpu)?;
         let gradient = gradient.to_device(logits.device())?;
         self.backward(&gradient, kept, input.ids, input.documents, trainable)?;
-        Ok(loss)
+        Ok(Begun::known(loss))
     }
 
     fn measure(&self, trainable: &mut Trainable, batches: &Batches) -> Result<Measured> {

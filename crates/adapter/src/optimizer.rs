@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use sparsam_kernels::adamw::eight_bit::{self, EightBit, Map, adamw_step_eight_bit};
-use sparsam_kernels::adamw::{AdamW, adamw_step, grad_norm_squared};
+use sparsam_kernels::adamw::AdamW;
+use sparsam_kernels::adamw::all::{self, GradNorm, Update, adamw_all};
+use sparsam_kernels::adamw::eight_bit::{self, EightBit, Map};
 
 use crate::error::{Error, Result};
 use crate::trainable::Trainable;
@@ -174,50 +175,43 @@ impl Optimizer {
     /// # Errors
     /// A gradient that is not a number; nothing is updated then.
     pub fn step(&mut self, trainable: &Trainable, learning_rate: f64) -> Result<f64> {
-        for trained in trainable.registry().values() {
-            trained.hold()?;
-        }
-        let grads: Vec<&Tensor> = trainable
-            .registry()
-            .values()
-            .map(|trained| &trained.grad)
-            .collect();
-        let norm = grad_norm_squared(&grads)?.sqrt();
-        if !norm.is_finite() {
-            return Err(Error::training(
-                "a gradient is not a number",
-                "lower `learning_rate` or set `max_grad_norm`; the last checkpoint is kept",
-            ));
-        }
-        // torch.nn.utils.clip_grad_norm_ divides by the norm plus 1e-6.
-        let scale = match self.max_grad_norm {
-            Some(most) => (most / (norm + 1e-6)).min(1.0),
-            None => 1.0,
-        };
-        self.steps += 1;
+        let norm = self.begin_step(trainable, learning_rate)?;
+        checked_norm(&norm).inspect_err(|_| self.steps -= 1)
+    }
+
+    /// [`Self::step`] that does not wait for a GPU; [`checked_norm`] does.
+    ///
+    /// # Errors
+    /// An operation on tensors failed.
+    pub fn begin_step(&mut self, trainable: &Trainable, learning_rate: f64) -> Result<GradNorm> {
+        let mut updates = Vec::with_capacity(trainable.registry().len());
         for (name, trained) in trainable.registry() {
             let Some(moments) = self.moments.get(name) else {
                 return Err(Error::weight(name, "has no state in the optimiser"));
             };
             let faster = name.ends_with(".lora_B.weight") || trained.value.rank() == 1;
-            let lr = learning_rate * if faster { self.b_ratio } else { 1.0 };
-            let settings = AdamW {
-                lr,
-                weight_decay: trained.decayed(lr, self.settings.weight_decay)?,
-                ..self.settings
-            };
-            let (value, grad) = (&trained.value, &trained.grad);
-            match moments {
-                Moments::F32(first, second) => {
-                    adamw_step(value, grad, first, second, &settings, self.steps, scale)?;
-                }
-                Moments::EightBit(first, second) => {
-                    adamw_step_eight_bit(value, grad, first, second, &settings, self.steps, scale)?;
-                }
-            }
-            trained.refresh()?;
+            updates.push(Update {
+                param: &trained.value,
+                grad: &trained.grad,
+                moments: match moments {
+                    Moments::F32(first, second) => all::Moments::F32(first, second),
+                    Moments::EightBit(first, second) => all::Moments::EightBit(first, second),
+                },
+                lr: learning_rate * if faster { self.b_ratio } else { 1.0 },
+                weight_decay: if trained.decays {
+                    self.settings.weight_decay
+                } else {
+                    0.0
+                },
+                mask: trained.mask(),
+                narrow: trained.narrow(),
+            });
         }
-        trainable.clear_gradients()?;
+        self.steps += 1;
+        let norm = adamw_all(&updates, &self.settings, self.steps, self.max_grad_norm)?;
+        for trained in trainable.registry().values() {
+            trained.changed();
+        }
         Ok(norm)
     }
 
@@ -252,6 +246,21 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// The norm of the gradients of a step, which it waits for.
+///
+/// # Errors
+/// A norm that is not a number: nothing was updated then.
+pub fn checked_norm(norm: &GradNorm) -> Result<f64> {
+    let norm = norm.read()?;
+    if norm.is_finite() {
+        return Ok(norm);
+    }
+    Err(Error::training(
+        "a gradient is not a number",
+        "lower `learning_rate` or set `max_grad_norm`; the last checkpoint is kept",
+    ))
 }
 
 #[cfg(test)]

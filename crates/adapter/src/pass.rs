@@ -8,7 +8,9 @@ use sparsam_base::model::{HEAD, Model};
 use sparsam_base::projection::Hook;
 use sparsam_base::stack::{Checkpointing, Keep};
 use sparsam_kernels::Documents;
-use sparsam_kernels::cross_entropy::{Loss, Want, begin_cross_entropy, linear_cross_entropy};
+use sparsam_kernels::cross_entropy::{
+    Begun, Loss, Want, begin_cross_entropy, linear_cross_entropy,
+};
 use sparsam_kernels::norm::rms_norm_backward;
 
 use crate::error::{Error, Result};
@@ -51,6 +53,20 @@ pub fn differentiate(
     grad_scale: f64,
     checkpointing: Checkpointing,
 ) -> Result<Loss> {
+    checked_loss(begin(model, trainable, input, grad_scale, checkpointing)?)
+}
+
+/// [`differentiate`] that does not wait for a GPU; [`checked_loss`] does.
+///
+/// # Errors
+/// As there, but for a loss on a GPU, which nobody has looked at yet.
+pub fn begin(
+    model: &Model,
+    trainable: &mut Trainable,
+    input: Input,
+    grad_scale: f64,
+    checkpointing: Checkpointing,
+) -> Result<Begun> {
     let keep = Keep {
         lowest: trainable.lowest_block(),
         checkpointing,
@@ -83,7 +99,15 @@ pub fn differentiate(
     )?;
     drop((dnormed, x));
     model.backward(dx, kept, input.ids, input.documents, trainable)?;
-    // Read now and not before, so that a GPU never waits for its work to be enqueued.
+    loss.sum().map_or(Ok(()), check_loss)?;
+    Ok(loss)
+}
+
+/// The numbers of a loss, which it waits for.
+///
+/// # Errors
+/// A loss that is not a number, or what the GPU did wrong since the last wait.
+pub fn checked_loss(loss: Begun) -> Result<Loss> {
     let loss = loss.read()?;
     check_loss(loss.sum)?;
     Ok(loss)

@@ -15,15 +15,15 @@ use std::time::Instant;
 use sparsam_base::model::Model;
 use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::awake::awake;
-use sparsam_kernels::cross_entropy::Loss;
+use sparsam_kernels::cross_entropy::{Begun, Loss};
 
 use crate::checkpoint::{self, Best, Progress};
 use crate::classes::ClassMetrics;
 use crate::data::{Batch, Batches};
 use crate::error::{Error, Result};
 use crate::evaluate::{BatchLoss, batch_losses, mean};
-use crate::optimizer::Optimizer;
-use crate::pass::{Input, differentiate};
+use crate::optimizer::{Optimizer, checked_norm};
+use crate::pass::{Input, begin, checked_loss};
 use crate::schedule::Schedule;
 use crate::trainable::Trainable;
 
@@ -76,7 +76,20 @@ impl BestBy {
 
 /// A model as the loop sees it.
 pub trait Learner {
-    /// Adds the gradients of `grad_scale · Σ loss` to everything that is trained, and returns the loss.
+    /// Adds the gradients of `grad_scale · Σ loss` to everything that is trained, and returns the loss, which on a GPU
+    /// nobody has waited for.
+    ///
+    /// # Errors
+    /// An operation on tensors failed, or the loss is known and not a number.
+    fn begin(
+        &self,
+        trainable: &mut Trainable,
+        input: Input,
+        grad_scale: f64,
+        checkpointing: Checkpointing,
+    ) -> Result<Begun>;
+
+    /// [`Self::begin`], with a loss that was waited for.
     ///
     /// # Errors
     /// An operation on tensors failed, or the loss is not a number.
@@ -86,7 +99,9 @@ pub trait Learner {
         input: Input,
         grad_scale: f64,
         checkpointing: Checkpointing,
-    ) -> Result<Loss>;
+    ) -> Result<Loss> {
+        checked_loss(self.begin(trainable, input, grad_scale, checkpointing)?)
+    }
 
     /// Measures one pass over data; nothing is differentiated and nothing dropped.
     ///
@@ -107,14 +122,14 @@ pub struct Measured {
 }
 
 impl Learner for Model {
-    fn differentiate(
+    fn begin(
         &self,
         trainable: &mut Trainable,
         input: Input,
         grad_scale: f64,
         checkpointing: Checkpointing,
-    ) -> Result<Loss> {
-        differentiate(self, trainable, input, grad_scale, checkpointing)
+    ) -> Result<Begun> {
+        begin(self, trainable, input, grad_scale, checkpointing)
     }
 
     fn measure(&self, trainable: &mut Trainable, batches: &Batches) -> Result<Measured> {
@@ -347,8 +362,9 @@ impl Run<'_> {
             ));
         }
         let learning_rate = self.settings.schedule.within(progress.step, used);
-        let (sum, grad_norm) = awake(|| -> Result<_> {
-            let mut sum = 0.0;
+        let device = self.trainable.device();
+        let (sum, grad_norm) = awake(&device, || -> Result<_> {
+            let mut losses = Vec::with_capacity(group.len());
             for batch in &group {
                 self.trainable.set_training(Some(progress.micro_batches));
                 let input = Input {
@@ -359,12 +375,16 @@ impl Run<'_> {
                 let scale = 1.0 / targets as f64;
                 let checkpointing = self.settings.checkpointing;
                 let (model, trainable) = (self.model, &mut *self.trainable);
-                sum += model
-                    .differentiate(trainable, input, scale, checkpointing)?
-                    .sum;
+                losses.push(model.begin(trainable, input, scale, checkpointing)?);
                 progress.micro_batches += 1;
             }
-            Ok((sum, self.optimizer.step(self.trainable, learning_rate)?))
+            let norm = self.optimizer.begin_step(self.trainable, learning_rate)?;
+            // Numbers are read now and not before, so that a GPU never waits for its work to be enqueued.
+            let mut sum = 0.0;
+            for loss in losses {
+                sum += checked_loss(loss)?.sum;
+            }
+            Ok((sum, checked_norm(&norm)?))
         })?;
         let (loss, seconds) = (sum / targets as f64, started.elapsed().as_secs_f64());
         progress.position = self.train.position();
@@ -386,7 +406,8 @@ impl Run<'_> {
             return Ok(());
         };
         observer.enter(Phase::Evaluate);
-        let measured = awake(|| self.model.measure(self.trainable, eval));
+        let device = self.trainable.device();
+        let measured = awake(&device, || self.model.measure(self.trainable, eval));
         observer.leave(Phase::Evaluate);
         let measured = measured?;
         let loss = mean(&measured.losses)?;

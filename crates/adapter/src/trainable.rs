@@ -25,8 +25,8 @@ use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::host::{clear, copy_into, fetch};
 use sparsam_kernels::linear::{add_in_place, bias_grad, linear_weight_grad};
 use sparsam_kernels::lora::{
-    BranchGrads, InputGrads, Kept, LowRank, Projection as Product, lora_gated, lora_gated_backward,
-    lora_kept, lora_linear, lora_linear_backward, takes_bf16,
+    BranchGrads, InputGrads, Kept, LowRank, Projection as Product, Stacked, branch_dtype,
+    lora_gated, lora_gated_backward, lora_kept, lora_linear, lora_linear_backward, takes_bf16,
 };
 
 use crate::error::{Error, Result};
@@ -37,7 +37,8 @@ use crate::random::Random;
 /// A trained tensor: its value and its gradient, f32 and of one shape.
 #[derive(Clone, Debug)]
 pub struct Trained {
-    /// Updated in place by the optimiser; [`Trained::refresh`] follows every such update.
+    /// Updated in place by the optimiser, which brings up to date what is derived from it; [`Trained::refresh`] follows
+    /// every other update.
     pub value: Tensor,
     /// Added to by every backward pass, cleared by the optimiser.
     pub grad: Tensor,
@@ -65,30 +66,21 @@ impl Trained {
         })
     }
 
-    /// Before an update: takes the gradient of what stays away.
-    ///
-    /// # Errors
-    /// An operation on tensors failed.
-    pub(crate) fn hold(&self) -> candle_core::Result<()> {
-        match &self.mask {
-            Some(mask) => copy_into(&(&self.grad * mask)?, &self.grad),
-            None => Ok(()),
-        }
+    /// 1 where it is trained and 0 where it stays, if it is trained in part.
+    pub(crate) fn mask(&self) -> Option<&Tensor> {
+        self.mask.as_ref()
     }
 
-    /// The weight decay of an update that multiplies what decays by `1 - decay`, and the decay that is left for
-    /// the update itself: a tensor that is trained in part decays in part, here and now.
-    ///
-    /// # Errors
-    /// An operation on tensors failed.
-    pub(crate) fn decayed(&self, learning_rate: f64, decay: f64) -> candle_core::Result<f64> {
-        let decay = if self.decays { decay } else { 0.0 };
-        let Some(mask) = self.mask.as_ref().filter(|_| decay > 0.0) else {
-            return Ok(if self.mask.is_some() { 0.0 } else { decay });
-        };
-        let keep = mask.affine(-learning_rate * decay, 1.0)?;
-        copy_into(&(&self.value * keep)?, &self.value)?;
-        Ok(0.0)
+    /// The model's own copy in a narrower type.
+    pub(crate) fn narrow(&self) -> Option<&Tensor> {
+        self.narrow.as_ref()
+    }
+
+    /// Tells a DoRA branch that the value has changed; its rows are measured anew in the next pass.
+    pub(crate) fn changed(&self) {
+        if let Some(changed) = &self.changed {
+            changed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Tells what is derived from the value that it has changed: the model's copy in a narrower type is
@@ -97,9 +89,7 @@ impl Trained {
     /// # Errors
     /// An operation on tensors failed.
     pub fn refresh(&self) -> candle_core::Result<()> {
-        if let Some(changed) = &self.changed {
-            changed.store(true, Ordering::Relaxed);
-        }
+        self.changed();
         let Some(narrow) = &self.narrow else {
             return Ok(());
         };
@@ -250,6 +240,11 @@ impl Trainable {
                 "matches no module of the model",
             ));
         }
+        if device.is_cuda() {
+            for (_, group) in model.groups() {
+                trainable.stack(group)?;
+            }
+        }
         for (name, bias) in biases {
             trainable.registry.insert(name, Trained::new(bias)?);
         }
@@ -299,6 +294,12 @@ impl Trainable {
     /// Names and tensors of all that is trained, in order of their names.
     pub fn registry(&self) -> &BTreeMap<String, Trained> {
         &self.registry
+    }
+
+    /// Where what is trained is.
+    pub fn device(&self) -> Device {
+        let first = self.registry.values().next();
+        first.map_or(Device::Cpu, |trained| trained.value.device().clone())
     }
 
     /// Number of trained numbers.
@@ -402,6 +403,7 @@ impl Trainable {
             b: b.value.clone(),
             scale,
             dora,
+            stacked: None,
         };
         let branch = Branch {
             low_rank,
@@ -415,6 +417,53 @@ impl Trainable {
         self.branches.insert(module.to_owned(), branch);
         self.registry.insert(format!("{module}.lora_A.weight"), a);
         self.registry.insert(format!("{module}.lora_B.weight"), b);
+        Ok(())
+    }
+
+    /// Puts the branches of a group where its products on a GPU read them: each `A` becomes some rows of one matrix, and
+    /// its gradient of another, and where the products are of bf16 a copy of `A` and `B` in that follows them.
+    fn stack(&mut self, group: &Group) -> candle_core::Result<()> {
+        let adapted = |p: &&Projection| self.branches.contains_key(&p.name);
+        let adapted: Vec<&Projection> = group.projections.iter().filter(adapted).collect();
+        let Some(first) = adapted.first() else {
+            return Ok(());
+        };
+        let dtype = branch_dtype(adapted.iter().map(|p| &p.weight));
+        let rank = |p: &Projection| self.branches[&p.name].low_rank.a.dims()[0];
+        let depth: usize = adapted.iter().map(|p| rank(p)).sum();
+        let like = &self.branches[&first.name].low_rank.a;
+        let zeros = |dtype| Tensor::zeros((depth, like.dims()[1]), dtype, like.device());
+        let (values, a_grad) = (zeros(DType::F32)?, zeros(DType::F32)?);
+        let narrow = (dtype != DType::F32).then(|| zeros(dtype)).transpose()?;
+        let mut start = 0;
+        for projection in adapted {
+            let path = &projection.name;
+            let (Some(branch), [Some(mut a), Some(mut b)]) = (
+                self.branches.get_mut(path),
+                ["A", "B"].map(|part| self.registry.remove(&format!("{path}.lora_{part}.weight"))),
+            ) else {
+                candle_core::bail!("`{path}` has half a branch");
+            };
+            let rank = a.value.dims()[0];
+            let rows = |of: &Tensor| of.narrow(0, start, rank);
+            copy_into(&a.value, &rows(&values)?)?;
+            (a.value, a.grad) = (rows(&values)?, rows(&a_grad)?);
+            if let Some(narrow) = &narrow {
+                a.narrow = Some(rows(narrow)?);
+                b.narrow = Some(b.value.to_dtype(dtype)?);
+            }
+            a.refresh()?;
+            (branch.low_rank.a, branch.a_grad) = (a.value.clone(), a.grad.clone());
+            branch.low_rank.stacked = Some(Stacked {
+                a: narrow.as_ref().unwrap_or(&values).clone(),
+                b: b.narrow.as_ref().unwrap_or(&b.value).clone(),
+                a_grad: a_grad.clone(),
+                start,
+            });
+            start += rank;
+            self.registry.insert(format!("{path}.lora_A.weight"), a);
+            self.registry.insert(format!("{path}.lora_B.weight"), b);
+        }
         Ok(())
     }
 

@@ -156,7 +156,7 @@ fn step(
     }
     let positions = Positions::new(positions);
     let pass = model.pass(&documents, &positions);
-    awake(|| {
+    awake(model.device(), || {
         let mut x = model.embed(&ids)?;
         for (index, block) in model.blocks.iter().enumerate() {
             let mut caches: Vec<&mut Cache> = sequences

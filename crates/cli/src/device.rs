@@ -8,6 +8,10 @@ use std::str::FromStr;
 use candle_core::{DType, Device, DeviceLocation};
 use sparsam_base::classifier::Classifier;
 use sparsam_base::model::Model;
+use sparsam_base::network::Network;
+use sparsam_base::projection::Group;
+use sparsam_kernels::Weight;
+use sparsam_kernels::attention::on_tensor_cores;
 
 use crate::error::Failure;
 
@@ -64,6 +68,21 @@ impl Place {
     pub(crate) fn name(&self) -> String {
         name(&self.device)
     }
+}
+
+/// Why a model that computes in bf16 has its attention in f32 on a GPU, if it has; a sentence for the log.
+pub(crate) fn attention_note(model: &impl Network) -> Option<String> {
+    let rounds = |group: &Group| {
+        let mut weights = group.projections.iter().map(|p| &p.weight);
+        weights.all(Weight::multiplies_in_bf16)
+    };
+    if !model.device().is_cuda() || !model.groups().iter().any(|(_, group)| rounds(group)) {
+        return None;
+    }
+    let why = on_tensor_cores(model.device()).err()?;
+    Some(format!(
+        "attention is computed in f32, without this GPU's tensor cores: {why}"
+    ))
 }
 
 /// A device as a recipe would name it, `cpu` or `cuda:0`.

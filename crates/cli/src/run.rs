@@ -179,6 +179,9 @@ impl<'a> Session<'a> {
         tracker.leave(LOAD);
         if !quiet {
             place.note.iter().for_each(|note| say(note));
+            if let Some(note) = device::attention_note(&ready.opened.model) {
+                say(&note);
+            }
             let before = resumed.as_ref().map(|r| r.record.platform.last_device());
             if let Some(before) = before.filter(|&before| before != place.name()) {
                 say(&format!(

@@ -225,6 +225,7 @@ fn projections(criterion: &mut Criterion) -> Result<()> {
                     b: numbers(*output, RANK)?,
                     scale: 2.0,
                     dora: None,
+                    stacked: None,
                 });
                 dys.push(numbers(TOKENS, *output)?);
                 grads.push((numbers(RANK, input)?, numbers(*output, RANK)?));

@@ -2,8 +2,8 @@
 //!
 //! The order of operations is that of `torch.optim.AdamW`, so that losses can be compared step by
 //! step: decay of the parameter first, then the moments, then the step, with ε added after the
-//! square root and its bias correction. Schedules, clipping rules and state files are the caller's.
-//! [`eight_bit`] is the same step with its moments kept in a quarter of the memory.
+//! square root and its bias correction. Schedules and state files are the caller's. [`eight_bit`] is the same step with
+//! its moments kept in a quarter of the memory, [`all`] that of everything that is trained, with clipping before it.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -13,6 +13,7 @@ use crate::cpu::Level;
 use crate::host::{update, view};
 use crate::vector::{Real, dot, levels};
 
+pub mod all;
 pub mod eight_bit;
 
 /// Numbers of one task; a fixed size, because sums over a tensor are formed chunk by chunk.
@@ -60,7 +61,7 @@ pub(crate) struct Factors {
 
 impl Factors {
     /// Of step number `step`, which counts from 1.
-    fn of(settings: &AdamW, step: usize, grad_scale: f64) -> Result<Self> {
+    pub(crate) fn of(settings: &AdamW, step: usize, grad_scale: f64) -> Result<Self> {
         if step == 0 {
             bail!("`adamw_step`: steps count from 1");
         }
@@ -108,7 +109,8 @@ pub fn adamw_step(
     let factors = Factors::of(settings, step, grad_scale)?;
     #[cfg(feature = "cuda")]
     if param.device().is_cuda() {
-        return crate::cuda::adamw_step(param, grad, exp_avg, exp_avg_sq, &factors);
+        let moments = all::Moments::F32(exp_avg, exp_avg_sq);
+        return crate::cuda::adamw_step(param, grad, moments, &factors);
     }
     let level = Level::detect();
     by_element!(param, T => {

@@ -36,6 +36,24 @@ use crate::vector::Real;
 pub use bidirectional::{Bidirectional, bidirectional, bidirectional_backward};
 pub use cached::{Cache, attention_cached, attention_next};
 
+/// Whether attention in bf16 is computed on a device. On a GPU its tensor cores are tried once in a process, on numbers
+/// made for that, against attention in f32, which multiplies without them. With `SPARSAM_BF16_ATTENTION=0` they are not
+/// used.
+///
+/// # Errors
+/// Why not.
+pub fn on_tensor_cores(device: &Device) -> std::result::Result<(), &'static str> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        static TRIED: std::sync::OnceLock<std::result::Result<(), String>> =
+            std::sync::OnceLock::new();
+        let tried = TRIED.get_or_init(|| crate::cuda::try_tensor_cores(device));
+        return tried.as_ref().copied().map_err(String::as_str);
+    }
+    debug_assert!(!device.is_cuda());
+    Err("it is for GPUs")
+}
+
 /// The shape of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
@@ -58,15 +76,12 @@ pub struct AttentionShape {
 
 impl AttentionShape {
     /// Whether q, k and v may be bf16 there: on a GPU, whose tensor cores multiply them then, for heads of up to 128
-    /// numbers in eights.
-    ///
-    /// These kernels agree with references in f64 where they are emulated (`just cuda-emulate`), and have not been run
-    /// on a GPU yet. Until they have, they are used only with `SPARSAM_BF16_ATTENTION=1`.
+    /// numbers in eights, and if [`on_tensor_cores`] says so.
     pub fn takes_bf16(&self, device: &Device) -> bool {
-        device.is_cuda()
-            && self.head_dim <= 128
+        self.head_dim <= 128
             && self.head_dim.is_multiple_of(8)
-            && std::env::var("SPARSAM_BF16_ATTENTION").is_ok_and(|value| value == "1")
+            && device.is_cuda()
+            && on_tensor_cores(device).is_ok()
     }
 
     /// Whether its products are of pairs of rounded numbers on this processor.

@@ -3,10 +3,12 @@
 //! A step is hundreds of operations that run on all threads, with a little in between that runs on one. A thread of
 //! the pool that finds nothing to do goes to sleep within tens of microseconds, and to wake it takes as long as many an
 //! operation, most of all on a virtual machine, whose processor is given back meanwhile. So for the time of a step they
-//! look for work instead, as the threads of OpenMP do.
+//! look for work instead, as the threads of OpenMP do. Where a GPU computes they have nothing to do and may sleep.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use candle_core::Device;
 
 /// How long a thread looks for work in vain before it may sleep all the same, for the rest of the step.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -14,9 +16,10 @@ const PATIENCE: Duration = Duration::from_millis(2);
 /// Rounds between two looks at the clock, at which the processor is offered to other programs too.
 const ROUNDS: u32 = 64;
 
-/// Runs `work` while the other threads of this thread's pool stay awake.
-pub fn awake<R>(work: impl FnOnce() -> R) -> R {
-    let Some(here) = rayon::current_thread_index() else {
+/// Runs `work`, which computes on a device, while the other threads of this thread's pool stay awake if that is the
+/// processor.
+pub fn awake<R>(device: &Device, work: impl FnOnce() -> R) -> R {
+    let Some(here) = rayon::current_thread_index().filter(|_| device.is_cpu()) else {
         return work();
     };
     if rayon::current_num_threads() < 2 {
@@ -92,20 +95,28 @@ mod tests {
     #[test]
     fn parallel_work_comes_out_the_same() {
         for threads in [1, 2, 3] {
-            assert_eq!(within(threads, || awake(sums)), [49_995_000; 4]);
+            assert_eq!(
+                within(threads, || awake(&Device::Cpu, sums)),
+                [49_995_000; 4]
+            );
         }
-        assert_eq!(awake(sums), [49_995_000; 4], "outside of a pool");
+        assert_eq!(
+            awake(&Device::Cpu, sums),
+            [49_995_000; 4],
+            "outside of a pool"
+        );
     }
 
     #[test]
     fn within_itself_it_ends() {
-        let twice = || awake(|| (awake(sums), sums()));
+        let awake = |work: fn() -> Vec<u64>| awake(&Device::Cpu, work);
+        let twice = || super::awake(&Device::Cpu, || (awake(sums), sums()));
         assert_eq!(within(2, twice), (vec![49_995_000; 4], vec![49_995_000; 4]));
     }
 
     #[test]
     fn a_panic_leaves_the_threads_for_others() {
-        let panics = || awake(|| -> Vec<u64> { panic!("on purpose") });
+        let panics = || awake(&Device::Cpu, || -> Vec<u64> { panic!("on purpose") });
         let after = within(2, || {
             let caught = std::panic::catch_unwind(panics);
             (caught.is_err(), sums())

@@ -76,6 +76,27 @@ impl Begun {
         }
     }
 
+    /// One whose numbers are known.
+    pub fn known(loss: Loss) -> Self {
+        Self {
+            numbers: Numbers::Here {
+                sum: loss.sum,
+                targets: loss.targets,
+                correct: loss.correct,
+            },
+            hidden_grad: loss.hidden_grad,
+        }
+    }
+
+    /// Its sum, where it need not be waited for.
+    pub fn sum(&self) -> Option<f64> {
+        match self.numbers {
+            Numbers::Here { sum, .. } => Some(sum),
+            #[cfg(feature = "cuda")]
+            Numbers::OnGpu(_) => None,
+        }
+    }
+
     /// Waits for the numbers, on a GPU behind all that it has been asked for.
     ///
     /// # Errors

@@ -31,7 +31,9 @@ mod update;
 
 use candle_core::{Device, Result};
 
-pub(crate) use attention::{DeviceRows, append, attention, attention_backward, attention_cached};
+pub(crate) use attention::{
+    DeviceRows, append, attention, attention_backward, attention_cached, try_tensor_cores,
+};
 pub(crate) use linear::{
     linear, linear_input_grad, linear_weight_grad, lora_gated, lora_linear, lora_linear_backward,
     row_norms,
@@ -43,7 +45,7 @@ pub(crate) use pointwise::{
     expand, expand_rows, gated, gated_backward, gated_backward_in_place, gated_to_bf16, layer_norm,
     layer_norm_backward, rms_norm, rms_norm_backward, turn,
 };
-pub(crate) use update::{adamw_eight_bit, adamw_step, clear, grad_norm_squared};
+pub(crate) use update::{adamw_all, adamw_step, clear, grad_norm_squared, read_norm};
 
 /// Opens GPU number `ordinal` with a stream of its own, so that the thread does not matter, and lets freed
 /// memory stay with the process: by default every synchronisation gives it back to the driver.

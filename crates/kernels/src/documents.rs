@@ -16,9 +16,9 @@ use crate::rope::Positions;
 pub struct Documents {
     /// `[0, end of the first, …, tokens]`, strictly increasing.
     bounds: Vec<usize>,
-    /// Where the tiles of a GPU's attention lie, by the size of the tiles: 16, 32 and 64.
+    /// Where the tiles of a GPU's attention lie, by the size of the tiles: 16, 32, 64 and 128.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPUs ask for it"))]
-    tiles: [OnceLock<Tensor>; 3],
+    tiles: [OnceLock<Tensor>; 4],
 }
 
 impl Clone for Documents {
@@ -50,7 +50,7 @@ impl Documents {
     fn bounded(bounds: Vec<usize>) -> Self {
         Self {
             bounds,
-            tiles: [OnceLock::new(), OnceLock::new(), OnceLock::new()],
+            tiles: std::array::from_fn(|_| OnceLock::new()),
         }
     }
 
@@ -90,7 +90,7 @@ impl Documents {
         Positions::new(positions.collect())
     }
 
-    /// Tiles of `size` tokens (16, 32 or 64) that do not cross documents, on a GPU: the first token of each with the
+    /// Tiles of `size` tokens (16, 32, 64 or 128) that do not cross documents, on a GPU: the first token of each with the
     /// begin and the end of its document, `[tiles · 3]`.
     #[cfg(feature = "cuda")]
     pub(crate) fn tiles(
@@ -98,7 +98,7 @@ impl Documents {
         size: usize,
         device: &candle_core::Device,
     ) -> candle_core::Result<&Tensor> {
-        let kept = &self.tiles[usize::from(size > 16) + usize::from(size > 32)];
+        let kept = &self.tiles[size.ilog2() as usize - 4];
         crate::rope::copied(kept, || {
             let mut tiles = Vec::new();
             for range in self.ranges() {

@@ -39,6 +39,32 @@ pub struct LowRank {
     pub scale: f64,
     /// Rescaling of the rows, if the branch is DoRA's.
     pub dora: Option<Dora>,
+    /// Where it lies among its group's on a GPU; without, a group's products there put its branches together first.
+    pub stacked: Option<Stacked>,
+}
+
+/// A branch among those of its group as the products on a GPU read them. Whoever changes `A` or `B` brings these up to
+/// date.
+#[derive(Clone, Debug)]
+pub struct Stacked {
+    /// The `A` of the group's branches below each other, in the type of its products; `[Σ r, in]`.
+    pub a: Tensor,
+    /// The branch's `B` in that type.
+    pub b: Tensor,
+    /// The gradients of all `A`, of which the branch's own are some rows; f32 `[Σ r, in]`.
+    pub a_grad: Tensor,
+    /// First of the branch's rows.
+    pub start: usize,
+}
+
+/// The type of the products of a group's branches on a GPU: bf16 where those of all their weights are.
+pub fn branch_dtype<'a>(adapted: impl IntoIterator<Item = &'a Weight>) -> DType {
+    let mut adapted = adapted.into_iter();
+    if adapted.all(Weight::multiplies_in_bf16) {
+        DType::BF16
+    } else {
+        DType::F32
+    }
 }
 
 impl LowRank {

@@ -31,6 +31,7 @@ pub struct RopeTable {
 #[derive(Debug)]
 pub struct Positions {
     here: Vec<u32>,
+    greatest: u32,
     /// On a GPU, copied there when first used.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "GPUs ask for it"))]
     there: OnceLock<Tensor>,
@@ -40,6 +41,7 @@ impl Positions {
     /// Positions of the tokens in their order.
     pub fn new(positions: Vec<u32>) -> Self {
         Self {
+            greatest: positions.iter().copied().max().unwrap_or(0),
             here: positions,
             there: OnceLock::new(),
         }
@@ -156,9 +158,10 @@ fn turn(
     if positions.len() != tokens {
         bail!("`rope`: {} positions for {tokens} tokens", positions.len());
     }
-    if let Some(position) = positions.iter().find(|p| **p as usize >= table.positions()) {
+    if tokens > 0 && positions.greatest as usize >= table.positions() {
         bail!(
-            "`rope`: position {position} is beyond the table of {}",
+            "`rope`: position {} is beyond the table of {}",
+            positions.greatest,
             table.positions()
         );
     }

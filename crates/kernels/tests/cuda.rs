@@ -14,11 +14,12 @@ use common::{Generator, assert_same, single, values};
 use sparsam_kernels::activation::{
     Activation, gated, gated_backward, gated_backward_in_place, gated_to_bf16,
 };
+use sparsam_kernels::adamw::all::{Moments, Update, adamw_all};
 use sparsam_kernels::adamw::eight_bit::{EightBit, Map, adamw_step_eight_bit};
 use sparsam_kernels::adamw::{AdamW, adamw_step, grad_norm_squared};
 use sparsam_kernels::attention::{
     AttentionShape, Bidirectional, Cache, attention, attention_backward, attention_next,
-    bidirectional, bidirectional_backward,
+    bidirectional, bidirectional_backward, on_tensor_cores,
 };
 use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy, linear_token_losses};
 use sparsam_kernels::dora::{Dora, row_norms};
@@ -33,8 +34,8 @@ use sparsam_kernels::linear::{
     add_bias, add_in_place, bias_grad, linear, linear_input_grad, linear_weight_grad,
 };
 use sparsam_kernels::lora::{
-    BranchGrads, InputGrads, LowRank, Projection, lora_gated, lora_gated_backward, lora_kept,
-    lora_linear, lora_linear_backward, takes_bf16,
+    BranchGrads, InputGrads, LowRank, Projection, Stacked, lora_gated, lora_gated_backward,
+    lora_kept, lora_linear, lora_linear_backward, takes_bf16,
 };
 use sparsam_kernels::nf4::Nf4;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_to_bf16};
@@ -516,6 +517,8 @@ fn attention_in_bf16() -> Result<()> {
                 rounded: false,
             };
             assert!(!shape.takes_bf16(&Device::Cpu));
+            assert_eq!(on_tensor_cores(&gpu.device), Ok(()));
+            assert!(shape.takes_bf16(&gpu.device));
             let mut input = |heads: usize| -> Result<(Tensor, Tensor)> {
                 let (here, _) = gpu.pair(&[tokens, heads * head_dim])?;
                 let narrow = here.to_dtype(DType::BF16)?;
@@ -674,6 +677,7 @@ fn rescaled_branches() -> Result<()> {
                     magnitude: magnitude.clone(),
                     norms,
                 }),
+                stacked: None,
             };
             let run = |x: &Tensor, own: &Tensor, weight: &Weight, low: &LowRank, dy: &Tensor| {
                 let group = [Projection {
@@ -768,12 +772,14 @@ fn branches() -> Result<()> {
                 b: b.clone(),
                 scale: 1.75,
                 dora: None,
+                stacked: None,
             };
             let glow = LowRank {
                 a: ga.clone(),
                 b: gb.clone(),
                 scale: 1.75,
                 dora: None,
+                stacked: None,
             };
             gpu.poison()?;
             let (ys, dx) = run(
@@ -841,6 +847,116 @@ fn grads(of: &[Added]) -> Vec<Option<BranchGrads<'_>>> {
         .collect()
 }
 
+/// What a group makes on a GPU: outputs, the input's gradient and those of the branches.
+fn through(
+    of: &[Adapted],
+    x: &Tensor,
+    dys: &[Tensor],
+    added: &[Added],
+) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+    let group = group(of);
+    let (mut outputs, kept) = lora_linear(x, None, &group)?;
+    let dx = lora_linear_backward(dys, x, None, &group, &kept, &grads(added))?;
+    outputs.push(dx.x);
+    let added = added.iter().flatten().flatten().cloned().collect();
+    Ok((outputs, added))
+}
+
+#[test]
+fn branches_below_each_other() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let (tokens, input, ranks) = (75, 96, [3, 0, 5, 2]);
+    let depth = ranks.iter().sum();
+    let (x, gx) = gpu.pair(&[tokens, input])?;
+    for compute in [DType::F32, DType::BF16] {
+        let tolerance = if compute == DType::F32 { SUMS } else { ROUNDED };
+        let all = Tensor::zeros((depth, input), DType::F32, &gpu.device)?;
+        let (narrow, a_grad) = (all.to_dtype(compute)?, all.zeros_like()?);
+        let (mut here, mut apart, mut below) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut own, mut dys, mut gdys) = (Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        for (place, rank) in ranks.into_iter().enumerate() {
+            let out = 20 + 13 * place;
+            let (weight, _) = gpu.pair(&[out, input])?;
+            let weight = Weight::Dense(weight.to_dtype(compute)?);
+            let there = weight.to_device(&gpu.device, compute)?;
+            let (dy, gdy) = gpu.pair(&[tokens, out])?;
+            dys.push(dy);
+            gdys.push(gdy);
+            if rank == 0 {
+                here.push((weight, None));
+                apart.push((there.clone(), None));
+                below.push((there, None));
+                own.push(None);
+                continue;
+            }
+            let ((a, ga), (b, gb)) = (gpu.pair(&[rank, input])?, gpu.pair(&[out, rank])?);
+            let low = |a: &Tensor, b: &Tensor, stacked| LowRank {
+                a: a.clone(),
+                b: b.clone(),
+                scale: 0.75,
+                dora: None,
+                stacked,
+            };
+            copy_into(&a, &narrow.narrow(0, start, rank)?)?;
+            let stacked = Stacked {
+                a: narrow.clone(),
+                b: gb.to_dtype(compute)?,
+                a_grad: a_grad.clone(),
+                start,
+            };
+            own.push(Some([a_grad.narrow(0, start, rank)?, gb.zeros_like()?]));
+            below.push((there.clone(), Some(low(&ga, &gb, Some(stacked)))));
+            apart.push((there, Some(low(&ga, &gb, None))));
+            here.push((weight, Some(low(&a, &b, None))));
+            start += rank;
+        }
+        gpu.poison()?;
+        let expected = through(&here, &x, &dys, &nothing_added(&here)?)?;
+        let found = through(&below, &gx, &gdys, &own)?;
+        let one_by_one = through(&apart, &gx, &gdys, &nothing_added(&apart)?)?;
+        for (found, one_by_one) in found.0.iter().zip(&one_by_one.0) {
+            assert_same(
+                "operands",
+                &found.to_device(&Device::Cpu)?,
+                &one_by_one.to_device(&Device::Cpu)?,
+            );
+        }
+        for (what, found, expected) in [
+            ("numbers", &found.0, &expected.0),
+            ("gradients", &found.1, &expected.1),
+        ] {
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(expected) {
+                near(what, found, expected, tolerance);
+            }
+        }
+        // A group that lacks one of them, or has another order, is put together as ever.
+        for places in [[1, 2, 3], [3, 0, 1]] {
+            let some = places.map(|place| below[place].clone());
+            let other = places.map(|place| apart[place].clone());
+            let dys = places.map(|place| gdys[place].clone());
+            let found = through(&some, &gx, &dys, &nothing_added(&some)?)?;
+            let expected = through(&other, &gx, &dys, &nothing_added(&other)?)?;
+            for (found, expected) in found
+                .0
+                .iter()
+                .chain(&found.1)
+                .zip(expected.0.iter().chain(&expected.1))
+            {
+                assert_same(
+                    "put together",
+                    &found.to_device(&Device::Cpu)?,
+                    &expected.to_device(&Device::Cpu)?,
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A gated unit and the projection behind it, all in bf16, against the same in f32.
 #[test]
 fn units_in_bf16() -> Result<()> {
@@ -871,6 +987,7 @@ fn units_in_bf16() -> Result<()> {
                 b,
                 scale: 0.375,
                 dora: None,
+                stacked: None,
             };
             let narrow = Weight::Dense(w.clone()).to_device(&gpu.device, DType::BF16)?;
             let wide = Weight::Dense(w.to_dtype(DType::F32)?);
@@ -1154,6 +1271,131 @@ fn steps_with_moments_in_eight_bits() -> Result<()> {
             (gm, gv) = (m.to_device(&gpu.device)?, v.to_device(&gpu.device)?);
             copy_into(&param, &gparam)?;
         }
+    }
+    Ok(())
+}
+
+/// A tensor that is trained, with moments of both types, of which a step uses one.
+struct Stepped {
+    value: Tensor,
+    grad: Tensor,
+    wide: [Tensor; 2],
+    eight: [EightBit; 2],
+    mask: Option<Tensor>,
+    narrow: Option<Tensor>,
+}
+
+impl Stepped {
+    fn new(value: Tensor, mask: Option<Tensor>, narrow: bool) -> Result<Self> {
+        Ok(Self {
+            grad: value.zeros_like()?,
+            wide: [value.zeros_like()?, value.zeros_like()?],
+            eight: [
+                EightBit::zeros(&value, Map::Signed)?,
+                EightBit::zeros(&value, Map::Unsigned)?,
+            ],
+            mask,
+            narrow: narrow.then(|| value.to_dtype(DType::BF16)).transpose()?,
+            value,
+        })
+    }
+}
+
+/// Tensors of all kinds in one step, with clipping, against the same here; then gradients that are no numbers.
+#[test]
+fn steps_of_everything() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    let settings = AdamW::default();
+    // Dims, learning rate, decay, whether moments are of eight bits, whether there is a mask and a copy in bf16.
+    let kinds = [
+        ([51, 177], 1e-2, 0.1, false, false, true),
+        ([1, 1], 2e-2, 0.0, false, false, false),
+        ([33, 128], 1e-2, 0.2, true, false, false),
+        ([64, 64], 3e-2, 0.1, false, true, false),
+        ([70, 90], 1e-2, 0.1, true, true, true),
+        ([1, 4097], 1e-2, 0.0, false, false, false),
+    ];
+    let (mut here, mut there) = (Vec::new(), Vec::new());
+    for (dims, .., masked, narrow) in kinds {
+        let (value, gvalue) = gpu.pair(&dims)?;
+        let mask = masked
+            .then(|| value.ge(0f32)?.to_dtype(DType::F32))
+            .transpose()?;
+        let gmask = mask.as_ref().map(|mask| mask.to_device(&gpu.device));
+        here.push(Stepped::new(value, mask, narrow)?);
+        there.push(Stepped::new(gvalue, gmask.transpose()?, narrow)?);
+    }
+    let step = |all: &[Stepped], step, most| {
+        let updates: Vec<Update> = all
+            .iter()
+            .zip(kinds)
+            .map(|(of, (_, lr, weight_decay, eight_bit, ..))| Update {
+                param: &of.value,
+                grad: &of.grad,
+                moments: if eight_bit {
+                    Moments::EightBit(&of.eight[0], &of.eight[1])
+                } else {
+                    Moments::F32(&of.wide[0], &of.wide[1])
+                },
+                lr,
+                weight_decay,
+                mask: of.mask.as_ref(),
+                narrow: of.narrow.as_ref(),
+            })
+            .collect();
+        adamw_all(&updates, &settings, step, most)?.read()
+    };
+    for (number, most) in [(1, None), (2, Some(1.0)), (3, Some(1e4)), (4, Some(0.0))] {
+        for (here, there) in here.iter().zip(&there) {
+            let (grad, ggrad) = gpu.pair(here.value.dims())?;
+            copy_into(&grad, &here.grad)?;
+            copy_into(&ggrad, &there.grad)?;
+        }
+        gpu.poison()?;
+        let (norm, gnorm) = (step(&here, number, most)?, step(&there, number, most)?);
+        assert!((norm - gnorm).abs() <= 1e-5 * norm, "{norm} {gnorm}");
+        for (which, (here, there)) in here.iter().zip(&there).enumerate() {
+            near(
+                &format!("parameters {which} of step {number}"),
+                &there.value,
+                &here.value,
+                SUMS,
+            );
+            near("first moments", &there.wide[0], &here.wide[0], EXACT);
+            near("second moments", &there.wide[1], &here.wide[1], EXACT);
+            near("gradients", &there.grad, &here.grad, 0.0);
+            if let Some(narrow) = &there.narrow {
+                let value = there.value.to_device(&Device::Cpu)?.to_dtype(DType::BF16)?;
+                assert_same("copies", &narrow.to_device(&Device::Cpu)?, &value);
+            }
+            for (of_gpu, of_cpu) in there.eight.iter().zip(&here.eight) {
+                let absmax = of_gpu.absmax().to_device(&Device::Cpu)?;
+                near("greatest of moments", &absmax, of_cpu.absmax(), EXACT);
+            }
+        }
+        // From the same state again, as codes midway between two levels may go to either.
+        for (here, there) in here.iter().zip(&mut there) {
+            let same = |moment: &EightBit| moment.to_device(&gpu.device);
+            there.eight = [same(&here.eight[0])?, same(&here.eight[1])?];
+        }
+    }
+    let before: Vec<Vec<f64>> = there
+        .iter()
+        .map(|of| values(&of.value.to_device(&Device::Cpu)?))
+        .collect::<Result<_>>()?;
+    copy_into(
+        &Tensor::full(f32::NAN, (1, 4097), &gpu.device)?,
+        &there[5].grad,
+    )?;
+    assert!(step(&there, 5, Some(1.0))?.is_nan());
+    for (of, before) in there.iter().zip(before) {
+        assert_eq!(
+            values(&of.value.to_device(&Device::Cpu)?)?,
+            before,
+            "a step by no number"
+        );
     }
     Ok(())
 }

@@ -57,6 +57,7 @@ impl Problem {
                 b,
                 scale: SCALE,
                 dora,
+                stacked: None,
             }));
             weights.push(weight);
             dys.push(generator.tensor(&[TOKENS, out])?);
@@ -206,6 +207,7 @@ fn inputs_and_gradients_of_bf16_change_no_bit() -> Result<()> {
             b: random(&[out, 4 + index])?,
             scale: SCALE,
             dora: None,
+            stacked: None,
         }));
         dys.push(random(&[tokens, out])?);
     }
@@ -288,6 +290,7 @@ fn a_gated_product_in_pieces_is_the_same() -> Result<()> {
                 b: random(&[to, 3 + index])?,
                 scale: SCALE,
                 dora: None,
+                stacked: None,
             }));
         }
         let all = group(&weights, &branches);

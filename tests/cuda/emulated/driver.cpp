@@ -1,7 +1,10 @@
 // NVIDIA's driver and cuBLAS on the processor, as far as this program uses them, so that all of its GPU's side runs
 // where there is no GPU: memory is the host's, a launch runs the kernel at once (machine.h). Memory that is handed out
-// holds NaN, and so does memory that was given back. What is asked of a second stream, which may only copy, is put off
+// holds NaN, and so does memory that was given back; what was written behind the end of it shows then. What is asked of a second stream, which may only copy, is put off
 // until something waits for it, and so late that whatever did not wait shows.
+//
+// With SPARSAM_EMULATED_IDLE set nothing is computed, all that is read back is 0, and what was asked for is counted and
+// printed at the end: so a program's own share of a step can be timed, with models of any size.
 
 #include "cuda_bf16.h"
 #include "driver.h"
@@ -21,6 +24,33 @@ std::map<std::string, emulated::Kernel>& kernels() {
 
 // How much has been asked of the first stream.
 uint64_t asked;
+
+const bool idle = getenv("SPARSAM_EMULATED_IDLE");
+
+// What was asked for, by name, and with how many bytes.
+struct Counts {
+    struct Count {
+        uint64_t times, bytes;
+    };
+    std::map<std::string, Count> all;
+    std::unordered_map<const void*, uint64_t> launches;
+
+    Counts() { kernels(); }  // so that they outlive this
+    void add(const char* name, uint64_t bytes = 0) {
+        if (!idle) return;
+        Count& count = all[name];
+        count.times++;
+        count.bytes += bytes;
+    }
+    ~Counts() {
+        for (auto& [name, kernel] : kernels())
+            if (launches.count(&kernel)) all[name].times = launches[&kernel];
+        for (auto& [name, count] : all)
+            fprintf(stderr, "asked\t%s\t%llu\t%llu\n", name.c_str(), (unsigned long long)count.times,
+                    (unsigned long long)count.bytes);
+    }
+};
+Counts counts;
 
 struct Copy {
     uint64_t to, from;
@@ -50,8 +80,21 @@ struct Event {
 Stream* beside(void* stream) { return stream == &first_stream ? nullptr : static_cast<Stream*>(stream); }
 
 int copy(uint64_t to, uint64_t from, size_t size) {
-    memmove((void*)to, (void*)from, size);
+    if (!idle) memmove((void*)to, (void*)from, size);
     return 0;
+}
+
+int fill(uint64_t to, unsigned char value, size_t size) {
+    counts.add("memset", size);
+    if (!idle) memset((void*)to, value, size);
+    return 0;
+}
+
+// To the host's memory.
+int read_back(void* to, uint64_t from, size_t size) {
+    counts.add("copy to the host", size);
+    if (idle) memset(to, 0, size);
+    return copy((uint64_t)to, from, size);
 }
 
 // A copy on a stream: at once on the first.
@@ -71,13 +114,21 @@ std::mutex turn;
 std::unordered_map<uint64_t, size_t> sizes;
 size_t used, most;
 
+// Bytes behind memory of a size that nobody may write. Words of them are NaN, which arithmetic makes another NaN.
+size_t behind(size_t size) { return (size + 255) / 256 * 256 + 256 - size; }
+unsigned char mark(uint64_t place) { return place % 4 == 3 ? 0xff : 0xa5; }
+
 int give(uint64_t* address, size_t size) {
     std::lock_guard<std::mutex> lock(turn);
-    void* memory = aligned_alloc(256, (size + 255) / 256 * 256 + 256);
+    void* memory = aligned_alloc(256, size + behind(size));
     if (!memory) return 2;
     asked++;
-    memset(memory, 0xff, size);
+    counts.add("memory", size);
     *address = (uint64_t)memory;
+    if (!idle) {
+        memset(memory, 0xff, size);
+        for (uint64_t at = *address + size; at < *address + size + behind(size); at++) *(unsigned char*)at = mark(at);
+    }
     sizes[*address] = size;
     used += size;
     most = std::max(most, used);
@@ -89,12 +140,14 @@ int take(uint64_t address) {
     auto found = sizes.find(address);
     if (found == sizes.end()) return 1;
     uint64_t end = address + found->second;
+    for (uint64_t at = end; at < end + behind(found->second) && !idle; at++)
+        if (*(unsigned char*)at != mark(at)) emulated::fail("something was written behind the end of memory");
     for (auto& stream : streams)
         for (auto& copy : stream.copies)
             for (uint64_t place : {copy.to, copy.from})
                 if (place < end && place + copy.size > address)
                     emulated::fail("memory is given back that a copy beside needs");
-    memset((void*)address, 0xff, found->second);
+    if (!idle) memset((void*)address, 0xff, found->second);
     used -= found->second;
     free((void*)address);
     sizes.erase(found);
@@ -120,6 +173,8 @@ std::vector<float> rows_of(const void* from, int kind, int operation, int rows, 
 int product(int op_a, int op_b, int m, int n, int k, const float* alpha, const void* a, int kind_a, int lda,
             const void* b, int kind_b, int ldb, const float* beta, void* c, int kind_c, int ldc) {
     asked++;
+    counts.add("product");
+    if (idle) return 0;
     if (kind_c != 0 && kind_c != 14) emulated::fail("a product into numbers of this type is not emulated");
     // cᵀ, which is row-major: n rows of m.
     std::vector<float> left = rows_of(b, kind_b, !op_b, n, k, ldb), right = rows_of(a, kind_a, !op_a, k, m, lda), sums(m);
@@ -189,6 +244,7 @@ int cuStreamCreate(void** stream, unsigned) {
 }
 int cuStreamDestroy_v2(void*) { return 0; }
 int cuStreamSynchronize(void* stream) {
+    counts.add("wait");
     if (Stream* other = beside(stream)) other->run(other->count);
     return 0;
 }
@@ -225,13 +281,21 @@ int cuMemAllocAsync(uint64_t* address, size_t size, void*) { return give(address
 int cuMemFree_v2(uint64_t address) { return take(address); }
 int cuMemFreeAsync(uint64_t address, void*) { return take(address); }
 int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t size) { return copy(to, (uint64_t)from, size); }
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void* stream) { return copy_on(stream, to, (uint64_t)from, size); }
-int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t size) { return copy((uint64_t)to, from, size); }
-int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void* stream) { return copy_on(stream, (uint64_t)to, from, size); }
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void* stream) {
+    counts.add("copy from the host", size);
+    return copy_on(stream, to, (uint64_t)from, size);
+}
+int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t size) { return read_back(to, from, size); }
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void* stream) {
+    return beside(stream) ? copy_on(stream, (uint64_t)to, from, size) : (asked++, read_back(to, from, size));
+}
 int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t size) { return copy(to, from, size); }
-int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void* stream) { return copy_on(stream, to, from, size); }
-int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t size) { return memset((void*)to, value, size), 0; }
-int cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, void*) { return memset((void*)to, value, size), 0; }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void* stream) {
+    counts.add("copy", size);
+    return copy_on(stream, to, from, size);
+}
+int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t size) { return fill(to, value, size); }
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, void*) { return fill(to, value, size); }
 int cuMemGetInfo_v2(size_t* left, size_t* all) {
     *all = (size_t)8 << 30;
     *left = *all - used;
@@ -262,6 +326,7 @@ int cuLaunchKernel(const void* function, unsigned grid_x, unsigned grid_y, unsig
     asked++;
     if (grid_x * grid_y * grid_z == 0 || block_x * block_y * block_z == 0 || block_x * block_y * block_z > 1024) return 1;
     if (grid_y > 65535 || grid_z != 1 || block_z != 1) emulated::fail("a grid of this shape is not emulated");
+    if (idle) return counts.launches[function]++, 0;
     emulated::Grid grid{{grid_x, grid_y, 1}, {block_x, block_y, 1}, shared};
     (*static_cast<const emulated::Kernel*>(function))(grid, arguments);
     return 0;

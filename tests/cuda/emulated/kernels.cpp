@@ -298,14 +298,31 @@ static void loss_checks() {
     }
 }
 
+// A tensor of which a step sees the gradients.
+static Trained of_step(Floats& grad, int64_t first_block) {
+    Trained of{};
+    of.grad = grad.data();
+    of.count = grad.size();
+    of.first_block = first_block;
+    return of;
+}
+
 static void sum_checks() {
     for (int count : {1, 1000, 70001}) {
-        Floats x = normal(count), parts = unwritten(64);
-        emulated::launch({64}, {256}, 0, [&] { square_sum(x.data(), parts.data(), count); });
-        double wanted = 0, found = 0;
-        for (float v : x) wanted += (double)v * v;
-        for (float v : parts) found += v;
-        near("sum of squares", {(float)found}, Doubles{wanted}, 2e-6);
+        Floats x = normal(count), y = normal(31);
+        unsigned blocks = (count + 4095) / 4096;
+        Trained both[] = {of_step(x, 0), of_step(y, blocks)};
+        Floats parts = unwritten(blocks + 1), found = unwritten(2);
+        emulated::launch({blocks + 1}, {256}, 0, [&] { square_sums(both, 2, parts.data()); });
+        double wanted = 0;
+        for (auto& numbers : {x, y})
+            for (float v : numbers) wanted += (double)v * v;
+        wanted = std::sqrt(wanted);
+        for (double most : {-1., 0., 0.7 * wanted, 2 * wanted}) {
+            emulated::launch({1}, {256}, 0, [&] { norm_and_scale(parts.data(), blocks + 1, most, found.data()); });
+            double scale = most < 0 ? 1 : std::min(1., most / (wanted + 1e-6));
+            near("norm and scale", found, Doubles{wanted, scale}, 2e-6);
+        }
     }
     int width = 70, rows = 40;
     Floats dx = normal(rows * width), into = normal(10 * width);
@@ -430,9 +447,15 @@ static void eight_bit_checks() {
                 v[i] = beta2 * without[codes_sq[i]] * absmax_sq[i / 256] + (1 - beta2) * g * g;
                 wanted[i] = wanted[i] * (1 - rate * decay) - rate / correction1 * m[i] / (std::sqrt(v[i]) / correction2 + eps);
             }
+            Trained of = of_step(grad, 0);
+            of.param = param.data();
+            of.first = codes.data(), of.first_absmax = absmax.data();
+            of.second = codes_sq.data(), of.second_absmax = absmax_sq.data();
+            of.keep = 1 - rate * decay;
+            of.step_size = rate / correction1;
+            float norm_and_scale[] = {1.f, scale};
             emulated::launch({(unsigned)blocks}, {256}, 0, [&] {
-                adamw_eight_bit(param.data(), grad.data(), codes.data(), absmax.data(), with_sign.data(), codes_sq.data(), absmax_sq.data(), without.data(), count,
-                                1 - rate * decay, 1 - beta1, beta2, 1 - beta2, eps, rate / correction1, correction2, scale);
+                adamw_eight_bit(&of, 1, norm_and_scale, 0, 1 - beta1, beta2, 1 - beta2, eps, correction2, with_sign.data(), without.data());
             });
             std::string what = " of " + std::to_string(count) + " in eight bits, step " + std::to_string(step);
             near("parameters" + what, param, wanted, 1e-5);

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
 use sparsam_adapter::lora::LoraConfig;
-use sparsam_adapter::optimizer::{Optimizer, StateType};
-use sparsam_adapter::pass::{Input, differentiate};
+use sparsam_adapter::optimizer::{Optimizer, StateType, checked_norm};
+use sparsam_adapter::pass::{Input, begin, checked_loss};
 use sparsam_adapter::trainable::Trainable;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
@@ -50,6 +50,9 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut model = Model::from_folder(&args.model, options)?;
     let name = args.model.display().to_string();
     device::put(&mut model, &name, &place.device, args.dtype)?;
+    if let Some(note) = device::attention_note(&model) {
+        writeln!(std::io::stderr().lock(), "note: {note}")?;
+    }
     let mut trainable = match args.method {
         BenchMethod::Full => Trainable::full(&mut model)?,
         BenchMethod::Lora => lora(&mut model, &args.lora_init)?,
@@ -83,9 +86,11 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let count = targets.iter().filter(|target| **target != IGNORE).count() as f64;
         trainable.set_training(Some(step as u64));
         let checkpointing = args.gradient_checkpointing.way();
-        let loss = awake(|| -> anyhow::Result<_> {
-            let loss = differentiate(&model, &mut trainable, input, 1.0 / count, checkpointing)?;
-            optimizer.step(&trainable, LEARNING_RATE)?;
+        let loss = awake(&place.device, || -> anyhow::Result<_> {
+            let loss = begin(&model, &mut trainable, input, 1.0 / count, checkpointing)?;
+            let norm = optimizer.begin_step(&trainable, LEARNING_RATE)?;
+            let loss = checked_loss(loss)?;
+            checked_norm(&norm)?;
             Ok(loss)
         })?;
         place.device.synchronize()?;

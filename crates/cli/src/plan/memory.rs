@@ -15,6 +15,8 @@ use crate::recipe::{Dtype, GradientCheckpointing, Method, Optim, Quantize, Recip
 
 /// Bytes of an f32.
 const F32: f64 = 4.0;
+/// Bytes of a number in bf16.
+const BF16: f64 = 2.0;
 
 /// The program itself, its threads and what the allocator holds: our own runs with the smallest model.
 pub(super) const PROGRAM: f64 = 70e6;
@@ -288,8 +290,10 @@ pub(crate) fn estimate(
             adapter_parameters(shape, recipe.lora.r) * adapted / w.layers
         }
     });
-    // A weight of the base that is trained is its own value, or has a master in f32 beside it.
+    // A weight of the base that is trained is its own value, or has a master in f32 beside it. A branch has a copy in bf16
+    // beside it where a GPU multiplies in that.
     let adapter = match (full, recipe.dtype) {
+        (false, Dtype::Bf16) if w.on_gpu => trained * (F32 + BF16),
         (true, Dtype::Bf16) | (false, _) => trained * F32,
         (true, _) => 0.0,
     };

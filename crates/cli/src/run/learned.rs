@@ -12,7 +12,7 @@ use sparsam_base::network::Network;
 use sparsam_base::projection::Group;
 use sparsam_base::stack::Checkpointing;
 use sparsam_kernels::Weight;
-use sparsam_kernels::cross_entropy::Loss;
+use sparsam_kernels::cross_entropy::Begun;
 
 /// A model of either kind.
 pub(crate) enum Learned {
@@ -141,20 +141,16 @@ impl Network for Learned {
 }
 
 impl Learner for Learned {
-    fn differentiate(
+    fn begin(
         &self,
         trainable: &mut Trainable,
         input: Input,
         grad_scale: f64,
         checkpointing: Checkpointing,
-    ) -> Result<Loss> {
+    ) -> Result<Begun> {
         match self {
-            Self::Language(model) => {
-                model.differentiate(trainable, input, grad_scale, checkpointing)
-            }
-            Self::Classes(model) => {
-                model.differentiate(trainable, input, grad_scale, checkpointing)
-            }
+            Self::Language(model) => model.begin(trainable, input, grad_scale, checkpointing),
+            Self::Classes(model) => model.begin(trainable, input, grad_scale, checkpointing),
         }
     }
 

@@ -289,7 +289,8 @@ pub fn adamw_step_eight_bit(
     let factors = Factors::of(settings, step, grad_scale)?;
     #[cfg(feature = "cuda")]
     if param.device().is_cuda() {
-        return crate::cuda::adamw_eight_bit(param, grad, exp_avg, exp_avg_sq, &factors);
+        let moments = super::all::Moments::EightBit(exp_avg, exp_avg_sq);
+        return crate::cuda::adamw_step(param, grad, moments, &factors);
     }
     let level = Level::detect();
     let grad = view::<f32>(grad)?;

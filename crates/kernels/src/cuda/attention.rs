@@ -16,9 +16,17 @@ struct Compiled {
     /// What the entries' names begin with.
     name: &'static str,
     width: usize,
-    /// Rows of a block's own tile.
-    tile: usize,
-    /// Rows of the tiles it goes over in the adjoint.
+    forward: Tiles,
+    /// The adjoint by queries.
+    of_queries: Tiles,
+    /// And by keys and values.
+    of_keys: Tiles,
+}
+
+/// Rows of a block's own tile, and of those it goes over.
+#[derive(Clone, Copy)]
+struct Tiles {
+    own: usize,
     next: usize,
 }
 
@@ -30,23 +38,32 @@ impl Compiled {
         Self::single(128, 32),
         Self::single(256, 16),
     ];
-    const NARROW: [Self; 2] = [Self::narrow(64, 64), Self::narrow(128, 32)];
+    const NARROW: [Self; 2] = [Self::narrow(64, [64, 32, 64]), Self::narrow(128, [32; 3])];
 
     const fn single(width: usize, tile: usize) -> Self {
+        let tiles = Tiles {
+            own: tile,
+            next: tile,
+        };
         Self {
             name: "attention",
             width,
-            tile,
-            next: tile,
+            forward: tiles,
+            of_queries: tiles,
+            of_keys: tiles,
         }
     }
 
-    const fn narrow(width: usize, next: usize) -> Self {
+    const fn narrow(width: usize, [forward, of_queries, of_keys]: [usize; 3]) -> Self {
+        const fn tiles(own: usize, next: usize) -> Tiles {
+            Tiles { own, next }
+        }
         Self {
             name: "attention_bf16",
             width,
-            tile: 64,
-            next,
+            forward: tiles(128, forward),
+            of_queries: tiles(128, of_queries),
+            of_keys: tiles(64, of_keys),
         }
     }
 
@@ -72,15 +89,16 @@ impl Compiled {
         (if self.is_narrow() { 128 } else { 256 }, 1)
     }
 
-    /// Bytes of shared memory for `operands` of the block's own and tiles for the rest, as the kernels lay it out.
-    fn shared(&self, own: usize, scores: usize) -> usize {
+    /// Bytes of shared memory of a kernel with so many operands of the block's own, as the kernels lay it out.
+    fn shared(&self, tiles: Tiles, operands: usize) -> usize {
+        let Tiles { own, next } = tiles;
         if self.is_narrow() {
-            let next = if scores == 1 { self.tile } else { self.next };
             // Two operands in two stages, and for the keys' adjoint two numbers a query in two stages.
-            2 * (self.width + 8) * (own * self.tile + 4 * next) + 16 * next
+            2 * (self.width + 8) * (operands * own + 4 * next) + 16 * next
         } else {
-            let tiles = (own + 2) * self.tile * (self.width + 1);
-            4 * (tiles + scores * self.tile * (self.tile + 1))
+            // Scores too, of each operand.
+            let rows = (operands * own + 2 * next) * (self.width + 1);
+            4 * (rows + operands * own * (own + 1))
         }
     }
 
@@ -177,7 +195,7 @@ pub(crate) fn attention(
     let compiled = Compiled::of(q.dtype(), shape.head_dim)?;
     let out = unwritten(q.shape(), q.dtype(), q)?;
     let log_sums = unwritten((shape.heads, tokens), DType::F32, q)?;
-    let tiles = documents.tiles(compiled.tile, q.device())?;
+    let tiles = documents.tiles(compiled.forward.own, q.device())?;
     let kernel = format!("{}_{}", compiled.name, compiled.width);
     let mut launch = compiled.launch(&kernel, q)?;
     for operand in [q, k, v] {
@@ -187,7 +205,7 @@ pub(crate) fn attention(
         .operand(launch.words(tiles)?, &out)?
         .floats(&log_sums)?;
     let grid = (tiles.elem_count() / 3, shape.heads);
-    let (threads, shared) = (compiled.threads(), compiled.shared(1, 1));
+    let (threads, shared) = (compiled.threads(), compiled.shared(compiled.forward, 1));
     shape.to(launch, tokens)?.run(grid, threads, shared)?;
     Ok((out, log_sums))
 }
@@ -204,8 +222,6 @@ pub(crate) fn attention_backward(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let tokens = documents.tokens();
     let compiled = Compiled::of(q.dtype(), shape.head_dim)?;
-    let tiles = documents.tiles(compiled.tile, q.device())?;
-    let count = tiles.elem_count() / 3;
     let delta = unwritten((shape.heads, tokens), DType::F32, q)?;
     Launch::new("attention_delta", device(q)?)
         .floats(dout)?
@@ -221,22 +237,100 @@ pub(crate) fn attention_backward(
     let dout = dout.to_dtype(q.dtype())?;
     let names =
         ["q", "kv"].map(|which| format!("{}_backward_{which}_{}", compiled.name, compiled.width));
-    let begin = |name| {
+    let run = |name, tiles: Tiles, heads, gradients: &[&Tensor]| {
+        let of_documents = documents.tiles(tiles.own, q.device())?;
         let mut launch = compiled.launch(name, q)?;
         for operand in [&dout, q, k, v] {
             launch = compiled.operand(launch, operand)?;
         }
-        launch.floats(log_sums)?.floats(&delta)?.words(tiles)
-    };
-    let (threads, shared) = (compiled.threads(), compiled.shared(2, 2));
-    let of_q = begin(&names[0])?.floats(&dq)?;
-    let of_kv = begin(&names[1])?.floats(&dk)?.floats(&dv)?;
-    for (launch, heads) in [(of_q, shape.heads), (of_kv, shape.kv_heads)] {
+        launch = launch
+            .floats(log_sums)?
+            .floats(&delta)?
+            .words(of_documents)?;
+        for gradient in gradients {
+            launch = launch.floats(gradient)?;
+        }
+        let grid = (of_documents.elem_count() / 3, heads);
+        let shared = compiled.shared(tiles, 2);
         shape
             .to(launch, tokens)?
-            .run((count, heads), threads, shared)?;
-    }
+            .run(grid, compiled.threads(), shared)
+    };
+    let [of_queries, of_keys] = &names;
+    run(of_queries, compiled.of_queries, shape.heads, &[&dq])?;
+    run(of_keys, compiled.of_keys, shape.kv_heads, &[&dk, &dv])?;
     Ok((dq, dk, dv))
+}
+
+/// How far attention on the tensor cores may be from that in f32: numbers of bf16 are up to 0.4 % from what they round.
+const APART: f64 = 1e-2;
+
+/// Whether attention on the tensor cores gives what that in f32 gives, for both widths it is compiled for; why not, if it
+/// does not.
+pub(crate) fn try_tensor_cores(device: &Device) -> std::result::Result<(), String> {
+    if std::env::var("SPARSAM_BF16_ATTENTION").is_ok_and(|value| value == "0") {
+        return Err("SPARSAM_BF16_ATTENTION is 0".to_owned());
+    }
+    for head_dim in [64, 128] {
+        let apart = distance(device, head_dim).map_err(|error| error.to_string())?;
+        // A distance that is not a number is none either.
+        if apart.is_nan() || apart > APART {
+            return Err(format!("they are {apart:.1e} away from f32"));
+        }
+    }
+    Ok(())
+}
+
+/// The greatest distance of attention, its log-sums and its gradients on the tensor cores from the same in f32, relative,
+/// for two documents of more than a tile.
+fn distance(device: &Device, head_dim: usize) -> Result<f64> {
+    let shape = Geometry::from(&AttentionShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim,
+        scale: 1.0 / (head_dim as f64).sqrt(),
+        window: None,
+        softcap: None,
+        rounded: true,
+    });
+    let documents = Documents::from_lengths(&[70, 135]);
+    // From -2 to 2 (the generator of Numerical Recipes).
+    let mut state = 1u32;
+    let mut numbers = |heads: usize| -> Result<[Tensor; 2]> {
+        let shape = (documents.tokens(), heads * head_dim);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (f64::from(state) / f64::from(u32::MAX) * 4.0 - 2.0) as f32
+        };
+        let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| next()).collect();
+        let narrow = Tensor::from_vec(values, shape, device)?.to_dtype(DType::BF16)?;
+        Ok([narrow.to_dtype(DType::F32)?, narrow])
+    };
+    let (q, k, v) = (numbers(2)?, numbers(1)?, numbers(1)?);
+    let [dout, _] = numbers(2)?;
+    let run = |of: usize| -> Result<Vec<Vec<f32>>> {
+        let (q, k, v) = (&q[of], &k[of], &v[of]);
+        let (y, sums) = attention(q, k, v, &documents, &shape)?;
+        let (dq, dk, dv) = attention_backward(&dout, q, k, v, &y, &sums, &documents, &shape)?;
+        let all = [y.to_dtype(DType::F32)?, sums, dq, dk, dv];
+        all.iter()
+            .map(|tensor| tensor.flatten_all()?.to_vec1())
+            .collect()
+    };
+    let (expected, found) = (run(0)?, run(1)?);
+    let square = |number: f32| f64::from(number).powi(2);
+    let apart = expected.iter().zip(&found).map(|(expected, found)| {
+        let apart: f64 = expected.iter().zip(found).map(|(a, b)| square(a - b)).sum();
+        (apart / expected.iter().copied().map(square).sum::<f64>()).sqrt()
+    });
+    // `max` would pass over what is not a number.
+    Ok(apart.fold(0.0, |most: f64, apart| {
+        if most.is_nan() || apart <= most {
+            most
+        } else {
+            apart
+        }
+    }))
 }
 
 /// Keys and values of one sequence, `[room, kv_heads · head_dim]` each, of which the first `length` rows are there.

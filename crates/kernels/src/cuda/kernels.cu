@@ -127,6 +127,21 @@ __device__ float slope_of_bent(float y, float cap) {
     return 1.f - share * share;
 }
 
+// A trained tensor, as `update.rs` writes it. `mask` and `narrow` may be null; the moments are f32, or codes of eight bits
+// with the greatest magnitudes of their blocks.
+struct Trained {
+    float* param;
+    float* grad;
+    const float* mask;
+    __nv_bfloat16* narrow;
+    void* first;
+    void* second;
+    float* first_absmax;
+    float* second_absmax;
+    int64_t count, first_block;
+    float keep, step_size;
+};
+
 }  // namespace
 
 extern "C" {
@@ -379,18 +394,78 @@ __global__ void cross_entropy(float* logits, const uint32_t* targets, float* los
     }
 }
 
-// One step of AdamW in PyTorch's order, see `adamw.rs`.
-__global__ void adamw(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t count, float keep,
-                      float lerp, float beta2, float beta2_rest, float eps, float step_size, float root_correction,
-                      float grad_scale) {
-    int64_t i = global_index();
-    if (i >= count) return;
-    float g = grad[i] * grad_scale;
-    float m = exp_avg[i] + lerp * (g - exp_avg[i]);
-    float v = exp_avg_sq[i] * beta2 + beta2_rest * g * g;
-    exp_avg[i] = m;
-    exp_avg_sq[i] = v;
-    param[i] = param[i] * keep - step_size * (m / (sqrtf(v) / root_correction + eps));
+// Of the tensors that a step goes through the one whose numbers this block has. They have blocks one after the other.
+static __device__ const Trained* tensor_of_block(const Trained* all, int count) {
+    int first = 0;
+    for (int last = count - 1; first < last;) {
+        int middle = (first + last + 1) / 2;
+        if (all[middle].first_block <= blockIdx.x) first = middle;
+        else last = middle - 1;
+    }
+    return all + first;
+}
+
+// The gradient of a number, none where it stays as it is.
+static __device__ float gradient(const Trained& of, int64_t i) { return of.mask ? of.grad[i] * of.mask[i] : of.grad[i]; }
+
+// What is left of a number by the decay.
+static __device__ float kept(const Trained& of, int64_t i) {
+    return of.param[i] * (of.mask ? 1.f - (1.f - of.keep) * of.mask[i] : of.keep);
+}
+
+// The number after its step; its copy follows.
+static __device__ void moved(const Trained& of, int64_t i, float m, float v, float eps, float root_correction) {
+    float value = kept(of, i) - of.step_size * (m / (sqrtf(v) / root_correction + eps));
+    of.param[i] = value;
+    if (of.narrow) put(of.narrow + i, value);
+}
+
+// Blocks of 4096 numbers: the sum of the squares of each one's gradients.
+__global__ void square_sums(const Trained* all, int count, float* parts) {
+    const Trained of = *tensor_of_block(all, count);
+    int64_t start = (blockIdx.x - of.first_block) * 4096, end = min(start + 4096, of.count);
+    float sum = 0.f;
+    for (int64_t i = start + threadIdx.x; i < end; i += blockDim.x) sum += gradient(of, i) * gradient(of, i);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+// One block of 256: the root of the sum of all parts, and what gradients are to be multiplied with so that it is at most
+// `most`, as torch.nn.utils.clip_grad_norm_ has it; always 1 where `most` is below 0.
+__global__ void norm_and_scale(const float* parts, int count, float most, float* both) {
+    __shared__ double sums[256];
+    double sum = 0.;
+    for (int i = threadIdx.x; i < count; i += 256) sum += parts[i];
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int i = 1; i < 256; i++) sum += sums[i];
+    double norm = sqrt(sum), scale = most / (norm + 1e-6);
+    both[0] = (float)norm;
+    both[1] = most >= 0.f && scale < 1. ? (float)scale : 1.f;
+}
+
+// Whether the norm of the gradients is a number; a step does nothing where it is none.
+static __device__ bool is_number(float norm) { return norm - norm == 0.f; }
+
+// One step of AdamW in PyTorch's order, see `adamw.rs`. Blocks of 4096 numbers. Where `clears` is not 0 the gradients are
+// cleared.
+__global__ void adamw(const Trained* all, int count, const float* norm_and_scale, int clears, float lerp, float beta2,
+                      float beta2_rest, float eps, float root_correction) {
+    if (!is_number(norm_and_scale[0])) return;
+    float scale = norm_and_scale[1];
+    const Trained of = *tensor_of_block(all, count);
+    float *first = (float*)of.first, *second = (float*)of.second;
+    int64_t start = (blockIdx.x - of.first_block) * 4096, end = min(start + 4096, of.count);
+    for (int64_t i = start + threadIdx.x; i < end; i += blockDim.x) {
+        float g = gradient(of, i) * scale;
+        float m = first[i] + lerp * (g - first[i]);
+        float v = second[i] * beta2 + beta2_rest * g * g;
+        first[i] = m;
+        second[i] = v;
+        moved(of, i, m, v, eps, root_correction);
+        if (clears) of.grad[i] = 0.f;
+    }
 }
 
 // The place of the level of a rising map of 256 that is nearest to `share`; of two that are equally near, the lower.
@@ -401,45 +476,41 @@ static __device__ int nearest_level(const float* levels, float share) {
     return code;
 }
 
-// The same step with moments in eight bits, see `adamw/eight_bit.rs`: 256 threads for each 256 numbers, which share a
-// greatest magnitude.
-__global__ void adamw_eight_bit(float* param, const float* grad, uint8_t* exp_avg, float* exp_avg_absmax,
-                                const float* signed_levels, uint8_t* exp_avg_sq, float* exp_avg_sq_absmax,
-                                const float* unsigned_levels, int64_t count, float keep, float lerp, float beta2,
-                                float beta2_rest, float eps, float step_size, float root_correction, float grad_scale) {
+// The same step with moments in eight bits, see `adamw/eight_bit.rs`: blocks of 256 numbers, which share a greatest
+// magnitude.
+__global__ void adamw_eight_bit(const Trained* all, int count, const float* norm_and_scale, int clears, float lerp,
+                                float beta2, float beta2_rest, float eps, float root_correction,
+                                const float* signed_levels, const float* unsigned_levels) {
     __shared__ float of_first[256];
     __shared__ float of_second[256];
+    if (!is_number(norm_and_scale[0])) return;
+    float scale = norm_and_scale[1];
     of_first[threadIdx.x] = signed_levels[threadIdx.x];
     of_second[threadIdx.x] = unsigned_levels[threadIdx.x];
     __syncthreads();
-    int64_t i = global_index();
+    const Trained of = *tensor_of_block(all, count);
+    uint8_t *first = (uint8_t*)of.first, *second = (uint8_t*)of.second;
+    int64_t block = blockIdx.x - of.first_block, i = block * 256 + threadIdx.x;
     float m = 0.f, v = 0.f;
-    if (i < count) {
-        float g = grad[i] * grad_scale;
-        m = of_first[exp_avg[i]] * exp_avg_absmax[blockIdx.x];
-        v = of_second[exp_avg_sq[i]] * exp_avg_sq_absmax[blockIdx.x];
+    if (i < of.count) {
+        float g = gradient(of, i) * scale;
+        m = of_first[first[i]] * of.first_absmax[block];
+        v = of_second[second[i]] * of.second_absmax[block];
         m = m + lerp * (g - m);
         v = v * beta2 + beta2_rest * g * g;
-        param[i] = param[i] * keep - step_size * (m / (sqrtf(v) / root_correction + eps));
+        moved(of, i, m, v, eps, root_correction);
+        if (clears) of.grad[i] = 0.f;
     }
     // What has grown beyond f32 counts as its greatest number. All have read the old magnitudes before the maximum is
     // known, so one thread may write the new ones.
     float greatest_m = fminf(block_max(fabsf(m)), -LOWEST), greatest_v = fminf(block_max(v), -LOWEST);
     if (threadIdx.x == 0) {
-        exp_avg_absmax[blockIdx.x] = greatest_m;
-        exp_avg_sq_absmax[blockIdx.x] = greatest_v;
+        of.first_absmax[block] = greatest_m;
+        of.second_absmax[block] = greatest_v;
     }
-    if (i >= count) return;
-    exp_avg[i] = nearest_level(of_first, greatest_m > 0.f ? m / greatest_m : 0.f);
-    exp_avg_sq[i] = nearest_level(of_second, greatest_v > 0.f ? v / greatest_v : 0.f);
-}
-
-// 64 blocks: the sum of squares in 64 parts.
-__global__ void square_sum(const float* x, float* parts, int64_t count) {
-    float sum = 0.f;
-    for (int64_t i = global_index(); i < count; i += (int64_t)gridDim.x * blockDim.x) sum += x[i] * x[i];
-    sum = block_sum(sum);
-    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+    if (i >= of.count) return;
+    first[i] = nearest_level(of_first, greatest_m > 0.f ? m / greatest_m : 0.f);
+    second[i] = nearest_level(of_second, greatest_v > 0.f ? v / greatest_v : 0.f);
 }
 
 // Four-bit codes, two a byte with the first in the high half, times the scale of their block.

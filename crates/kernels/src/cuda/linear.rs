@@ -15,7 +15,9 @@ use super::pointwise::{
     copy_into, difference, expand, gated, magnitude_grad, rescaled, row_lengths,
 };
 use crate::activation::Activation;
-use crate::lora::{BranchGrads, BranchKept, InputGrads, Kept, LowRank, Projection};
+use crate::lora::{
+    BranchGrads, BranchKept, InputGrads, Kept, LowRank, Projection, Stacked, branch_dtype,
+};
 use crate::weight::Weight;
 
 /// An activation, and its copies in narrower types, made when first asked for.
@@ -116,6 +118,8 @@ struct Branches<'a> {
     dtype: DType,
     /// `A` of each below the other's, `[Σ r, in]`.
     a: Tensor,
+    /// Where their gradients are added up, if those lie below each other too.
+    a_grad: Option<&'a Tensor>,
     /// Of each projection that has one.
     each: Vec<Option<Branch<'a>>>,
 }
@@ -131,38 +135,47 @@ impl<'a> Branches<'a> {
     /// None, of a group without any.
     fn of(group: &[Projection<'a>]) -> Result<Option<Self>> {
         let adapted = || group.iter().filter_map(|p| Some((p.weight, p.branch?)));
-        let Some((_, first)) = adapted().next() else {
+        if adapted().next().is_none() {
             return Ok(None);
-        };
-        let narrow = adapted().all(|(weight, _)| weight.multiplies_in_bf16());
-        let dtype = if narrow { DType::BF16 } else { DType::F32 };
-        let mut depth = 0;
+        }
+        let dtype = branch_dtype(adapted().map(|(weight, _)| weight));
+        let depth = adapted().map(|(_, low)| low.rank()).sum();
+        match stacked(group, dtype, depth) {
+            Some(stacked) => Ok(Some(stacked)),
+            None => Self::put_together(group, dtype, depth).map(Some),
+        }
+    }
+
+    fn put_together(group: &[Projection<'a>], dtype: DType, depth: usize) -> Result<Self> {
+        let mut a = None;
+        let mut start = 0;
         let mut each = Vec::with_capacity(group.len());
         for projection in group {
             let Some(low) = projection.branch else {
                 each.push(None);
                 continue;
             };
-            each.push(Some(Branch {
-                low,
-                start: depth,
-                b: low.b.to_dtype(dtype)?,
-            }));
-            depth += low.rank();
-        }
-        let a = if depth == first.rank() {
-            first.a.to_dtype(dtype)?
-        } else {
-            let all = unwritten((depth, first.a.dims()[1]), dtype, &first.a)?;
-            for branch in each.iter().flatten() {
-                copy_into(
-                    &branch.low.a,
-                    &all.narrow(0, branch.start, branch.low.rank())?,
-                )?;
+            let all = match &a {
+                Some(all) => all,
+                None if depth == low.rank() => a.insert(low.a.to_dtype(dtype)?),
+                None => a.insert(unwritten((depth, low.a.dims()[1]), dtype, &low.a)?),
+            };
+            if depth != low.rank() {
+                copy_into(&low.a, &all.narrow(0, start, low.rank())?)?;
             }
-            all
+            let b = low.b.to_dtype(dtype)?;
+            each.push(Some(Branch { low, start, b }));
+            start += low.rank();
+        }
+        let Some(a) = a else {
+            bail!("a group without branches")
         };
-        Ok(Some(Self { dtype, a, each }))
+        Ok(Self {
+            dtype,
+            a,
+            a_grad: None,
+            each,
+        })
     }
 
     /// Of something of `rows` tokens by the ranks of all branches.
@@ -176,6 +189,34 @@ impl Branch<'_> {
     fn columns(&self, of: &Tensor) -> Result<Tensor> {
         of.narrow(1, self.start, self.low.rank())
     }
+}
+
+/// The branches of a group that lie below each other already, all that are in that place and in their order.
+fn stacked<'a>(group: &[Projection<'a>], dtype: DType, depth: usize) -> Option<Branches<'a>> {
+    let mut first: Option<&'a Stacked> = None;
+    let mut start = 0;
+    let mut each = Vec::with_capacity(group.len());
+    for projection in group {
+        let Some(low) = projection.branch else {
+            each.push(None);
+            continue;
+        };
+        let place = low.stacked.as_ref()?;
+        let all = first.get_or_insert(place);
+        if place.a.id() != all.a.id() || place.start != start || place.b.dtype() != dtype {
+            return None;
+        }
+        let b = place.b.clone();
+        each.push(Some(Branch { low, start, b }));
+        start += low.rank();
+    }
+    let all = first.filter(|all| all.a.dtype() == dtype && all.a.dims()[0] == depth)?;
+    Some(Branches {
+        dtype,
+        a: all.a.clone(),
+        a_grad: Some(&all.a_grad),
+        each,
+    })
 }
 
 /// Outputs of `dtype`; none, if they are not `wanted`.
@@ -285,6 +326,11 @@ pub(crate) fn lora_linear_backward(
     };
     if let Some((branches, dreduced)) = &dreduced {
         let input = Narrowed::new(branch_x.unwrap_or(x));
+        // Of all at once where all are wanted.
+        let at_once = branches.a_grad.filter(|_| {
+            let mut grads = branches.each.iter().zip(grads);
+            grads.all(|(branch, grads)| branch.is_none() || grads.is_some())
+        });
         for (place, branch) in branches.each.iter().enumerate() {
             let (Some(branch), Some(kept)) = (branch, &kept.branches[place]) else {
                 continue;
@@ -309,18 +355,29 @@ pub(crate) fn lora_linear_backward(
                 scale,
                 1.0,
             )?;
-            gemm(
-                Operand::transposed(&dreduced),
-                Operand::plain(input.of(branches.dtype)?),
-                grads.a,
-                1.0,
-                1.0,
-            )?;
+            if at_once.is_none() {
+                gemm(
+                    Operand::transposed(&dreduced),
+                    Operand::plain(input.of(branches.dtype)?),
+                    grads.a,
+                    1.0,
+                    1.0,
+                )?;
+            }
             if let (Some(dora), Some(sum), Some(into)) =
                 (&branch.low.dora, &kept.sum, grads.magnitude)
             {
                 magnitude_grad(&dys[place], sum, dora, into)?;
             }
+        }
+        if let Some(into) = at_once {
+            gemm(
+                Operand::transposed(dreduced),
+                Operand::plain(input.of(branches.dtype)?),
+                into,
+                1.0,
+                1.0,
+            )?;
         }
     }
     let dx = unwritten((rows, input), dtype, x)?;
