@@ -164,3 +164,8 @@ cuda-emulate-parity:
     SPARSAM_TEST_DEVICE=cuda tests/cuda/emulate-device.sh test -p sparsam-adapter --test parity --test classify --test ways
     SPARSAM_TEST_DEVICE=cuda tests/cuda/emulate-device.sh test -p sparsam-adapter --test bf16 rounded_products
     SPARSAM_TEST_DEVICE=cuda SPARSAM_BF16_ATTENTION=0 tests/cuda/emulate-device.sh test -p sparsam-adapter --test bf16 rounded_products
+
+# What a step asks of a GPU and what that takes of the processor, on the emulated one, idle (needs what `just peers` prepared)
+cuda-host-cost shape="135m" *words="":
+    tests/cuda/emulate-device.sh build --release -p sparsam
+    tests/cuda/host-cost.sh {{shape}} {{words}}

@@ -10,8 +10,7 @@ use sparsam_base::classifier::{Classifier, Start};
 use sparsam_base::stack::{Checkpointing, Keep};
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_kernels::Documents;
-use sparsam_kernels::cross_entropy::{Begun, IGNORE, Loss};
-use sparsam_kernels::host::{fetch, view};
+use sparsam_kernels::cross_entropy::{Begun, IGNORE, begin_class_loss, class_loss, probabilities};
 
 use crate::classes::{ClassMetrics, Prediction};
 use crate::data::Batches;
@@ -50,50 +49,14 @@ fn truths(input: Input) -> Vec<u32> {
     ends.map(|end| input.targets[end]).collect()
 }
 
-/// Probabilities of each text, `[texts · classes]` in f64, and how many classes there are.
-fn probabilities(logits: &Tensor) -> Result<(Vec<f64>, usize)> {
-    let (_, classes) = logits.dims2()?;
-    let logits = fetch(logits)?;
-    let logits = view::<f32>(&logits)?;
-    let mut all = Vec::with_capacity(logits.len());
-    for row in logits.chunks_exact(classes) {
-        let greatest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-        let powers = row.iter().map(|logit| f64::from(logit - greatest).exp());
-        let powers: Vec<f64> = powers.collect();
-        let sum: f64 = powers.iter().sum();
-        all.extend(powers.into_iter().map(|power| power / sum));
-    }
-    Ok((all, classes))
-}
-
-/// The summed loss of texts whose classes are known.
-fn loss_of(probabilities: &[f64], classes: usize, truths: &[u32]) -> Result<Loss> {
-    let mut loss = Loss {
-        sum: 0.0,
-        targets: 0,
-        correct: 0,
-        hidden_grad: None,
-    };
-    for (row, truth) in probabilities.chunks_exact(classes).zip(truths) {
-        if *truth == IGNORE {
-            continue;
-        }
-        let Some(p) = row.get(*truth as usize) else {
-            let what = format!("a text is of class {truth}, the head knows {classes}");
-            return Err(Error::training(
-                what,
-                "the data and the head must be of the same classes",
-            ));
-        };
-        loss.sum -= p.max(f64::MIN_POSITIVE).ln();
-        loss.targets += 1;
-        loss.correct += usize::from(row.iter().all(|other| other <= p));
-    }
-    // Logits that are not numbers make every probability none.
-    if probabilities.iter().any(|p| p.is_nan()) {
-        loss.sum = f64::NAN;
-    }
-    Ok(loss)
+/// Refuses classes that the head does not have.
+fn check(truths: &[u32], classes: usize) -> Result<()> {
+    let beyond = |truth: &&u32| **truth != IGNORE && **truth as usize >= classes;
+    truths.iter().find(beyond).map_or(Ok(()), |truth| {
+        let what = format!("a text is of class {truth}, the head knows {classes}");
+        let hint = "the data and the head must be of the same classes";
+        Err(Error::training(what, hint))
+    })
 }
 
 impl Learner for Classifier {
@@ -116,22 +79,11 @@ impl Learner for Classifier {
             ));
         };
         let truths = truths(input);
-        let (mut p, classes) = probabilities(&logits)?;
-        let loss = loss_of(&p, classes, &truths)?;
-        check_loss(loss.sum)?;
-        // The gradient of a text's loss by its logits: probabilities, less 1 at its class.
-        for (row, truth) in p.chunks_exact_mut(classes).zip(&truths) {
-            if *truth == IGNORE {
-                row.fill(0.0);
-            } else {
-                row[*truth as usize] -= 1.0;
-            }
-        }
-        let gradient: Vec<f32> = p.iter().map(|p| (p * grad_scale) as f32).collect();
-        let gradient = Tensor::from_vec(gradient, (truths.len(), classes), &Device::Cpu)?;
-        let gradient = gradient.to_device(logits.device())?;
+        check(&truths, logits.dims2()?.1)?;
+        let (loss, gradient) = begin_class_loss(&logits, &truths, grad_scale)?;
+        loss.sum().map_or(Ok(()), check_loss)?;
         self.backward(&gradient, kept, input.ids, input.documents, trainable)?;
-        Ok(Begun::known(loss))
+        Ok(loss)
     }
 
     fn measure(&self, trainable: &mut Trainable, batches: &Batches) -> Result<Measured> {
@@ -146,7 +98,8 @@ impl Learner for Classifier {
             let (logits, _) = self.forward(input.ids, input.documents, trainable, None)?;
             let truths = truths(input);
             let (p, classes) = probabilities(&logits)?;
-            let loss = loss_of(&p, classes, &truths)?;
+            check(&truths, classes)?;
+            let loss = class_loss(&p, classes, &truths)?;
             losses.push(BatchLoss {
                 sum: loss.sum,
                 targets: loss.targets,

@@ -11,9 +11,12 @@ use sparsam_kernels::activation::{Activation, gated};
 use sparsam_kernels::attention::{
     AttentionShape, Cache, attention, attention_backward, attention_next,
 };
+use sparsam_kernels::host::to_bf16;
 use sparsam_kernels::linear::add_in_place;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_to_bf16};
-use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
+use sparsam_kernels::rope::{
+    Positions, RopeTable, rope, rope_backward, rope_backward_to_bf16, rope_to_bf16,
+};
 use sparsam_kernels::{Documents, Weight};
 
 use crate::projection::{Group, Hook, HookKept};
@@ -318,9 +321,10 @@ impl Block {
         hook: &mut dyn Hook,
         keep: bool,
     ) -> Result<(Tensor, Option<Kept>)> {
-        let p = self.narrowed(self.project(x, pass, hook, keep)?)?;
-        let (mut attended, log_sums) =
-            attention(&p.q, &p.k, &p.v, pass.documents, &self.attention_shape())?;
+        let shape = self.attention_shape();
+        let narrow = shape.rounded && shape.takes_bf16(x.device());
+        let p = self.project(x, pass, hook, narrow, keep)?;
+        let (mut attended, log_sums) = attention(&p.q, &p.k, &p.v, pass.documents, &shape)?;
         if attended.dtype() == DType::BF16 && !hook.takes_bf16(&self.o) {
             attended = attended.to_dtype(DType::F32)?;
         }
@@ -356,7 +360,7 @@ impl Block {
         hook: &mut dyn Hook,
         caches: &mut [&mut Cache],
     ) -> Result<Tensor> {
-        let p = self.project(x, pass, hook, false)?;
+        let p = self.project(x, pass, hook, false, false)?;
         let shape = self.attention_shape();
         let attended = attention_next(&p.q, &p.k, &p.v, caches, pass.documents, &shape)?;
         let (middle, ..) = self.attend(&attended, x, hook, false)?;
@@ -364,12 +368,13 @@ impl Block {
         Ok(self.leave(&product, &middle, hook, false)?.0)
     }
 
-    /// Queries, keys and values, normalised and turned: the way from the input to attention.
+    /// Queries, keys and values, normalised and turned: the way from the input to attention. `narrow`: in bf16.
     fn project(
         &self,
         x: &Tensor,
         pass: &Pass,
         hook: &mut dyn Hook,
+        narrow: bool,
         keep: bool,
     ) -> Result<Projected> {
         let norm = self.input_norm.as_ref();
@@ -378,7 +383,7 @@ impl Block {
         drop(normed);
         let width = self.shape.heads * self.shape.head_dim;
         let kv_width = self.shape.kv_heads * self.shape.head_dim;
-        let [mut q, mut k, v] = parts(outputs, [width, kv_width, kv_width])?;
+        let [mut q, mut k, mut v] = parts(outputs, [width, kv_width, kv_width])?;
         let mut qk = None;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             let (q_normed, q_roots) = self.head_norm(&q, q_norm)?;
@@ -393,8 +398,16 @@ impl Block {
         }
         if self.rope {
             let table = self.table(pass);
-            rope(&q, self.shape.heads, pass.positions, table)?;
-            rope(&k, self.shape.kv_heads, pass.positions, table)?;
+            for (of, heads) in [(&mut q, self.shape.heads), (&mut k, self.shape.kv_heads)] {
+                if narrow {
+                    *of = rope_to_bf16(of, heads, pass.positions, table)?;
+                } else {
+                    rope(of, heads, pass.positions, table)?;
+                }
+            }
+        }
+        if narrow {
+            (q, k, v) = (to_bf16(&q)?, to_bf16(&k)?, to_bf16(&v)?);
         }
         Ok(Projected {
             input_roots,
@@ -413,17 +426,6 @@ impl Block {
             rounded: weights.all(Weight::multiplies_in_bf16),
             ..self.shape
         }
-    }
-
-    /// Queries, keys and values in bf16 where the products that made them were, and the device takes them so.
-    fn narrowed(&self, mut projected: Projected) -> Result<Projected> {
-        let shape = self.attention_shape();
-        if shape.rounded && shape.takes_bf16(projected.q.device()) {
-            for tensor in [&mut projected.q, &mut projected.k, &mut projected.v] {
-                *tensor = tensor.to_dtype(DType::BF16)?;
-            }
-        }
-        Ok(projected)
     }
 
     /// The residual stream with the output of a group that reads `x`, and what went into the norm on that output, if
@@ -524,7 +526,7 @@ impl Block {
         let norm = self.attention_norm.as_ref();
         let dout = self.outgoing_backward(norm, &dmiddle, kept.attention_out.as_ref(), hook)?;
         let dattended = hook.backward(&self.o, &kept.attended, &[dout], o_kept)?;
-        let (mut dq, mut dk, dv) = attention_backward(
+        let (mut dq, mut dk, mut dv) = attention_backward(
             &dattended,
             &kept.q,
             &kept.k,
@@ -534,10 +536,20 @@ impl Block {
             pass.documents,
             &self.attention_shape(),
         )?;
+        // A GPU's products read them in bf16, and rotating writes them so in one pass.
+        let narrow = dq.device().is_cuda() && self.qk_norm.is_none() && hook.takes_bf16(&self.qkv);
         if self.rope {
             let table = self.table(pass);
-            rope_backward(&dq, self.shape.heads, pass.positions, table)?;
-            rope_backward(&dk, self.shape.kv_heads, pass.positions, table)?;
+            for (of, heads) in [(&mut dq, self.shape.heads), (&mut dk, self.shape.kv_heads)] {
+                if narrow {
+                    *of = rope_backward_to_bf16(of, heads, pass.positions, table)?;
+                } else {
+                    rope_backward(of, heads, pass.positions, table)?;
+                }
+            }
+        }
+        if narrow {
+            (dq, dk, dv) = (to_bf16(&dq)?, to_bf16(&dk)?, to_bf16(&dv)?);
         }
         if let (Some((q_norm, k_norm)), Some(qk)) = (&self.qk_norm, &kept.qk) {
             dq = Self::head_norm_backward(&dq, &qk.q, &qk.q_roots, q_norm, hook)?;

@@ -38,7 +38,7 @@ pub use cached::{Cache, attention_cached, attention_next};
 
 /// Whether attention in bf16 is computed on a device. On a GPU its tensor cores are tried once in a process, on numbers
 /// made for that, against attention in f32, which multiplies without them. With `SPARSAM_BF16_ATTENTION=0` they are not
-/// used.
+/// used, with `1` they are without being tried.
 ///
 /// # Errors
 /// Why not.

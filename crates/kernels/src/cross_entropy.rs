@@ -9,6 +9,7 @@
 
 mod blocks;
 mod chunks;
+mod classes;
 mod softmax;
 
 use candle_core::{Result, Tensor, bail};
@@ -17,6 +18,8 @@ use crate::by_element;
 use crate::gemm::Rows;
 use crate::host::{matrix, tensor, update, view};
 use crate::weight::Weight;
+
+pub use classes::{begin_class_loss, class_loss, probabilities};
 
 /// Marks a token without a target.
 pub const IGNORE: u32 = u32::MAX;

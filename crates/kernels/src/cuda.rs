@@ -38,12 +38,12 @@ pub(crate) use linear::{
     linear, linear_input_grad, linear_weight_grad, lora_gated, lora_linear, lora_linear_backward,
     row_norms,
 };
-pub(crate) use loss::{Losses, begin_cross_entropy, linear_token_losses};
+pub(crate) use loss::{Losses, begin_class_loss, begin_cross_entropy, linear_token_losses};
 pub(crate) use parked::Parked;
 pub(crate) use pointwise::{
     activate, activate_backward, add_bias, add_in_place, add_rows, bias_grad, copy_into, dropout,
     expand, expand_rows, gated, gated_backward, gated_backward_in_place, gated_to_bf16, layer_norm,
-    layer_norm_backward, rms_norm, rms_norm_backward, turn,
+    layer_norm_backward, rms_norm, rms_norm_backward, to_bf16, turn, turned_to_bf16,
 };
 pub(crate) use update::{adamw_all, adamw_step, clear, grad_norm_squared, read_norm};
 

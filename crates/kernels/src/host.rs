@@ -374,6 +374,18 @@ pub fn copy_into(from: &Tensor, to: &Tensor) -> Result<()> {
     }
 }
 
+/// The numbers of an f32 tensor in bf16, where it is; itself, if it is of that.
+///
+/// # Errors
+/// Another type.
+pub fn to_bf16(tensor: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return crate::cuda::to_bf16(tensor);
+    }
+    tensor.to_dtype(DType::BF16)
+}
+
 /// Sets all numbers of an f32 tensor to zero, in place.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 #[cfg(feature = "cuda")]
 use candle_core::Device;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::by_element;
@@ -143,13 +143,56 @@ pub fn rope_backward(
     turn(dy, heads, positions, table, -1.0)
 }
 
-fn turn(
+/// [`rope`], rounded to bf16 and not in place.
+///
+/// # Errors
+/// As [`rope`].
+pub fn rope_to_bf16(
+    x: &Tensor,
+    heads: usize,
+    positions: &Positions,
+    table: &RopeTable,
+) -> Result<Tensor> {
+    turned_to_bf16(x, heads, positions, table, 1.0)
+}
+
+/// [`rope_backward`], rounded to bf16 and not in place.
+///
+/// # Errors
+/// As [`rope`].
+pub fn rope_backward_to_bf16(
+    dy: &Tensor,
+    heads: usize,
+    positions: &Positions,
+    table: &RopeTable,
+) -> Result<Tensor> {
+    turned_to_bf16(dy, heads, positions, table, -1.0)
+}
+
+fn turned_to_bf16(
     x: &Tensor,
     heads: usize,
     positions: &Positions,
     table: &RopeTable,
     way: f64,
-) -> Result<()> {
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        check(x, heads, positions, table)?;
+        return crate::cuda::turned_to_bf16(x, heads, positions, table, way);
+    }
+    let y = x.copy()?;
+    turn(&y, heads, positions, table, way)?;
+    y.to_dtype(DType::BF16)
+}
+
+/// Refuses what does not fit; `(tokens, width)`.
+fn check(
+    x: &Tensor,
+    heads: usize,
+    positions: &Positions,
+    table: &RopeTable,
+) -> Result<(usize, usize)> {
     let (tokens, width) = matrix(x, "rope", "the input")?;
     let half = table.frequencies;
     if heads == 0 || width % heads != 0 || width / heads < 2 * half {
@@ -165,10 +208,22 @@ fn turn(
             table.positions()
         );
     }
+    Ok((tokens, width))
+}
+
+fn turn(
+    x: &Tensor,
+    heads: usize,
+    positions: &Positions,
+    table: &RopeTable,
+    way: f64,
+) -> Result<()> {
+    let (_, width) = check(x, heads, positions, table)?;
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::turn(x, heads, positions, table, way);
+        return crate::cuda::turn(x, x, heads, positions, table, way);
     }
+    let half = table.frequencies;
     let head = width / heads;
     by_element!(x, T => update(x, |x: &mut [T]| {
         x.par_chunks_mut(width).zip(positions.par_iter()).for_each(|(row, position)| {

@@ -7,7 +7,9 @@ use common::{
     Generator, assert_close, assert_same, autograd, check_gradient, on_threads, single, values,
 };
 use sparsam_kernels::Weight;
-use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy, linear_token_losses};
+use sparsam_kernels::cross_entropy::{
+    IGNORE, Want, begin_class_loss, linear_cross_entropy, linear_token_losses,
+};
 
 /// Every third token without a target.
 fn targets(generator: &mut Generator, tokens: usize, vocabulary: usize) -> Vec<u32> {
@@ -308,5 +310,35 @@ fn rounded_products_keep_the_gradient_of_sure_and_of_unsure_targets() -> Result<
             }
         }
     }
+    Ok(())
+}
+
+/// Logits are the hidden numbers of a head that is the identity.
+#[test]
+fn classes_are_a_small_vocabulary() -> Result<()> {
+    let mut generator = Generator(77);
+    for (texts, classes) in [(1, 2), (8, 3), (33, 40)] {
+        let logits = single(&generator.tensor(&[texts, classes])?)?;
+        let targets = targets(&mut generator, texts, classes);
+        let identity = Weight::Dense(Tensor::eye(classes, DType::F32, &Device::Cpu)?);
+        let want = Want {
+            grad_scale: Some(0.5),
+            ..Want::default()
+        };
+        let expected = linear_cross_entropy(&logits, &identity, &targets, want)?;
+        let (loss, gradient) = begin_class_loss(&logits, &targets, 0.5)?;
+        let loss = loss.read()?;
+        assert!((loss.sum - expected.sum).abs() <= 1e-6 * expected.sum);
+        assert_eq!(
+            (loss.targets, loss.correct),
+            (expected.targets, expected.correct)
+        );
+        let hidden_grad = expected.hidden_grad.expect("a gradient");
+        assert_close("gradient", &gradient, &hidden_grad, 1e-6);
+        assert!(begin_class_loss(&logits, &targets[1..], 0.5).is_err());
+    }
+    let nothing = Tensor::new(&[[f32::NAN, 0.0]], &Device::Cpu)?;
+    let (loss, _) = begin_class_loss(&nothing, &[1], 1.0)?;
+    assert!(loss.sum().is_some_and(f64::is_nan));
     Ok(())
 }

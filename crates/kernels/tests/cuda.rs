@@ -21,7 +21,9 @@ use sparsam_kernels::attention::{
     AttentionShape, Bidirectional, Cache, attention, attention_backward, attention_next,
     bidirectional, bidirectional_backward, on_tensor_cores,
 };
-use sparsam_kernels::cross_entropy::{IGNORE, Want, linear_cross_entropy, linear_token_losses};
+use sparsam_kernels::cross_entropy::{
+    IGNORE, Want, begin_class_loss, linear_cross_entropy, linear_token_losses,
+};
 use sparsam_kernels::dora::{Dora, row_norms};
 use sparsam_kernels::dropout::{DropoutKey, dropout};
 use sparsam_kernels::embedding::add_rows;
@@ -40,7 +42,9 @@ use sparsam_kernels::lora::{
 use sparsam_kernels::nf4::Nf4;
 use sparsam_kernels::norm::{rms_norm, rms_norm_backward, rms_norm_to_bf16};
 use sparsam_kernels::parked::Parked;
-use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
+use sparsam_kernels::rope::{
+    Positions, RopeTable, rope, rope_backward, rope_backward_to_bf16, rope_to_bf16,
+};
 use sparsam_kernels::{Documents, Weight};
 
 /// One GPU for one test at a time.
@@ -277,6 +281,14 @@ fn rotations() -> Result<()> {
         rope_backward(&x, heads, &positions, &table)?;
         rope_backward(&gx, heads, &positions, &table)?;
         near("rope_backward", &gx, &x, EXACT);
+        gpu.poison()?;
+        for to_bf16 in [rope_to_bf16, rope_backward_to_bf16] {
+            let y = to_bf16(&x, heads, &positions, &table)?;
+            let gy = to_bf16(&gx, heads, &positions, &table)?;
+            assert_eq!(gy.dtype(), DType::BF16);
+            // What lies midway between two numbers of bf16 may go to either.
+            near("rope in bf16", &gy, &y, 1e-3);
+        }
     }
     Ok(())
 }
@@ -1271,6 +1283,32 @@ fn steps_with_moments_in_eight_bits() -> Result<()> {
             (gm, gv) = (m.to_device(&gpu.device)?, v.to_device(&gpu.device)?);
             copy_into(&param, &gparam)?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn losses_of_classes() -> Result<()> {
+    let Some(mut gpu) = Gpu::open() else {
+        return Ok(());
+    };
+    for (texts, classes) in [(1, 2), (9, 3), (70, 41), (5, 1030)] {
+        let (logits, there) = gpu.pair(&[texts, classes])?;
+        let targets: Vec<u32> = (0..texts)
+            .map(|text| match text % 4 {
+                3 => IGNORE,
+                _ => gpu.generator.between(0, classes) as u32,
+            })
+            .collect();
+        gpu.poison()?;
+        let (loss, gradient) = begin_class_loss(&logits, &targets, 0.25)?;
+        let (gloss, ggradient) = begin_class_loss(&there, &targets, 0.25)?;
+        assert_eq!(gloss.sum(), None, "nobody has waited for it");
+        let (loss, gloss) = (loss.read()?, gloss.read()?);
+        assert!((loss.sum - gloss.sum).abs() <= 1e-5 * loss.sum);
+        assert_eq!((loss.targets, loss.correct), (gloss.targets, gloss.correct));
+        near("gradient of logits", &ggradient, &gradient, SUMS);
+        assert!(begin_class_loss(&there, &vec![classes as u32; texts], 1.0).is_err());
     }
     Ok(())
 }

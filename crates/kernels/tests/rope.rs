@@ -2,9 +2,11 @@
 
 mod common;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use common::{Generator, assert_close, assert_same, inner, on_threads, single};
-use sparsam_kernels::rope::{Positions, RopeTable, rope, rope_backward};
+use sparsam_kernels::rope::{
+    Positions, RopeTable, rope, rope_backward, rope_backward_to_bf16, rope_to_bf16,
+};
 
 fn frequencies(rotary_dim: usize) -> Vec<f64> {
     (0..rotary_dim / 2)
@@ -47,6 +49,17 @@ fn rotates_whole_and_partial_heads() -> Result<()> {
         let narrow = single(&x)?;
         rope(&narrow, heads, &Positions::new(positions.clone()), &table)?;
         assert_close("rotated in f32", &narrow, &expected, 1e-6);
+        let rounded = rope_to_bf16(
+            &single(&x)?,
+            heads,
+            &Positions::new(positions.clone()),
+            &table,
+        )?;
+        assert_same("rounded", &rounded, &narrow.to_dtype(DType::BF16)?);
+        let back =
+            rope_backward_to_bf16(&narrow, heads, &Positions::new(positions.clone()), &table)?;
+        rope_backward(&narrow, heads, &Positions::new(positions.clone()), &table)?;
+        assert_same("rounded back", &back, &narrow.to_dtype(DType::BF16)?);
         rope_backward(&turned, heads, &Positions::new(positions.clone()), &table)?;
         assert_close("rotated back", &turned, &x, 1e-13);
     }

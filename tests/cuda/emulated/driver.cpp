@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <unordered_map>
 
 namespace {
@@ -22,8 +23,10 @@ std::map<std::string, emulated::Kernel>& kernels() {
     return all;
 }
 
-// How much has been asked of the first stream.
-uint64_t asked;
+// How much this thread has asked of the first stream: tests of several threads share it.
+thread_local uint64_t asked;
+std::recursive_mutex turn;
+typedef std::lock_guard<std::recursive_mutex> Turn;
 
 const bool idle = getenv("SPARSAM_EMULATED_IDLE");
 
@@ -38,6 +41,7 @@ struct Counts {
     Counts() { kernels(); }  // so that they outlive this
     void add(const char* name, uint64_t bytes = 0) {
         if (!idle) return;
+        Turn held(turn);
         Count& count = all[name];
         count.times++;
         count.bytes += bytes;
@@ -57,11 +61,12 @@ struct Copy {
     size_t size;
 };
 
-// A stream beside the first: its copies that are put off, how many have been asked for, and how much of what was asked of
-// the first it has waited for.
+// A stream beside the first: its copies that are put off, how many have been asked for, and how much of what each thread has
+// asked of the first it has waited for.
 struct Stream {
     std::deque<Copy> copies;
-    uint64_t count = 0, waited = 0;
+    uint64_t count = 0;
+    std::map<std::thread::id, uint64_t> waited;
 
     void run(uint64_t until) {
         for (; !copies.empty() && count - copies.size() < until; copies.pop_front())
@@ -99,18 +104,18 @@ int read_back(void* to, uint64_t from, size_t size) {
 
 // A copy on a stream: at once on the first.
 int copy_on(void* stream, uint64_t to, uint64_t from, size_t size) {
+    Turn held(turn);
     Stream* other = beside(stream);
     if (!other) {
         asked++;
         return copy(to, from, size);
     }
-    if (other->waited != asked) emulated::fail("a copy beside does not wait for what it follows");
+    if (other->waited[std::this_thread::get_id()] != asked) emulated::fail("a copy beside does not wait for what it follows");
     other->copies.push_back({to, from, size});
     other->count++;
     return 0;
 }
 
-std::mutex turn;
 std::unordered_map<uint64_t, size_t> sizes;
 size_t used, most;
 
@@ -119,7 +124,7 @@ size_t behind(size_t size) { return (size + 255) / 256 * 256 + 256 - size; }
 unsigned char mark(uint64_t place) { return place % 4 == 3 ? 0xff : 0xa5; }
 
 int give(uint64_t* address, size_t size) {
-    std::lock_guard<std::mutex> lock(turn);
+    Turn held(turn);
     void* memory = aligned_alloc(256, size + behind(size));
     if (!memory) return 2;
     asked++;
@@ -136,7 +141,7 @@ int give(uint64_t* address, size_t size) {
 }
 
 int take(uint64_t address) {
-    std::lock_guard<std::mutex> lock(turn);
+    Turn held(turn);
     auto found = sizes.find(address);
     if (found == sizes.end()) return 1;
     uint64_t end = address + found->second;
@@ -244,25 +249,32 @@ int cuStreamCreate(void** stream, unsigned) {
 }
 int cuStreamDestroy_v2(void*) { return 0; }
 int cuStreamSynchronize(void* stream) {
+    Turn held(turn);
     counts.add("wait");
     if (Stream* other = beside(stream)) other->run(other->count);
     return 0;
 }
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    Turn held(turn);
     Stream *waiting = beside(stream), *other = static_cast<Event*>(event)->stream;
     uint64_t moment = static_cast<Event*>(event)->moment;
     if (other && !waiting) other->run(moment);
-    if (!other && waiting) waiting->waited = std::max(waiting->waited, moment);
+    if (!other && waiting) {
+        uint64_t& waited = waiting->waited[std::this_thread::get_id()];
+        waited = std::max(waited, moment);
+    }
     return 0;
 }
 int cuStreamIsCapturing(void*, int* status) { return *status = 0, 0; }
 int cuEventCreate(void** event, unsigned) { return *event = new Event, 0; }
 int cuEventRecord(void* event, void* stream) {
+    Turn held(turn);
     Stream* other = beside(stream);
     *static_cast<Event*>(event) = {other, other ? other->count : asked};
     return 0;
 }
 int cuEventSynchronize(void* event) {
+    Turn held(turn);
     Event& at = *static_cast<Event*>(event);
     if (at.stream) at.stream->run(at.moment);
     return 0;
@@ -291,7 +303,7 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void* stream) {
 }
 int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t size) { return copy(to, from, size); }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void* stream) {
-    counts.add("copy", size);
+    counts.add("copy within the GPU", size);
     return copy_on(stream, to, from, size);
 }
 int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t size) { return fill(to, value, size); }

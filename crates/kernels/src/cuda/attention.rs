@@ -8,6 +8,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::launch::{ATTENTION, Launch, address, device, unwritten, upload};
+use super::pointwise::of_type;
 use crate::attention::{AttentionShape, Bidirectional};
 use crate::documents::Documents;
 
@@ -234,7 +235,7 @@ pub(crate) fn attention_backward(
     let dq = unwritten(q.shape(), DType::F32, q)?;
     let dk = unwritten(k.shape(), DType::F32, q)?;
     let dv = unwritten(v.shape(), DType::F32, q)?;
-    let dout = dout.to_dtype(q.dtype())?;
+    let dout = of_type(dout, q.dtype())?;
     let names =
         ["q", "kv"].map(|which| format!("{}_backward_{which}_{}", compiled.name, compiled.width));
     let run = |name, tiles: Tiles, heads, gradients: &[&Tensor]| {
@@ -268,8 +269,10 @@ const APART: f64 = 1e-2;
 /// Whether attention on the tensor cores gives what that in f32 gives, for both widths it is compiled for; why not, if it
 /// does not.
 pub(crate) fn try_tensor_cores(device: &Device) -> std::result::Result<(), String> {
-    if std::env::var("SPARSAM_BF16_ATTENTION").is_ok_and(|value| value == "0") {
-        return Err("SPARSAM_BF16_ATTENTION is 0".to_owned());
+    match std::env::var("SPARSAM_BF16_ATTENTION").as_deref() {
+        Ok("0") => return Err("SPARSAM_BF16_ATTENTION is 0".to_owned()),
+        Ok("1") => return Ok(()),
+        _ => (),
     }
     for head_dim in [64, 128] {
         let apart = distance(device, head_dim).map_err(|error| error.to_string())?;

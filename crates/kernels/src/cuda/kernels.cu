@@ -3,7 +3,8 @@
 //
 // Activations are f32 or, where only products in bf16 read them, bf16; row-major and contiguous. No kernel uses atomics:
 // each number has one writer, which adds in a fixed order, so a run repeats bit for bit. Where a kernel's shape is not
-// said, it is one thread for each number.
+// said, it is one thread for each number, or for four of them where it takes them by `Four`: what only passes over numbers
+// is as fast as memory then.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -12,6 +13,7 @@
 namespace {
 
 constexpr float LOWEST = -3.402823466e38f;
+constexpr uint32_t NO_TARGET = 0xffffffffu;
 
 __device__ float warp_sum(float v) {
     for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
@@ -77,23 +79,99 @@ __device__ void put_either(float* wide, __nv_bfloat16* narrow, int64_t at, float
         put(narrow + at, x);
 }
 
+// Four numbers that lie in a row, in one load or store.
+template <class Number>
+struct alignas(4 * sizeof(Number)) Four {
+    Number x[4];
+};
+
+// Whether four numbers at a time can be had from all of these places.
+template <class... Numbers>
+__device__ bool in_fours(const Numbers*... places) {
+    return (((uintptr_t)places % (4 * sizeof(Numbers)) == 0) && ...);
+}
+
+// Numbers `at` to `at + 4` of `count`; `whole`: whether all are there, and in_fours.
+template <class Number>
+__device__ void get(float (&to)[4], const Number* from, int64_t at, int64_t count, bool whole) {
+    if (whole) {
+        Four<Number> four = *reinterpret_cast<const Four<Number>*>(from + at);
+        for (int j = 0; j < 4; j++) to[j] = wide(four.x[j]);
+    } else {
+        for (int j = 0; j < 4; j++) to[j] = at + j < count ? wide(from[at + j]) : 0.f;
+    }
+}
+
+template <class Number>
+__device__ void put(Number* to, const float (&from)[4], int64_t at, int64_t count, bool whole) {
+    if (whole) {
+        Four<Number> four;
+        for (int j = 0; j < 4; j++) put(four.x + j, from[j]);
+        *reinterpret_cast<Four<Number>*>(to + at) = four;
+    } else {
+        for (int j = 0; j < 4 && at + j < count; j++) put(to + at + j, from[j]);
+    }
+}
+
+__device__ void put_either(float* wide, __nv_bfloat16* narrow, const float (&from)[4], int64_t at, int64_t count,
+                           bool whole) {
+    if (wide)
+        put(wide, from, at, count, whole);
+    else
+        put(narrow, from, at, count, whole);
+}
+
 template <class Number>
 __device__ void product_of_unit(const Number* gate, const Number* up, Number* y, int64_t count, int kind) {
-    int64_t i = global_index();
-    if (i >= count) return;
-    float g = wide(gate[i]);
-    put(y + i, g * gate_parts(kind, g).x * wide(up[i]));
+    int64_t at = 4 * global_index();
+    if (at >= count) return;
+    bool whole = at + 4 <= count && in_fours(gate, up, y);
+    float g[4], u[4];
+    get(g, gate, at, count, whole);
+    get(u, up, at, count, whole);
+    for (int j = 0; j < 4; j++) u[j] = g[j] * gate_parts(kind, g[j]).x * u[j];
+    put(y, u, at, count, whole);
 }
 
 template <class Number>
 __device__ void gradients_of_unit(const Number* dy, const Number* gate, const Number* up, Number* dgate, Number* dup,
                                   int64_t count, int kind) {
-    int64_t i = global_index();
-    if (i >= count) return;
-    float d = wide(dy[i]), g = wide(gate[i]), u = wide(up[i]);
-    float2 parts = gate_parts(kind, g);
-    put(dgate + i, d * u * (parts.x + parts.y));
-    put(dup + i, d * (g * parts.x));
+    int64_t at = 4 * global_index();
+    if (at >= count) return;
+    bool whole = at + 4 <= count && in_fours(dy, gate, up, dgate, dup);
+    float d[4], g[4], u[4];
+    get(d, dy, at, count, whole);
+    get(g, gate, at, count, whole);
+    get(u, up, at, count, whole);
+    for (int j = 0; j < 4; j++) {
+        float2 parts = gate_parts(kind, g[j]);
+        u[j] = d[j] * u[j] * (parts.x + parts.y);
+        g[j] = d[j] * (g[j] * parts.x);
+    }
+    put(dgate, u, at, count, whole);
+    put(dup, g, at, count, whole);
+}
+
+template <class Number>
+__device__ void sum_of(Number* x, const Number* y, int64_t count) {
+    int64_t at = 4 * global_index();
+    if (at >= count) return;
+    bool whole = at + 4 <= count && in_fours(x, y);
+    float a[4], b[4];
+    get(a, x, at, count, whole);
+    get(b, y, at, count, whole);
+    for (int j = 0; j < 4; j++) a[j] += b[j];
+    put(x, a, at, count, whole);
+}
+
+template <class Number>
+__device__ void copied(const float* from, Number* to, int64_t count) {
+    int64_t at = 4 * global_index();
+    if (at >= count) return;
+    bool whole = at + 4 <= count && in_fours(from, to);
+    float x[4];
+    get(x, from, at, count, whole);
+    put(to, x, at, count, whole);
 }
 
 // Philox4x32-10, word for word as on the CPU, where the words of 16 counters are those of 64 numbers: a thread
@@ -152,12 +230,21 @@ __global__ void rms_norm(const float* x, const float* weight, float* wide, __nv_
                          int width, float epsilon) {
     int64_t row = blockIdx.x;
     x += row * width;
-    float sum = 0.f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += x[i] * x[i];
+    if (wide) wide += row * width;
+    else narrow += row * width;
+    bool even = width % 4 == 0 && in_fours(x, weight, wide, narrow);
+    float sum = 0.f, v[4], w[4];
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        get(v, x, i, width, even);
+        for (int j = 0; j < 4; j++) sum += v[j] * v[j];
+    }
     float root = 1.f / sqrtf(block_sum(sum) / width + epsilon);
     if (threadIdx.x == 0) roots[row] = root;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        put_either(wide, narrow, row * width + i, weight[i] * (x[i] * root));
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        get(v, x, i, width, even);
+        get(w, weight, i, width, even);
+        for (int j = 0; j < 4; j++) v[j] = w[j] * (v[j] * root);
+        put_either(wide, narrow, v, i, width, even);
     }
 }
 
@@ -168,12 +255,26 @@ __global__ void rms_norm_backward(const float* dy, const float* x, const float* 
     dy += row * width;
     x += row * width;
     dx += row * width;
-    float root = roots[row], sum = 0.f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += dy[i] * weight[i] * x[i];
+    if (residual) residual += row * width;
+    bool even = width % 4 == 0 && in_fours(dy, x, weight, residual, dx);
+    float root = roots[row], sum = 0.f, d[4], v[4], w[4];
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        get(d, dy, i, width, even);
+        get(v, x, i, width, even);
+        get(w, weight, i, width, even);
+        for (int j = 0; j < 4; j++) sum += d[j] * w[j] * v[j];
+    }
     float pull = block_sum(sum) / width * root * root * root;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float value = dy[i] * weight[i] * root - x[i] * pull;
-        dx[i] = residual ? residual[row * width + i] + value : value;
+    for (int i = 4 * threadIdx.x; i < width; i += 4 * blockDim.x) {
+        get(d, dy, i, width, even);
+        get(v, x, i, width, even);
+        get(w, weight, i, width, even);
+        for (int j = 0; j < 4; j++) d[j] = d[j] * w[j] * root - v[j] * pull;
+        if (residual) {
+            get(v, residual, i, width, even);
+            for (int j = 0; j < 4; j++) d[j] = v[j] + d[j];
+        }
+        put(dx, d, i, width, even);
     }
 }
 
@@ -249,19 +350,25 @@ __global__ void row_lengths(const float* x, float* lengths, int width) {
     if (threadIdx.x == 0) lengths[row] = sqrtf(sum);
 }
 
-// A block a token. Turns the pairs (i, i + half) of each head by the angle of the token's position.
-__global__ void rope(float* x, const uint32_t* positions, const float* cosines, const float* sines, int heads,
-                     int head, int half, float way) {
-    int64_t token = blockIdx.x;
-    x += token * heads * head;
+// A block a token. Turns the pairs (i, i + half) of each head by the angle of the token's position, into the one of two
+// places that is not null, of which `wide` may be `x`; what a head has beyond its pairs stays as it is.
+__global__ void rope(const float* x, float* wide, __nv_bfloat16* narrow, const uint32_t* positions,
+                     const float* cosines, const float* sines, int heads, int head, int half, float way) {
+    int64_t token = blockIdx.x, start = token * heads * head;
     cosines += (int64_t)positions[token] * half;
     sines += (int64_t)positions[token] * half;
     for (int k = threadIdx.x; k < heads * half; k += blockDim.x) {
         int i = k % half;
-        float* pair = x + (k / half) * head + i;
-        float cosine = cosines[i], sine = sines[i] * way, a = pair[0], b = pair[half];
-        pair[0] = a * cosine - b * sine;
-        pair[half] = b * cosine + a * sine;
+        int64_t at = start + k / half * head + i;
+        float cosine = cosines[i], sine = sines[i] * way, a = x[at], b = x[at + half];
+        put_either(wide, narrow, at, a * cosine - b * sine);
+        put_either(wide, narrow, at + half, b * cosine + a * sine);
+    }
+    int rest = head - 2 * half;
+    if (wide == x || rest == 0) return;
+    for (int k = threadIdx.x; k < heads * rest; k += blockDim.x) {
+        int64_t at = start + k / rest * head + 2 * half + k % rest;
+        put_either(wide, narrow, at, x[at]);
     }
 }
 
@@ -296,14 +403,8 @@ __global__ void activate_backward(const float* dy, const float* x, float* dx, in
     dx[i] = dy[i] * (parts.x + parts.y);
 }
 
-__global__ void add(float* x, const float* y, int64_t count) {
-    int64_t i = global_index();
-    if (i < count) x[i] += y[i];
-}
-__global__ void add_bf16(__nv_bfloat16* x, const __nv_bfloat16* y, int64_t count) {
-    int64_t i = global_index();
-    if (i < count) put(x + i, wide(x[i]) + wide(y[i]));
-}
+__global__ void add(float* x, const float* y, int64_t count) { sum_of(x, y, count); }
+__global__ void add_bf16(__nv_bfloat16* x, const __nv_bfloat16* y, int64_t count) { sum_of(x, y, count); }
 
 __global__ void subtract(const float* x, const float* y, float* z, int64_t count) {
     int64_t i = global_index();
@@ -324,15 +425,8 @@ __global__ void rescale_columns(const float* x, const float* magnitudes, const f
     y[i] = length > 0.f ? x[i] * (magnitudes[i % width] * (1.f / length)) : 0.f;
 }
 
-__global__ void copy(const float* from, float* to, int64_t count) {
-    int64_t i = global_index();
-    if (i < count) to[i] = from[i];
-}
-
-__global__ void narrow(const float* from, __nv_bfloat16* to, int64_t count) {
-    int64_t i = global_index();
-    if (i < count) to[i] = __float2bfloat16(from[i]);
-}
+__global__ void copy(const float* from, float* to, int64_t count) { copied(from, to, count); }
+__global__ void narrow(const float* from, __nv_bfloat16* to, int64_t count) { copied(from, to, count); }
 
 // to[rows[i]] = from[i], a block a row.
 __global__ void scatter_rows(const float* from, const uint32_t* rows, float* to, int width) {
@@ -372,6 +466,12 @@ __global__ void cross_entropy(float* logits, const uint32_t* targets, float* los
     int64_t row = blockIdx.x;
     logits += row * vocabulary;
     uint32_t target = targets[row];
+    if (target == NO_TARGET) {
+        if (threadIdx.x == 0) losses[row] = correct[row] = 0.f;
+        if (grad_scale == 0.f) return;
+        for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) logits[i] = 0.f;
+        return;
+    }
     float chosen = bent(logits[target], cap), greatest = LOWEST;
     for (int i = threadIdx.x; i < vocabulary; i += blockDim.x) greatest = fmaxf(greatest, logits[i]);
     greatest = bent(block_max(greatest), cap);
@@ -513,26 +613,39 @@ __global__ void adamw_eight_bit(const Trained* all, int count, const float* norm
     second[i] = nearest_level(of_second, greatest_v > 0.f ? v / greatest_v : 0.f);
 }
 
-// Four-bit codes, two a byte with the first in the high half, times the scale of their block.
+// Four-bit codes, two a byte with the first in the high half, times the scale of their block; four numbers a thread.
 __global__ void expand_four_bits(const uint8_t* packed, const float* absmax, const float* levels, float* wide,
                                  __nv_bfloat16* narrow, int64_t count, int block) {
-    int64_t pair = global_index();
-    for (int half = 0; half < 2; half++) {
-        int64_t at = pair * 2 + half;
-        if (at >= count) return;
-        int code = half ? packed[pair] & 15 : packed[pair] >> 4;
-        float value = levels[code] * absmax[at / block];
-        put_either(wide, narrow, at, value);
+    __shared__ float table[16];
+    if (threadIdx.x < 16) table[threadIdx.x] = levels[threadIdx.x];
+    __syncthreads();
+    int64_t at = 4 * global_index();
+    if (at >= count) return;
+    float values[4], scale;
+    // Blocks are of whole fours but for those of odd sizes, and dividing is what takes longest here.
+    bool whole = at + 4 <= count && in_fours(wide, narrow), together = block % 4 == 0;
+    if (together) scale = absmax[(uint32_t)(at / 4) / (uint32_t)(block / 4)];
+    for (int j = 0; j < 4 && at + j < count; j++) {
+        uint8_t pair = packed[(at + j) / 2];
+        if (!together) scale = absmax[(at + j) / block];
+        values[j] = table[j % 2 ? pair & 15 : pair >> 4] * scale;
     }
+    put_either(wide, narrow, values, at, count, whole);
 }
 
-// Eight-bit codes times the scale of their block, a row, over 127.
+// Eight-bit codes times the scale of their block, a row, over 127; four numbers a thread.
 __global__ void expand_eight_bits(const int8_t* codes, const float* absmax, float* wide, __nv_bfloat16* narrow,
                                   int64_t count, int block) {
-    int64_t i = global_index();
-    if (i >= count) return;
-    float value = codes[i] * absmax[i / block] / 127.f;
-    put_either(wide, narrow, i, value);
+    int64_t at = 4 * global_index();
+    if (at >= count) return;
+    float values[4], scale;
+    bool whole = at + 4 <= count && in_fours(wide, narrow), together = block % 4 == 0;
+    if (together) scale = absmax[(uint32_t)(at / 4) / (uint32_t)(block / 4)];
+    for (int j = 0; j < 4 && at + j < count; j++) {
+        if (!together) scale = absmax[(at + j) / block];
+        values[j] = codes[at + j] * scale / 127.f;
+    }
+    put_either(wide, narrow, values, at, count, whole);
 }
 
 }  // extern "C"
@@ -609,15 +722,17 @@ __device__ float of_block(int kind, const uint8_t* block, int unit, int i) {
 
 extern "C" {
 
-// Blocks of a GGUF file, of `length` numbers in `size` bytes: the rows that `rows` names, or all where it is null.
+// Blocks of a GGUF file, of `length` numbers in `size` bytes: the rows that `rows` names, or all where it is null. Units of
+// 32 numbers are counted in words, since dividing longer numbers would take longer than all the rest.
 __global__ void expand_ggml(const uint8_t* bytes, const uint32_t* rows, float* wide, __nv_bfloat16* narrow,
                             int64_t count, int columns, int kind, int length, int size) {
     int64_t i = global_index();
     if (i >= count) return;
-    int64_t row = i / columns, column = i % columns;
+    uint32_t unit = i / 32, of_row = columns / 32, units = length / 32;
+    uint32_t row = unit / of_row, place = unit % of_row;
     if (rows) row = rows[row];
-    const uint8_t* block = bytes + (row * (columns / length) + column / length) * size;
-    float value = of_block(kind, block, column % length / 32, column % 32);
+    const uint8_t* block = bytes + ((int64_t)row * (of_row / units) + place / units) * size;
+    float value = of_block(kind, block, place % units, i % 32);
     put_either(wide, narrow, i, value);
 }
 

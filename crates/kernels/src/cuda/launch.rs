@@ -231,6 +231,11 @@ impl<'a> Launch<'a> {
         self.run((blocks, 1), (BLOCK, 1), 0)
     }
 
+    /// One thread for four of `count` numbers each.
+    pub(super) fn fours(self, count: usize) -> Result<()> {
+        self.each(count.div_ceil(4))
+    }
+
     /// A block for each of `rows` rows, as wide as a row of `width` numbers needs.
     pub(super) fn rows(self, rows: usize, width: usize) -> Result<()> {
         let threads = width.div_ceil(32).clamp(1, 8) * 32;

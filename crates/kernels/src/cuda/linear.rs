@@ -12,7 +12,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::blas::{Operand, gemm};
 use super::launch::unwritten;
 use super::pointwise::{
-    copy_into, difference, expand, gated, magnitude_grad, rescaled, row_lengths,
+    copy_into, difference, expand, gated, magnitude_grad, of_type, rescaled, row_lengths,
 };
 use crate::activation::Activation;
 use crate::lora::{
@@ -46,7 +46,7 @@ impl<'a> Narrowed<'a> {
         if let Some(found) = cell.get() {
             return Ok(found);
         }
-        let made = self.wide.to_dtype(dtype)?;
+        let made = of_type(self.wide, dtype)?;
         Ok(cell.get_or_init(|| made))
     }
 }
@@ -157,13 +157,13 @@ impl<'a> Branches<'a> {
             };
             let all = match &a {
                 Some(all) => all,
-                None if depth == low.rank() => a.insert(low.a.to_dtype(dtype)?),
+                None if depth == low.rank() => a.insert(of_type(&low.a, dtype)?),
                 None => a.insert(unwritten((depth, low.a.dims()[1]), dtype, &low.a)?),
             };
             if depth != low.rank() {
                 copy_into(&low.a, &all.narrow(0, start, low.rank())?)?;
             }
-            let b = low.b.to_dtype(dtype)?;
+            let b = of_type(&low.b, dtype)?;
             each.push(Some(Branch { low, start, b }));
             start += low.rank();
         }

@@ -4,11 +4,11 @@ use candle_core::{DType, Result, Tensor};
 
 use super::blas::{Operand, gemm};
 use super::launch::{Launch, device, unwritten, upload};
-use super::pointwise::expand;
+use super::pointwise::{expand, of_type};
 use crate::cross_entropy::{Begun, IGNORE, LOGITS_ON_GPU, Want};
 use crate::weight::Weight;
 
-/// Losses and hits of every token with a target, with the places of those tokens.
+/// Losses and hits of every token with a target, with the places of those tokens. Of what has none, both are 0.
 pub(crate) struct Losses {
     places: Vec<u32>,
     losses: Vec<Tensor>,
@@ -30,7 +30,7 @@ impl Losses {
         let (nats, correct) = self.read()?;
         let sum = nats.iter().map(|nats| f64::from(*nats)).sum();
         let correct = correct.iter().filter(|correct| **correct > 0.0).count();
-        Ok((sum, nats.len(), correct))
+        Ok((sum, self.places.len(), correct))
     }
 }
 
@@ -71,7 +71,7 @@ fn in_chunks(
         let (chunk, wanted) = (upload(chunk.to_vec(), hidden)?, upload(wanted, hidden)?);
         let states = hidden.index_select(&chunk, 0)?;
         let logits = unwritten((count, vocabulary), DType::F32, hidden)?;
-        let narrow = states.to_dtype(head.dtype())?;
+        let narrow = of_type(&states, head.dtype())?;
         gemm(
             Operand::plain(&narrow),
             Operand::transposed(head),
@@ -122,7 +122,7 @@ pub(crate) fn begin_cross_entropy(
             };
             let count = chunk.dims1()?;
             let dstates = unwritten((count, width), DType::F32, hidden)?;
-            let narrow = dlogits.to_dtype(head.dtype())?;
+            let narrow = of_type(dlogits, head.dtype())?;
             gemm(
                 Operand::plain(&narrow),
                 Operand::plain(&head),
@@ -149,6 +149,34 @@ pub(crate) fn begin_cross_entropy(
         },
     )?;
     Ok(Begun::on_gpu(losses, gradient))
+}
+
+pub(crate) fn begin_class_loss(
+    logits: &Tensor,
+    targets: &[u32],
+    grad_scale: f64,
+) -> Result<(Begun, Tensor)> {
+    let (texts, classes) = logits.dims2()?;
+    let gradient = logits.copy()?;
+    let wanted = upload(targets.to_vec(), logits)?;
+    let losses = unwritten(texts, DType::F32, logits)?;
+    let correct = unwritten(texts, DType::F32, logits)?;
+    Launch::new("cross_entropy", device(logits)?)
+        .floats(&gradient)?
+        .words(&wanted)?
+        .floats(&losses)?
+        .floats(&correct)?
+        .int(classes)?
+        .float(grad_scale)
+        .float(0.0)
+        .run((texts, 1), (512, 1), 0)?;
+    let counted = (0..texts as u32).filter(|text| targets[*text as usize] != IGNORE);
+    let losses = Losses {
+        places: counted.collect(),
+        losses: vec![losses],
+        correct: vec![correct],
+    };
+    Ok((Begun::on_gpu(losses, None), gradient))
 }
 
 pub(crate) fn linear_token_losses(

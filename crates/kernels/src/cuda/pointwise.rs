@@ -196,8 +196,10 @@ pub(super) fn difference(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     one_of_each("subtract", DType::F32, &[x, y], None)
 }
 
+/// Turns `x` into `to`, which may be `x` itself, or of bf16.
 pub(crate) fn turn(
     x: &Tensor,
+    to: &Tensor,
     heads: usize,
     positions: &Positions,
     table: &RopeTable,
@@ -208,6 +210,7 @@ pub(crate) fn turn(
     let half = table.frequencies();
     Launch::new("rope", device(x)?)
         .floats(x)?
+        .wide_or_narrow(to)?
         .words(positions.on(x.device())?)?
         .floats(cosines)?
         .floats(sines)?
@@ -216,6 +219,19 @@ pub(crate) fn turn(
         .int(half)?
         .float(way)
         .rows(tokens, heads * half)
+}
+
+/// Turned, in bf16.
+pub(crate) fn turned_to_bf16(
+    x: &Tensor,
+    heads: usize,
+    positions: &Positions,
+    table: &RopeTable,
+    way: f64,
+) -> Result<Tensor> {
+    let y = unwritten(x.shape(), DType::BF16, x)?;
+    turn(x, &y, heads, positions, table, way)?;
+    Ok(y)
 }
 
 fn number(activation: Activation) -> usize {
@@ -260,7 +276,16 @@ fn one_of_each(
 /// Of gate and up of f32 or bf16, in their type.
 pub(crate) fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (kernel, dtype) = either(gate, "gated", "gated_bf16");
-    one_of_each(kernel, dtype, &[gate, up], Some(activation))
+    let count = gate.elem_count();
+    let y = unwritten(gate.shape(), dtype, gate)?;
+    Launch::new(kernel, device(gate)?)
+        .of(gate, dtype)?
+        .of(up, dtype)?
+        .of(&y, dtype)?
+        .long(count)
+        .int(number(activation))?
+        .fours(count)?;
+    Ok(y)
 }
 
 /// `act(gate) ∘ up`, gate and up in bf16, of f32.
@@ -270,11 +295,7 @@ pub(crate) fn gated_to_bf16(
     up: &Tensor,
 ) -> Result<[Tensor; 3]> {
     let y = gated(activation, gate, up)?;
-    Ok([
-        y.to_dtype(DType::BF16)?,
-        gate.to_dtype(DType::BF16)?,
-        up.to_dtype(DType::BF16)?,
-    ])
+    Ok([to_bf16(&y)?, to_bf16(gate)?, to_bf16(up)?])
 }
 
 pub(crate) fn gated_backward(
@@ -306,13 +327,13 @@ fn unit_gradients(
     into: [&Tensor; 2],
 ) -> Result<()> {
     let (kernel, dtype) = either(of[0], "gated_backward", "gated_backward_bf16");
-    let dy = dy.to_dtype(dtype)?;
+    let dy = of_type(dy, dtype)?;
     let mut launch = Launch::new(kernel, device(of[0])?);
     for tensor in [&dy].into_iter().chain(of).chain(into) {
         launch = launch.of(tensor, dtype)?;
     }
     let count = of[0].elem_count();
-    launch.long(count).int(number(activation))?.each(count)
+    launch.long(count).int(number(activation))?.fours(count)
 }
 
 pub(crate) fn activate(activation: Activation, x: &Tensor) -> Result<Tensor> {
@@ -331,7 +352,7 @@ pub(crate) fn add_in_place(x: &Tensor, y: &Tensor) -> Result<()> {
         .of(x, dtype)?
         .of(y, dtype)?
         .long(count)
-        .each(count)
+        .fours(count)
 }
 
 pub(crate) fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
@@ -344,13 +365,31 @@ pub(crate) fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
         .each(count)
 }
 
+/// Numbers of f32 in bf16; itself, if it is of that.
+pub(crate) fn to_bf16(x: &Tensor) -> Result<Tensor> {
+    if x.dtype() == DType::BF16 {
+        return Ok(x.clone());
+    }
+    let y = unwritten(x.shape(), DType::BF16, x)?;
+    copy_into(x, &y)?;
+    Ok(y)
+}
+
+/// Numbers of f32 in another type; itself, if it is of that.
+pub(super) fn of_type(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    match dtype {
+        DType::BF16 => to_bf16(x),
+        other => x.to_dtype(other),
+    }
+}
+
 /// Copies f32 numbers into a tensor of f32 or bf16.
 pub(crate) fn copy_into(from: &Tensor, to: &Tensor) -> Result<()> {
     let count = from.elem_count();
     let launch = |kernel| Launch::new(kernel, device(from)?).floats(from);
     match to.dtype() {
-        DType::F32 => launch("copy")?.floats(to)?.long(count).each(count),
-        _ => launch("narrow")?.narrow(to)?.long(count).each(count),
+        DType::F32 => launch("copy")?.floats(to)?.long(count).fours(count),
+        _ => launch("narrow")?.narrow(to)?.long(count).fours(count),
     }
 }
 
@@ -413,10 +452,10 @@ pub(crate) fn expand(weight: &OnDevice, dtype: DType) -> Result<Tensor> {
     let count = rows * columns;
     let out = unwritten((rows, columns), dtype, &weight.codes)?;
     let four = weight.form == Form::FourBits;
-    let (kernel, items) = if four {
-        ("expand_four_bits", count.div_ceil(2))
+    let kernel = if four {
+        "expand_four_bits"
     } else {
-        ("expand_eight_bits", count)
+        "expand_eight_bits"
     };
     let mut launch = Launch::new(kernel, device(&out)?)
         .bytes(&weight.codes)?
@@ -425,7 +464,7 @@ pub(crate) fn expand(weight: &OnDevice, dtype: DType) -> Result<Tensor> {
         launch = launch.floats(&weight.levels)?;
     }
     launch = launch.wide_or_narrow(&out)?;
-    launch.long(count).int(weight.block)?.each(items)?;
+    launch.long(count).int(weight.block)?.fours(count)?;
     Ok(out)
 }
 
