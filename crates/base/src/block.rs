@@ -6,7 +6,7 @@
 //! the gated product are cheap to compute and large to keep, so the backward pass computes them again
 //! from what is kept. A family is a configuration of this one block.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use sparsam_kernels::activation::{Activation, gated};
 use sparsam_kernels::attention::{
     AttentionShape, Cache, attention, attention_backward, attention_next,
@@ -183,6 +183,35 @@ impl Block {
     /// All its groups of projections.
     pub fn groups(&self) -> [&Group; 4] {
         [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    /// Memory of its matrices as they are stored, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let projections = self.groups().into_iter().flat_map(|g| &g.projections);
+        projections.map(|p| p.weight.bytes()).sum()
+    }
+
+    /// Puts its weights into the memory of `device`; see [`Model::move_to`](crate::model::Model::move_to).
+    pub(crate) fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
+        let around = [
+            &mut self.input_norm,
+            &mut self.attention_norm,
+            &mut self.post_norm,
+            &mut self.unit_norm,
+        ];
+        let of_heads = self.qk_norm.iter_mut().flat_map(|(q, k)| [q, k]);
+        for norm in around.into_iter().flatten().chain(of_heads) {
+            norm.weight = norm.weight.to_device(device)?;
+        }
+        for group in [
+            &mut self.qkv,
+            &mut self.o,
+            &mut self.gate_up,
+            &mut self.down,
+        ] {
+            group.move_to(device, compute)?;
+        }
+        Ok(())
     }
 
     /// `x` through a norm, where there is one, and the inverse roots.

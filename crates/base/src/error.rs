@@ -78,6 +78,14 @@ pub enum Error {
         /// What to do about it.
         hint: &'static str,
     },
+    /// A weight cannot be put into the memory of a device.
+    #[error("{source}")]
+    Placed {
+        /// How many bytes of weights are there.
+        bytes: usize,
+        /// Why.
+        source: candle_core::Error,
+    },
     /// An operation on tensors failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -118,7 +126,7 @@ impl Error {
             Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Some(
                 "a model folder holds config.json, tokenizer.json and model.safetensors".to_owned(),
             ),
-            Self::Read { .. } | Self::Tensor(_) => None,
+            Self::Read { .. } | Self::Placed { .. } | Self::Tensor(_) => None,
             Self::Quantized { .. } => Some("leave `quantize` out".to_owned()),
             Self::Write { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull => Some("free some space".to_owned()),

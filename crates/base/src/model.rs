@@ -78,13 +78,25 @@ impl Model {
     /// # Errors
     /// Files that are missing, damaged or do not fit the configuration.
     pub fn from_folder(folder: &Path, options: LoadOptions) -> Result<Self> {
-        let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
         Self::load(
-            ModelConfig::parse(&text)?,
+            read_config(folder)?,
             &SafetensorsFiles::in_folder(folder)?,
             options,
         )
+    }
+
+    /// The same in the memory of a device, see [`Model::load_to`].
+    ///
+    /// # Errors
+    /// As there, or files that are missing or damaged.
+    pub fn from_folder_to(
+        folder: &Path,
+        options: LoadOptions,
+        device: &Device,
+        compute: DType,
+    ) -> Result<Self> {
+        let files = SafetensorsFiles::in_folder(folder)?;
+        Self::load_to(read_config(folder)?, &files, options, device, compute)
     }
 
     /// Makes a model of a configuration and its tensors.
@@ -92,20 +104,60 @@ impl Model {
     /// # Errors
     /// Tensors that are missing or do not fit the configuration.
     pub fn load(config: ModelConfig, weights: &dyn Weights, options: LoadOptions) -> Result<Self> {
+        Self::load_each(config, weights, options, &mut |_| Ok(()))
+    }
+
+    /// Makes a model of a configuration and its tensors in the memory of `device`, as [`Model::move_to`] puts it there,
+    /// block by block: the host's memory holds one at a time.
+    ///
+    /// # Errors
+    /// Tensors that are missing or do not fit the configuration, or as [`Model::move_to`]; then
+    /// [`Error::Placed`].
+    pub fn load_to(
+        config: ModelConfig,
+        weights: &dyn Weights,
+        options: LoadOptions,
+        device: &Device,
+        compute: DType,
+    ) -> Result<Self> {
+        let mut bytes = 0;
+        Self::load_each(config, weights, options, &mut |mut part| {
+            let size = part.bytes();
+            let placed = part.move_to(device, compute);
+            let placed = placed.map_err(|source| Error::Placed { bytes, source });
+            bytes += size;
+            placed
+        })
+    }
+
+    /// Makes a model and shows each of its parts as soon as it is there.
+    fn load_each(
+        config: ModelConfig,
+        weights: &dyn Weights,
+        options: LoadOptions,
+        each: &mut dyn FnMut(Part) -> Result<()>,
+    ) -> Result<Self> {
         let loader = Loader {
             weights,
             options,
             norm_offset: config.norm_offset,
         };
-        let embedding = loader.table(EMBEDDING, config.vocab_size, config.hidden_size)?;
-        let blocks = (0..config.num_hidden_layers)
-            .map(|layer| loader.block(&config, layer))
-            .collect::<Result<_>>()?;
-        let norm = loader.norm("model.norm.weight", config.hidden_size)?;
+        let mut embedding = loader.table(EMBEDDING, config.vocab_size, config.hidden_size)?;
+        each(Part::Table(&mut embedding))?;
+        let mut blocks = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let mut block = loader.block(&config, layer)?;
+            each(Part::Block(&mut block))?;
+            blocks.push(block);
+        }
+        let mut norm = loader.norm("model.norm.weight", config.hidden_size)?;
+        each(Part::Norm(&mut norm))?;
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
-            loader.table(HEAD, config.vocab_size, config.hidden_size)?
+            let mut head = loader.table(HEAD, config.vocab_size, config.hidden_size)?;
+            each(Part::Table(&mut head))?;
+            head
         };
         let (table, local_table) = tables(&config, options.max_length)?;
         Ok(Self {
@@ -316,35 +368,15 @@ impl Model {
     /// # Errors
     /// Too little memory, or a form of weight that is not computed with there.
     pub fn move_to(&mut self, device: &Device, compute: DType) -> Result<()> {
-        self.embedding = self.embedding.to_device(device, compute)?;
-        self.head = if self.config.tie_word_embeddings {
-            self.embedding.clone()
-        } else {
-            self.head.to_device(device, compute)?
-        };
-        let mut norms = vec![&mut self.norm];
+        Part::Table(&mut self.embedding).move_to(device, compute)?;
         for block in &mut self.blocks {
-            let around = [
-                &mut block.input_norm,
-                &mut block.attention_norm,
-                &mut block.post_norm,
-                &mut block.unit_norm,
-            ];
-            norms.extend(around.into_iter().flatten());
-            if let Some((q, k)) = &mut block.qk_norm {
-                norms.extend([q, k]);
-            }
-            for group in [
-                &mut block.qkv,
-                &mut block.o,
-                &mut block.gate_up,
-                &mut block.down,
-            ] {
-                group.move_to(device, compute)?;
-            }
+            Part::Block(block).move_to(device, compute)?;
         }
-        for norm in norms {
-            norm.weight = norm.weight.to_device(device)?;
+        Part::Norm(&mut self.norm).move_to(device, compute)?;
+        if self.config.tie_word_embeddings {
+            self.head = self.embedding.clone();
+        } else {
+            Part::Table(&mut self.head).move_to(device, compute)?;
         }
         Ok(())
     }
@@ -361,15 +393,8 @@ impl Model {
         } else {
             self.head.bytes()
         };
-        let groups = self
-            .blocks
-            .iter()
-            .flat_map(|b| [&b.qkv, &b.o, &b.gate_up, &b.down]);
-        let projections = groups
-            .flat_map(|group| &group.projections)
-            .map(|p| p.weight.bytes())
-            .sum::<usize>();
-        self.embedding.bytes() + head + projections
+        let blocks = self.blocks.iter().map(Block::bytes).sum::<usize>();
+        self.embedding.bytes() + head + blocks
     }
 }
 
@@ -378,6 +403,40 @@ fn tables(config: &ModelConfig, positions: usize) -> Result<(RopeTable, Option<R
     let table = |rope: &crate::config::Rope| rope.table(config.rotary_dim, positions);
     let local = config.local_rope.as_ref().map(table).transpose()?;
     Ok((table(&config.rope)?, local))
+}
+
+/// What a model is put somewhere else by.
+enum Part<'a> {
+    /// The embedding or the head.
+    Table(&'a mut Weight),
+    Block(&'a mut Block),
+    Norm(&'a mut Norm),
+}
+
+impl Part<'_> {
+    /// Memory of its matrices as they are stored.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Table(table) => table.bytes(),
+            Self::Block(block) => block.bytes(),
+            Self::Norm(_) => 0,
+        }
+    }
+
+    fn move_to(&mut self, device: &Device, compute: DType) -> candle_core::Result<()> {
+        match self {
+            Self::Table(table) => **table = table.to_device(device, compute)?,
+            Self::Block(block) => block.move_to(device, compute)?,
+            Self::Norm(norm) => norm.weight = norm.weight.to_device(device)?,
+        }
+        Ok(())
+    }
+}
+
+fn read_config(folder: &Path) -> Result<ModelConfig> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path, source })?;
+    ModelConfig::parse(&text)
 }
 
 /// Reads tensors and checks that they are what the configuration says.

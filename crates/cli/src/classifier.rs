@@ -174,12 +174,14 @@ pub(crate) fn open(
         dtype: options.dtype.unwrap_or(DType::F32),
         max_length: named.max_length,
     };
+    let compute = options.dtype.unwrap_or(DType::BF16);
     let init = init(options.seed);
     let make = |config: Config, weights: &dyn Weights| -> anyhow::Result<Classifier> {
         Ok(match config {
             Config::Encoder(config) => Classifier::encoder(config, weights, load, labels, &init)?,
             Config::Decoder(config) => {
-                let model = Model::load(config, weights, load)?;
+                let loaded = Model::load_to(config, weights, load, options.device, compute);
+                let model = device::placed(loaded, named.model, options.device)?;
                 Classifier::decoder(model, Some(weights), labels, &init)?
             }
         })
@@ -195,7 +197,6 @@ pub(crate) fn open(
         }
         Place::Gguf(_) => anyhow::bail!("a GGUF file was opened as a classifier"),
     };
-    let compute = options.dtype.unwrap_or(DType::BF16);
     device::put(&mut model, named.model, options.device, compute)?;
     Ok(Opened {
         parameters: model.parameters(),

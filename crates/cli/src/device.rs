@@ -117,62 +117,63 @@ pub(crate) fn open(choice: Choice) -> anyhow::Result<Place> {
     }
 }
 
-/// A model whose weights can be put somewhere else.
-pub(crate) trait Movable {
-    /// Memory of the weights as stored.
-    fn bytes(&self) -> usize;
-
-    /// See [`Model::move_to`].
-    fn move_to(&mut self, device: &Device, compute: DType) -> sparsam_base::error::Result<()>;
-}
-
-impl Movable for Model {
-    fn bytes(&self) -> usize {
-        Self::bytes(self)
-    }
-
-    fn move_to(&mut self, device: &Device, compute: DType) -> sparsam_base::error::Result<()> {
-        Self::move_to(self, device, compute)
-    }
-}
-
-impl Movable for Classifier {
-    fn bytes(&self) -> usize {
-        Self::bytes(self)
-    }
-
-    fn move_to(&mut self, device: &Device, compute: DType) -> sparsam_base::error::Result<()> {
-        Self::move_to(self, device, compute)
-    }
-}
-
-/// Puts a model's weights into the memory of a device. Quantised ones stay so and are expanded to `compute` for
+/// Puts a classifier's weights into the memory of a device, those that are not there yet. Quantised ones stay so and are expanded to `compute` for
 /// each product. On the processor nothing is done.
 ///
 /// # Errors
 /// A model that does not fit.
 pub(crate) fn put(
-    model: &mut impl Movable,
+    model: &mut Classifier,
     name_of_model: &str,
     device: &Device,
     compute: DType,
 ) -> anyhow::Result<()> {
     let size = crate::figures::bytes(model.bytes() as u64);
-    model.move_to(device, compute).map_err(|error| {
-        let text = error.to_string();
-        let (reason, hint) = match explain(&text) {
-            Some(explanation) => (explanation.sentence, Some(explanation.hint.to_owned())),
-            None => (text.lines().next().unwrap_or_default(), error.hint()),
-        };
-        let place = name(device);
-        let failure = Failure::run(format!(
-            "`{name_of_model}`, {size} of weights, cannot be put on `{place}`: {reason}"
-        ));
-        let failure = hint.into_iter().fold(failure, Failure::hint);
-        failure
-            .hint("`device: cpu` or `--device cpu` computes on the processor")
-            .into()
-    })
+    let named = format!("`{name_of_model}`, {size} of weights,");
+    model
+        .move_to(device, compute)
+        .map_err(|error| not_put(&named, device, "", &error).into())
+}
+
+/// A model that was loaded into a device's memory block by block.
+///
+/// # Errors
+/// What it says, and that of a model that does not fit.
+pub(crate) fn placed(
+    loaded: sparsam_base::error::Result<Model>,
+    name_of_model: &str,
+    device: &Device,
+) -> anyhow::Result<Model> {
+    use sparsam_base::error::Error;
+    let (bytes, error) = match loaded {
+        Ok(model) => return Ok(model),
+        Err(Error::Placed { bytes, source }) => (bytes, Error::Tensor(source)),
+        Err(other) => return Err(other.into()),
+    };
+    let so_far = format!(
+        ", with {} of its weights there",
+        crate::figures::bytes(bytes as u64)
+    );
+    Err(not_put(&format!("`{name_of_model}`"), device, &so_far, &error).into())
+}
+
+fn not_put(
+    named: &str,
+    device: &Device,
+    so_far: &str,
+    error: &sparsam_base::error::Error,
+) -> Failure {
+    let text = error.to_string();
+    let (reason, hint) = match explain(&text) {
+        Some(explanation) => (explanation.sentence, Some(explanation.hint.to_owned())),
+        None => (text.lines().next().unwrap_or_default(), error.hint()),
+    };
+    let place = name(device);
+    let failure = Failure::run(format!(
+        "{named} cannot be put on `{place}`: {reason}{so_far}"
+    ));
+    let failure = hint.into_iter().fold(failure, Failure::hint);
+    failure.hint("`device: cpu` or `--device cpu` computes on the processor")
 }
 
 /// The GPU that this process has opened.
@@ -360,6 +361,23 @@ mod tests {
         for wrong in ["gpu", "cuda:", "cuda:x", "cuda:+1", "cuda:-1", "mps", ""] {
             assert!(wrong.parse::<Choice>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_says_how_far_it_came() {
+        let full = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        let loaded = Err(sparsam_base::error::Error::Placed {
+            bytes: 9 << 30,
+            source: candle_core::Error::Msg(full.to_owned()),
+        });
+        let Err(error) = placed(loaded, "big", &Device::Cpu) else {
+            panic!("it was put there");
+        };
+        let what = format!(
+            "`big` cannot be put on `cpu`: the memory of the GPU is full, with {} of its weights there",
+            crate::figures::bytes(9 << 30)
+        );
+        assert_eq!(error.to_string(), what);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use sparsam_base::files::gguf::GgufFile;
 use sparsam_base::files::safetensors::SafetensorsFiles;
 use sparsam_base::model::{LoadOptions, Model, Quantize};
 use sparsam_base::tokenizer::Tokenizer;
+use sparsam_base::weights::Weights;
 use sparsam_hub::{Need, is_name};
 
 use crate::device;
@@ -82,13 +83,20 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
         Some(fetched) => text_of(&fetched.folder)?,
         None => wanted.name,
     };
-    let (mut model, tokenizer, blake3) = match find(place)? {
+    // Four and eight bits are expanded to bf16 on a GPU, where that is the fast type, unless f32 is asked for.
+    let compute = wanted.dtype.unwrap_or(DType::BF16);
+    let device = wanted.device;
+    let load = |config, weights: &dyn Weights| {
+        let loaded = Model::load_to(config, weights, options, device, compute);
+        device::placed(loaded, wanted.name, device)
+    };
+    let (model, tokenizer, blake3) = match find(place)? {
         Place::Builtin(builtin) => {
             let config = ModelConfig::parse(builtin.config)?;
             check_length(wanted.name, wanted.max_length, &config)?;
             let tokenizer = builtin.tokenizer()?;
             tokenizer.check_fits(config.vocab_size)?;
-            let model = Model::load(config, &builtin.tensors()?, options)?;
+            let model = load(config, &builtin.tensors()?)?;
             (model, tokenizer, blake3::hash(builtin.weights))
         }
         Place::Folder(folder) => {
@@ -97,7 +105,7 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
             let tokenizer = Tokenizer::from_dir(folder)?;
             tokenizer.check_fits(config.vocab_size)?;
             let files = SafetensorsFiles::in_folder(folder)?;
-            let model = Model::load(config, &files, options)?;
+            let model = load(config, &files)?;
             (model, tokenizer, hash(files.paths())?)
         }
         Place::Gguf(path) => {
@@ -107,13 +115,11 @@ pub(crate) fn open(wanted: &Wanted) -> anyhow::Result<Opened> {
             let tokenizer = file.tokenizer()?;
             tokenizer.check_fits(file.config().vocab_size)?;
             let file = file.with_dtype(wanted.dtype);
-            let model = file.load(options).with_context(unusable)?;
+            let loaded = file.load_to(options, device, compute);
+            let model = device::placed(loaded, wanted.name, device).with_context(unusable)?;
             (model, tokenizer, hash(std::iter::once(path))?)
         }
     };
-    // Four and eight bits are expanded to bf16 on a GPU, where that is the fast type, unless f32 is asked for.
-    let compute = wanted.dtype.unwrap_or(DType::BF16);
-    device::put(&mut model, wanted.name, wanted.device, compute)?;
     let architecture = model.config.family.clone();
     let template = match wanted.chat_template {
         Some(name) => template(name, &tokenizer)?,

@@ -50,22 +50,17 @@ pub(crate) fn device() -> Device {
     panic!("these tests were built without support for GPUs")
 }
 
-fn placed(model: Result<Model, sparsam_base::error::Error>) -> Model {
-    let mut model = model.expect("a model");
-    model.move_to(&device(), DType::F32).expect("room");
-    model
+fn placed(folder: &Path, options: LoadOptions) -> Model {
+    Model::from_folder_to(folder, options, &device(), DType::F32).expect("a model")
 }
 
 pub(crate) fn model(folder: &Path) -> Model {
-    placed(Model::from_folder(folder, F32))
+    placed(folder, F32)
 }
 
 /// A model of the fixtures.
 pub(crate) fn family(name: &str, options: LoadOptions) -> Model {
-    placed(Model::from_folder(
-        &fixtures().join("families").join(name),
-        options,
-    ))
+    placed(&fixtures().join("families").join(name), options)
 }
 
 /// Texts as one batch in which every next token of a text is a target.

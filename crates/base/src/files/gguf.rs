@@ -99,6 +99,14 @@ impl GgufFile {
         Model::load(self.config.clone(), self, options)
     }
 
+    /// Loads the model into the memory of a device.
+    ///
+    /// # Errors
+    /// As [`Model::load_to`].
+    pub fn load_to(&self, options: LoadOptions, device: &Device, compute: DType) -> Result<Model> {
+        Model::load_to(self.config.clone(), self, options, device, compute)
+    }
+
     /// The tokenizer, with its chat template.
     ///
     /// # Errors

@@ -8,8 +8,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, Metadata};
+use bytemuck::{Pod, cast_slice_mut};
+use candle_core::{Device, Tensor, WithDType};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use sparsam_kernels::Weight;
 
 use super::bitsandbytes;
@@ -105,25 +107,20 @@ impl SafetensorsFiles {
         self.names.contains_key(name)
     }
 
+    /// A tensor's file, and where and what it is there.
+    fn place(&self, name: &str) -> Result<(&Opened, &TensorInfo)> {
+        let file = self.names.get(name).map(|index| &self.files[*index]);
+        let place = file.and_then(|file| Some((file, file.metadata.info(name)?)));
+        place.ok_or_else(|| Error::weight(name, "is not in the model's files"))
+    }
+
     /// The bytes of a tensor as they lie in its file.
     pub(super) fn raw(&self, name: &str) -> Result<Raw> {
-        let file = self.names.get(name).map(|index| &self.files[*index]);
-        let Some((file, info)) = file.and_then(|file| Some((file, file.metadata.info(name)?)))
-        else {
-            return Err(Error::weight(name, "is not in the model's files"));
-        };
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0u8; end - start];
-        file.file
-            .read_exact_at(&mut bytes, file.start + start as u64)
-            .map_err(|source| Error::Read {
-                path: file.path.clone(),
-                source,
-            })?;
+        let (file, info) = self.place(name)?;
         Ok(Raw {
             dtype: info.dtype,
             shape: info.shape.clone(),
-            bytes,
+            bytes: file.numbers(info)?,
         })
     }
 
@@ -202,6 +199,28 @@ impl Opened {
             start,
         })
     }
+
+    /// The numbers of a tensor, read to where they stay.
+    fn numbers<T: Pod>(&self, info: &TensorInfo) -> Result<Vec<T>> {
+        let (start, end) = info.data_offsets;
+        let mut numbers = vec![T::zeroed(); (end - start) / size_of::<T>()];
+        self.file
+            .read_exact_at(cast_slice_mut(&mut numbers), self.start + start as u64)
+            .map_err(|source| Error::Read {
+                path: self.path.clone(),
+                source,
+            })?;
+        Ok(numbers)
+    }
+
+    fn tensor<T: Pod + WithDType>(&self, info: &TensorInfo) -> Result<Tensor> {
+        let numbers = self.numbers::<T>(info)?;
+        Ok(Tensor::from_vec(
+            numbers,
+            info.shape.as_slice(),
+            &Device::Cpu,
+        )?)
+    }
 }
 
 impl Weights for SafetensorsFiles {
@@ -214,27 +233,19 @@ impl Weights for SafetensorsFiles {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
-        let raw = self.raw(name)?;
-        let dtype = match raw.dtype {
-            Dtype::F64 => DType::F64,
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            Dtype::U8 => DType::U8,
-            Dtype::U32 => DType::U32,
-            Dtype::I64 => DType::I64,
+        let (file, info) = self.place(name)?;
+        match info.dtype {
+            Dtype::F64 => file.tensor::<f64>(info),
+            Dtype::F32 => file.tensor::<f32>(info),
+            Dtype::F16 => file.tensor::<f16>(info),
+            Dtype::BF16 => file.tensor::<bf16>(info),
+            Dtype::U8 => file.tensor::<u8>(info),
+            Dtype::U32 => file.tensor::<u32>(info),
+            Dtype::I64 => file.tensor::<i64>(info),
             other => {
-                return Err(Error::weight(
-                    name,
-                    format!("is stored as {other:?}, which cannot be read"),
-                ));
+                let what = format!("is stored as {other:?}, which cannot be read");
+                Err(Error::weight(name, what))
             }
-        };
-        Ok(Tensor::from_raw_buffer(
-            &raw.bytes,
-            dtype,
-            &raw.shape,
-            &Device::Cpu,
-        )?)
+        }
     }
 }

@@ -47,9 +47,11 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         max_length: batches.longest(args.seq),
     };
     let place = device::open(args.device)?;
-    let mut model = Model::from_folder(&args.model, options)?;
-    let name = args.model.display().to_string();
-    device::put(&mut model, &name, &place.device, args.dtype)?;
+    let began = Instant::now();
+    let loaded = Model::from_folder_to(&args.model, options, &place.device, args.dtype);
+    let mut model = device::placed(loaded, &args.model.display().to_string(), &place.device)?;
+    place.device.synchronize()?;
+    let (load_seconds, load_rss) = (began.elapsed().as_secs_f64(), peak_memory());
     if let Some(note) = device::attention_note(&model) {
         writeln!(std::io::stderr().lock(), "note: {note}")?;
     }
@@ -98,6 +100,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         tokens.push(ids.len());
         losses.push(loss.sum / count);
     }
+    let first_step = seconds.first().copied();
     let drawn = before.zip(joules()).map(|(before, after)| after - before);
     let (mut counted, tokens) = (seconds.split_off(warm_up), tokens.split_off(warm_up));
     let sum: f64 = counted.iter().sum();
@@ -111,6 +114,9 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let figures = serde_json::json!({
         "tokens_per_second": rate,
         "step_seconds": median,
+        "load_seconds": load_seconds,
+        "load_peak_rss_mib": load_rss.map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
+        "first_step_seconds": first_step,
         "peak_rss_mib": peak_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         "peak_device_mib": device::peak_gpu_memory().map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         "joules_per_token": drawn.map(|drawn| drawn / tokens.iter().sum::<usize>() as f64),

@@ -263,9 +263,8 @@ fn merged(
         dtype: DType::F32,
         max_length,
     };
-    let mut model = Model::load(config, &weights, options)?;
-    device::put(&mut model, &args.base.model, &place.device, DType::BF16)?;
-    Ok(model)
+    let loaded = Model::load_to(config, &weights, options, &place.device, DType::BF16);
+    device::placed(loaded, &args.base.model, &place.device)
 }
 
 fn too_long(wanted: usize, most: usize) -> Failure {
