@@ -3,7 +3,8 @@
 # transformers, the table beside PEFT, a run with NVML's readings. Each part has a time limit and leaves its output in a
 # folder; one that fails does not keep the others from running, and summary.md says so.
 #
-#   tests/cuda/suite.sh [FOLDER [PART…]]    target/gpu-suite without one; parts: tests, run, table, 8b; all if none is named
+#   tests/cuda/suite.sh [FOLDER [PART…]]    target/gpu-suite without one; parts: tests, run, table, 8b, length; all if none is
+#   named
 #
 # `just gpu-programs` builds what it runs, on any machine. The table needs a Python with PEFT on a torch that sees the
 # GPU ($SPARSAM_PYTHON, else python3) and is left out without one; $SPARSAM_PEER_DATA keeps its weights from call to call,
@@ -106,7 +107,19 @@ else
 8b-nf4 8b --quantize nf4 --gradient-checkpointing --batch 2 --seq 2048 --steps 8
 8b-nf4+offload 8b --quantize nf4 --gradient-checkpointing=offload --batch 2 --seq 2048 --steps 8
 WORK
-  "$python" tests/cuda/table.py "$out" | tee -a "$summary"
 fi
+
+# How cost grows with the length of a text, always 16,384 tokens a step.
+if wanted length && [ -e "$data/1.1b-lora.safetensors" ]; then
+  for length in 512 1024 2048 4096 8192 16384; do
+    part "length-$length" 60 "$sparsam" bench --device cuda:0 --model "$data/1.1b" --dtype bf16 --method lora \
+      --lora-init "$data/1.1b-lora.safetensors" --batches "$data/1.1b-batches.safetensors" \
+      --batch $((16384 / length)) --seq $length --steps 6 --json
+  done
+elif wanted length; then
+  left_out length "there are no weights of 1.1b in $data yet: the part \`table\` makes them"
+fi
+
+"$python" tests/cuda/table.py "$out" | tee -a "$summary"
 echo "results are in $out"
 exit $failed

@@ -1,4 +1,5 @@
-"""The table of suite.sh: speed, memory and losses of each work, from what both sides printed. Needs only Python.
+"""The tables of suite.sh: speed, memory and losses of each work, how long a program takes to its first step, and how cost
+grows with length; from what both sides printed. Needs only Python.
 
 A work `A+B` is our own variant of work `A`, beside PEFT's figures of that.
 """
@@ -18,9 +19,11 @@ def printed(name):
     return json.loads(found[-1]) if found else None
 
 
-print("\n| work | PEFT, tokens/s (MiB on the GPU; mJ a token) | sparsam | speed | memory | energy | losses apart |")
-print("|---|---|---|---|---|---|---|")
-for path in sorted(folder.glob("sparsam-*.txt")):
+works = sorted(folder.glob("sparsam-*.txt"))
+if works:
+    print("\n| work | PEFT, tokens/s (MiB on the GPU; mJ a token) | sparsam | speed | memory | energy | losses apart |")
+    print("|---|---|---|---|---|---|---|")
+for path in works:
     work = path.stem.removeprefix("sparsam-")
     theirs, ours = printed(f"peft-{work.split('+')[0]}"), printed(path.stem)
 
@@ -39,3 +42,21 @@ for path in sorted(folder.glob("sparsam-*.txt")):
         apart = max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"]))
         ratios = [*map(ratio, ["tokens_per_second", "peak_device_mib", "joules_per_token"]), f"{apart:.1e}"]
     print(f"| {work} | {cell(theirs)} | {cell(ours)} | {' | '.join(ratios)} |")
+
+started = [(path.stem, printed(path.stem)) for path in works]
+started = [(name, ours) for name, ours in started if ours and "load_seconds" in ours]
+if started:
+    print("\n| work | weights on the GPU after, s | of the host's memory, MiB | first step, s |")
+    print("|---|---|---|---|")
+for name, ours in started:
+    print(f"| {name.removeprefix('sparsam-')} | {ours['load_seconds']:.1f} | {ours['load_peak_rss_mib']:,.0f} "
+          f"| {ours['first_step_seconds']:.2f} |")
+
+lengths = sorted(int(path.stem.removeprefix("length-")) for path in folder.glob("length-*.txt"))
+lengths = [(length, printed(f"length-{length}")) for length in lengths]
+if any(ours for _, ours in lengths):
+    print("\n| tokens a text | tokens/s | MiB on the GPU |")
+    print("|---|---|---|")
+for length, ours in lengths:
+    if ours:
+        print(f"| {length:,} | {ours['tokens_per_second']:,.0f} | {ours['peak_device_mib']:,.0f} |")

@@ -5,6 +5,7 @@
 //! schedule or clipping, every row a document, the mean loss over all of its next tokens, or with `--rows` over
 //! those of its answer.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -210,15 +211,24 @@ impl Prepared {
         }
     }
 
-    /// Ids, targets and lengths of a step's rows; of even ones the first, and their first tokens.
+    /// Ids, targets and lengths of a step's rows; of even ones the first, and their first tokens. Where more or longer
+    /// ones are asked for than there are, all ids are one long row that is cut anew.
     fn step(&self, step: usize, batch: usize, seq: usize) -> (Vec<u32>, Vec<u32>, Vec<usize>) {
-        let rows: Vec<(&[u32], usize)> = match self {
+        let rows: Vec<(Cow<[u32]>, usize)> = match self {
+            Self::Even {
+                ids,
+                dims: (_, rows, length),
+            } if batch > *rows || seq > *length => {
+                let start = step * batch * seq % ids.len();
+                let mut all = ids.iter().copied().cycle().skip(start);
+                let mut row = || Cow::Owned(all.by_ref().take(seq).collect());
+                (0..batch).map(|_| (row(), 0)).collect()
+            }
             Self::Even { ids, dims } => {
                 let (steps, rows, length) = *dims;
-                let rows = ids[step % steps * rows * length..]
-                    .chunks(length)
-                    .take(batch.min(rows));
-                rows.map(|row| (&row[..seq.min(length)], 0)).collect()
+                let rows = ids[step % steps * rows * length..].chunks(length);
+                let first = rows.take(batch).map(|row| Cow::Borrowed(&row[..seq]));
+                first.map(|row| (row, 0)).collect()
             }
             Self::Uneven(rows) => {
                 let rows = rows
@@ -226,12 +236,13 @@ impl Prepared {
                     .cycle()
                     .skip(step * batch % rows.len())
                     .take(batch);
-                rows.map(|(row, begin)| (row.as_slice(), *begin)).collect()
+                rows.map(|(row, begin)| (Cow::Borrowed(row.as_slice()), *begin))
+                    .collect()
             }
         };
         let (mut ids, mut targets, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
         for (row, begin) in rows {
-            ids.extend_from_slice(row);
+            ids.extend_from_slice(&row);
             lengths.push(row.len());
             let next = row.iter().enumerate().skip(1);
             targets.extend(next.map(|(place, id)| if place >= begin { *id } else { IGNORE }));

@@ -279,23 +279,23 @@ mod tests {
         let measured: [(f64, fn(&mut Recipe)); 10] = [
             (42_656_104.0, |_| ()),
             (34_548_712.0, |recipe| recipe.quantize = Quantize::Nf4),
-            (23_237_336.0, |recipe| {
+            (23_238_880.0, |recipe| {
                 recipe.gradient_checkpointing = GradientCheckpointing::Full;
             }),
-            (21_762_776.0, |recipe| {
+            (21_764_320.0, |recipe| {
                 recipe.gradient_checkpointing = GradientCheckpointing::Offload;
             }),
-            (31_799_016.0, |recipe| recipe.dtype = Dtype::Bf16),
-            (28_410_216.0, |recipe| {
+            (29_175_384.0, |recipe| recipe.dtype = Dtype::Bf16),
+            (25_786_584.0, |recipe| {
                 narrow(recipe, GradientCheckpointing::Off);
             }),
-            (13_987_176.0, |recipe| {
+            (14_312_664.0, |recipe| {
                 narrow(recipe, GradientCheckpointing::Full);
             }),
-            (12_143_976.0, |recipe| {
+            (12_469_464.0, |recipe| {
                 narrow(recipe, GradientCheckpointing::Offload);
             }),
-            (28_410_216.0, |recipe| {
+            (25_786_584.0, |recipe| {
                 narrow(recipe, GradientCheckpointing::Off);
                 recipe.lora.dropout = 0.1;
             }),

@@ -139,9 +139,21 @@ impl Shape {
         let rounds = self.on_gpu || rounding_is_faster() && lora.dropout == 0.0;
         let alone = recipe.method == Method::Lora && !lora.use_dora;
         if self.decoder && rounds && alone && recipe.dtype == Dtype::Bf16 {
-            2.0
+            BF16
         } else {
             F32
+        }
+    }
+
+    /// Bytes of a number of q, k and v, and of one of what attention gives, as a block keeps them: a GPU's tensor cores
+    /// take and give them in bf16, for heads that `AttentionShape::takes_bf16`.
+    fn attention_bytes(&self, recipe: &Recipe) -> (f64, f64) {
+        let head = self.q / self.heads;
+        let takes = self.on_gpu && self.decoder && head <= 128.0 && head % 8.0 == 0.0;
+        if takes && recipe.dtype == Dtype::Bf16 {
+            (BF16, self.unit_bytes(recipe))
+        } else {
+            (F32, F32)
         }
     }
 
@@ -174,7 +186,7 @@ impl Shape {
     /// the unit two numbers for each of its width (gate and up, or before and after the bend), and a logarithm
     /// for each head.
     fn kept(&self, recipe: &Recipe) -> f64 {
-        self.kept_before_unit() + 2.0 * self.wide * self.unit_bytes(recipe)
+        self.kept_before_unit(recipe) + 2.0 * self.wide * self.unit_bytes(recipe)
     }
 
     /// Numbers of the logits that exist at a time, of so many tokens that are learned.
@@ -200,8 +212,10 @@ impl Shape {
     }
 
     /// Those of them that come before its unit.
-    fn kept_before_unit(&self) -> f64 {
-        (2.0 * self.hidden + 2.0 * self.q + 2.0 * self.kv + self.heads) * F32
+    fn kept_before_unit(&self, recipe: &Recipe) -> f64 {
+        let (narrow, attended) = self.attention_bytes(recipe);
+        let qkv = (self.q + 2.0 * self.kv) * narrow;
+        (2.0 * self.hidden + self.heads) * F32 + qkv + self.q * attended
     }
 }
 
@@ -302,7 +316,7 @@ pub(crate) fn estimate(
     // The reduced inputs of the branches: of all, and of q, k, v and o, which come before the unit.
     let rank = if full { 0.0 } else { recipe.lora.r as f64 };
     let kept = tokens * (w.kept(recipe) + w.projections().len() as f64 * rank * F32);
-    let before_unit = tokens * (w.kept_before_unit() + 4.0 * rank * F32);
+    let before_unit = tokens * (w.kept_before_unit(recipe) + 4.0 * rank * F32);
     // While the head computes, and the most there is later, when a block has been computed again.
     let (at_head, activations) = match recipe.gradient_checkpointing {
         GradientCheckpointing::Off => (differentiated * kept, differentiated * kept),
