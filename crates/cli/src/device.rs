@@ -117,8 +117,8 @@ pub(crate) fn open(choice: Choice) -> anyhow::Result<Place> {
     }
 }
 
-/// Puts a classifier's weights into the memory of a device, those that are not there yet. Quantised ones stay so and are expanded to `compute` for
-/// each product. On the processor nothing is done.
+/// Puts what of a classifier's weights is not there yet into the memory of a device. Quantised ones stay so and are
+/// expanded to `compute` for each product. On the processor nothing is done.
 ///
 /// # Errors
 /// A model that does not fit.
@@ -157,6 +157,7 @@ pub(crate) fn placed(
     Err(not_put(&format!("`{name_of_model}`"), device, &so_far, &error).into())
 }
 
+/// What is said where weights cannot be put somewhere; `so_far`: how far they came.
 fn not_put(
     named: &str,
     device: &Device,
