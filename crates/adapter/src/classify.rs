@@ -10,7 +10,9 @@ use sparsam_base::classifier::{Classifier, Start};
 use sparsam_base::stack::{Checkpointing, Keep};
 use sparsam_base::tokenizer::Tokenizer;
 use sparsam_kernels::Documents;
-use sparsam_kernels::cross_entropy::{Begun, IGNORE, begin_class_loss, class_loss, probabilities};
+use sparsam_kernels::cross_entropy::{
+    Begun, IGNORE, begin_class_loss, beyond_classes, class_loss, probabilities,
+};
 
 use crate::classes::{ClassMetrics, Prediction};
 use crate::data::Batches;
@@ -51,8 +53,7 @@ fn truths(input: Input) -> Vec<u32> {
 
 /// Refuses classes that the head does not have.
 fn check(truths: &[u32], classes: usize) -> Result<()> {
-    let beyond = |truth: &&u32| **truth != IGNORE && **truth as usize >= classes;
-    truths.iter().find(beyond).map_or(Ok(()), |truth| {
+    beyond_classes(truths, classes).map_or(Ok(()), |truth| {
         let what = format!("a text is of class {truth}, the head knows {classes}");
         let hint = "the data and the head must be of the same classes";
         Err(Error::training(what, hint))

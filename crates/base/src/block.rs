@@ -167,6 +167,9 @@ pub(crate) fn one(mut tensors: Vec<Tensor>) -> Result<Tensor> {
     }
 }
 
+/// A way to turn so many heads.
+type Turn<R> = fn(&Tensor, usize, &Positions, &RopeTable) -> Result<R>;
+
 impl Block {
     /// All its norms.
     pub fn norms(&self) -> impl Iterator<Item = &Norm> {
@@ -412,7 +415,7 @@ impl Block {
         drop(normed);
         let width = self.shape.heads * self.shape.head_dim;
         let kv_width = self.shape.kv_heads * self.shape.head_dim;
-        let [mut q, mut k, mut v] = parts(outputs, [width, kv_width, kv_width])?;
+        let [mut q, mut k, v] = parts(outputs, [width, kv_width, kv_width])?;
         let mut qk = None;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             let (q_normed, q_roots) = self.head_norm(&q, q_norm)?;
@@ -425,19 +428,7 @@ impl Block {
             });
             (q, k) = (q_normed, k_normed);
         }
-        if self.rope {
-            let table = self.table(pass);
-            for (of, heads) in [(&mut q, self.shape.heads), (&mut k, self.shape.kv_heads)] {
-                if narrow {
-                    *of = rope_to_bf16(of, heads, pass.positions, table)?;
-                } else {
-                    rope(of, heads, pass.positions, table)?;
-                }
-            }
-        }
-        if narrow {
-            (q, k, v) = (to_bf16(&q)?, to_bf16(&k)?, to_bf16(&v)?);
-        }
+        let [q, k, v] = self.turned([q, k, v], pass, narrow, (rope as _, rope_to_bf16 as _))?;
         Ok(Projected {
             input_roots,
             q,
@@ -555,7 +546,7 @@ impl Block {
         let norm = self.attention_norm.as_ref();
         let dout = self.outgoing_backward(norm, &dmiddle, kept.attention_out.as_ref(), hook)?;
         let dattended = hook.backward(&self.o, &kept.attended, &[dout], o_kept)?;
-        let (mut dq, mut dk, mut dv) = attention_backward(
+        let (dq, dk, dv) = attention_backward(
             &dattended,
             &kept.q,
             &kept.k,
@@ -567,19 +558,8 @@ impl Block {
         )?;
         // A GPU's products read them in bf16, and rotating writes them so in one pass.
         let narrow = dq.device().is_cuda() && self.qk_norm.is_none() && hook.takes_bf16(&self.qkv);
-        if self.rope {
-            let table = self.table(pass);
-            for (of, heads) in [(&mut dq, self.shape.heads), (&mut dk, self.shape.kv_heads)] {
-                if narrow {
-                    *of = rope_backward_to_bf16(of, heads, pass.positions, table)?;
-                } else {
-                    rope_backward(of, heads, pass.positions, table)?;
-                }
-            }
-        }
-        if narrow {
-            (dq, dk, dv) = (to_bf16(&dq)?, to_bf16(&dk)?, to_bf16(&dv)?);
-        }
+        let back = (rope_backward as _, rope_backward_to_bf16 as _);
+        let [mut dq, mut dk, dv] = self.turned([dq, dk, dv], pass, narrow, back)?;
         if let (Some((q_norm, k_norm)), Some(qk)) = (&self.qk_norm, &kept.qk) {
             dq = Self::head_norm_backward(&dq, &qk.q, &qk.q_roots, q_norm, hook)?;
             dk = Self::head_norm_backward(&dk, &qk.k, &qk.k_roots, k_norm, hook)?;
@@ -590,6 +570,31 @@ impl Block {
         let dnormed = hook.backward(&self.qkv, &normed, &dqkv, qkv_kept)?;
         let roots = kept.input_roots.as_ref();
         Self::norm_backward(norm, dnormed, &kept.x, roots, Some(&dmiddle), hook)
+    }
+
+    /// Queries, keys and values, or their gradients, with the first two turned in the block's positions, all in bf16 if
+    /// they are to be `narrow`; by one of two ways to turn, in place and to bf16.
+    fn turned(
+        &self,
+        [mut q, mut k, v]: [Tensor; 3],
+        pass: &Pass,
+        narrow: bool,
+        (in_place, to_narrow): (Turn<()>, Turn<Tensor>),
+    ) -> Result<[Tensor; 3]> {
+        if self.rope {
+            let table = self.table(pass);
+            for (of, heads) in [(&mut q, self.shape.heads), (&mut k, self.shape.kv_heads)] {
+                if narrow {
+                    *of = to_narrow(of, heads, pass.positions, table)?;
+                } else {
+                    in_place(of, heads, pass.positions, table)?;
+                }
+            }
+        }
+        if narrow {
+            return Ok([to_bf16(&q)?, to_bf16(&k)?, to_bf16(&v)?]);
+        }
+        Ok([q, k, v])
     }
 
     fn head_norm(&self, x: &Tensor, norm: &Norm) -> Result<(Tensor, Tensor)> {

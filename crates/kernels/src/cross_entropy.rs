@@ -19,7 +19,7 @@ use crate::gemm::Rows;
 use crate::host::{matrix, tensor, update, view};
 use crate::weight::Weight;
 
-pub use classes::{begin_class_loss, class_loss, probabilities};
+pub use classes::{begin_class_loss, beyond_classes, class_loss, probabilities};
 
 /// Marks a token without a target.
 pub const IGNORE: u32 = u32::MAX;

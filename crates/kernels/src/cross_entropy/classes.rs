@@ -87,9 +87,14 @@ pub fn begin_class_loss(
     Ok((Begun::known(loss), tensor(gradient, (texts, classes))?))
 }
 
+/// The first target that is no class.
+pub fn beyond_classes(targets: &[u32], classes: usize) -> Option<u32> {
+    let beyond = |target: &u32| *target != IGNORE && *target as usize >= classes;
+    targets.iter().copied().find(beyond)
+}
+
 fn within(targets: &[u32], classes: usize) -> Result<()> {
-    let beyond = |target: &&u32| **target != IGNORE && **target as usize >= classes;
-    match targets.iter().find(beyond) {
+    match beyond_classes(targets, classes) {
         None => Ok(()),
         Some(target) => bail!("a text is of class {target}, the head knows {classes}"),
     }

@@ -205,6 +205,22 @@ __device__ float slope_of_bent(float y, float cap) {
     return 1.f - share * share;
 }
 
+// Four numbers of a quantised weight for each thread, each a `value` of its place and of its block's scale. Blocks are of
+// whole fours but for those of odd sizes, and dividing is what takes longest here.
+template <class Value>
+__device__ void expand(const float* absmax, float* wide, __nv_bfloat16* narrow, int64_t count, int block, Value value) {
+    int64_t at = 4 * global_index();
+    if (at >= count) return;
+    float values[4], scale;
+    bool whole = at + 4 <= count && in_fours(wide, narrow), together = block % 4 == 0;
+    if (together) scale = absmax[(uint32_t)(at / 4) / (uint32_t)(block / 4)];
+    for (int j = 0; j < 4 && at + j < count; j++) {
+        if (!together) scale = absmax[(at + j) / block];
+        values[j] = value(at + j, scale);
+    }
+    put_either(wide, narrow, values, at, count, whole);
+}
+
 // A trained tensor, as `update.rs` writes it. `mask` and `narrow` may be null; the moments are f32, or codes of eight bits
 // with the greatest magnitudes of their blocks.
 struct Trained {
@@ -619,33 +635,15 @@ __global__ void expand_four_bits(const uint8_t* packed, const float* absmax, con
     __shared__ float table[16];
     if (threadIdx.x < 16) table[threadIdx.x] = levels[threadIdx.x];
     __syncthreads();
-    int64_t at = 4 * global_index();
-    if (at >= count) return;
-    float values[4], scale;
-    // Blocks are of whole fours but for those of odd sizes, and dividing is what takes longest here.
-    bool whole = at + 4 <= count && in_fours(wide, narrow), together = block % 4 == 0;
-    if (together) scale = absmax[(uint32_t)(at / 4) / (uint32_t)(block / 4)];
-    for (int j = 0; j < 4 && at + j < count; j++) {
-        uint8_t pair = packed[(at + j) / 2];
-        if (!together) scale = absmax[(at + j) / block];
-        values[j] = table[j % 2 ? pair & 15 : pair >> 4] * scale;
-    }
-    put_either(wide, narrow, values, at, count, whole);
+    expand(absmax, wide, narrow, count, block, [&](int64_t at, float scale) {
+        return table[at % 2 ? packed[at / 2] & 15 : packed[at / 2] >> 4] * scale;
+    });
 }
 
 // Eight-bit codes times the scale of their block, a row, over 127; four numbers a thread.
 __global__ void expand_eight_bits(const int8_t* codes, const float* absmax, float* wide, __nv_bfloat16* narrow,
                                   int64_t count, int block) {
-    int64_t at = 4 * global_index();
-    if (at >= count) return;
-    float values[4], scale;
-    bool whole = at + 4 <= count && in_fours(wide, narrow), together = block % 4 == 0;
-    if (together) scale = absmax[(uint32_t)(at / 4) / (uint32_t)(block / 4)];
-    for (int j = 0; j < 4 && at + j < count; j++) {
-        if (!together) scale = absmax[(at + j) / block];
-        values[j] = codes[at + j] * scale / 127.f;
-    }
-    put_either(wide, narrow, values, at, count, whole);
+    expand(absmax, wide, narrow, count, block, [&](int64_t at, float scale) { return codes[at] * scale / 127.f; });
 }
 
 }  // extern "C"

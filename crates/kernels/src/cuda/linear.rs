@@ -15,9 +15,7 @@ use super::pointwise::{
     copy_into, difference, expand, gated, magnitude_grad, of_type, rescaled, row_lengths,
 };
 use crate::activation::Activation;
-use crate::lora::{
-    BranchGrads, BranchKept, InputGrads, Kept, LowRank, Projection, Stacked, branch_dtype,
-};
+use crate::lora::{BranchGrads, BranchKept, InputGrads, Kept, LowRank, Projection, branch_dtype};
 use crate::weight::Weight;
 
 /// An activation, and its copies in narrower types, made when first asked for.
@@ -131,6 +129,19 @@ struct Branch<'a> {
     b: Tensor,
 }
 
+/// A branch, and the first of its rows in the `A` of all.
+struct Place<'a> {
+    low: &'a LowRank,
+    start: usize,
+}
+
+impl<'a> Place<'a> {
+    fn with(&self, b: Tensor) -> Branch<'a> {
+        let Self { low, start } = *self;
+        Branch { low, start, b }
+    }
+}
+
 impl<'a> Branches<'a> {
     /// None, of a group without any.
     fn of(group: &[Projection<'a>]) -> Result<Option<Self>> {
@@ -139,42 +150,67 @@ impl<'a> Branches<'a> {
             return Ok(None);
         }
         let dtype = branch_dtype(adapted().map(|(weight, _)| weight));
-        let depth = adapted().map(|(_, low)| low.rank()).sum();
-        match stacked(group, dtype, depth) {
+        let mut depth = 0;
+        let places: Vec<Option<Place>> = group
+            .iter()
+            .map(|projection| {
+                let low = projection.branch?;
+                let start = depth;
+                depth += low.rank();
+                Some(Place { low, start })
+            })
+            .collect();
+        match Self::stacked(&places, dtype, depth) {
             Some(stacked) => Ok(Some(stacked)),
-            None => Self::put_together(group, dtype, depth).map(Some),
+            None => Self::put_together(&places, dtype, depth).map(Some),
         }
     }
 
-    fn put_together(group: &[Projection<'a>], dtype: DType, depth: usize) -> Result<Self> {
-        let mut a = None;
-        let mut start = 0;
-        let mut each = Vec::with_capacity(group.len());
-        for projection in group {
-            let Some(low) = projection.branch else {
-                each.push(None);
-                continue;
-            };
-            let all = match &a {
-                Some(all) => all,
-                None if depth == low.rank() => a.insert(of_type(&low.a, dtype)?),
-                None => a.insert(unwritten((depth, low.a.dims()[1]), dtype, &low.a)?),
-            };
-            if depth != low.rank() {
-                copy_into(&low.a, &all.narrow(0, start, low.rank())?)?;
-            }
-            let b = of_type(&low.b, dtype)?;
-            each.push(Some(Branch { low, start, b }));
-            start += low.rank();
+    /// Of branches that lie below each other already, all that are in that place and in their order.
+    fn stacked(places: &[Option<Place<'a>>], dtype: DType, depth: usize) -> Option<Self> {
+        let first = places.iter().flatten().next()?.low.stacked.as_ref()?;
+        if first.a.dtype() != dtype || first.a.dims()[0] != depth {
+            return None;
         }
-        let Some(a) = a else {
+        let lies = |place: &Place<'a>| {
+            let stacked = place.low.stacked.as_ref()?;
+            let there = stacked.a.id() == first.a.id() && stacked.start == place.start;
+            (there && stacked.b.dtype() == dtype).then(|| place.with(stacked.b.clone()))
+        };
+        let each = places.iter().map(|place| match place {
+            Some(place) => lies(place).map(Some),
+            None => Some(None),
+        });
+        Some(Self {
+            dtype,
+            a: first.a.clone(),
+            a_grad: Some(&first.a_grad),
+            each: each.collect::<Option<_>>()?,
+        })
+    }
+
+    fn put_together(places: &[Option<Place<'a>>], dtype: DType, depth: usize) -> Result<Self> {
+        let Some(first) = places.iter().flatten().next() else {
             bail!("a group without branches")
         };
+        let a = if depth == first.low.rank() {
+            of_type(&first.low.a, dtype)?
+        } else {
+            let all = unwritten((depth, first.low.a.dims()[1]), dtype, &first.low.a)?;
+            for Place { low, start } in places.iter().flatten() {
+                copy_into(&low.a, &all.narrow(0, *start, low.rank())?)?;
+            }
+            all
+        };
+        let narrowed = |place: &Place<'a>| Ok(place.with(of_type(&place.low.b, dtype)?));
+        let each = places
+            .iter()
+            .map(|place| place.as_ref().map(narrowed).transpose());
         Ok(Self {
             dtype,
             a,
             a_grad: None,
-            each,
+            each: each.collect::<Result<_>>()?,
         })
     }
 
@@ -189,34 +225,6 @@ impl Branch<'_> {
     fn columns(&self, of: &Tensor) -> Result<Tensor> {
         of.narrow(1, self.start, self.low.rank())
     }
-}
-
-/// The branches of a group that lie below each other already, all that are in that place and in their order.
-fn stacked<'a>(group: &[Projection<'a>], dtype: DType, depth: usize) -> Option<Branches<'a>> {
-    let mut first: Option<&'a Stacked> = None;
-    let mut start = 0;
-    let mut each = Vec::with_capacity(group.len());
-    for projection in group {
-        let Some(low) = projection.branch else {
-            each.push(None);
-            continue;
-        };
-        let place = low.stacked.as_ref()?;
-        let all = first.get_or_insert(place);
-        if place.a.id() != all.a.id() || place.start != start || place.b.dtype() != dtype {
-            return None;
-        }
-        let b = place.b.clone();
-        each.push(Some(Branch { low, start, b }));
-        start += low.rank();
-    }
-    let all = first.filter(|all| all.a.dtype() == dtype && all.a.dims()[0] == depth)?;
-    Some(Branches {
-        dtype,
-        a: all.a.clone(),
-        a_grad: Some(&all.a_grad),
-        each,
-    })
 }
 
 /// Outputs of `dtype`; none, if they are not `wanted`.

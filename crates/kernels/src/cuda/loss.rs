@@ -42,6 +42,28 @@ fn head(weight: &Weight) -> Result<Tensor> {
     }
 }
 
+/// Losses and hits of rows of logits; these become their gradient, if it has a factor.
+fn judged(
+    logits: &Tensor,
+    targets: &Tensor,
+    grad_scale: f64,
+    softcap: Option<f64>,
+) -> Result<(Tensor, Tensor)> {
+    let (rows, vocabulary) = logits.dims2()?;
+    let losses = unwritten(rows, DType::F32, logits)?;
+    let correct = unwritten(rows, DType::F32, logits)?;
+    Launch::new("cross_entropy", device(logits)?)
+        .floats(logits)?
+        .words(targets)?
+        .floats(&losses)?
+        .floats(&correct)?
+        .int(vocabulary)?
+        .float(grad_scale)
+        .float(softcap.unwrap_or(0.0))
+        .run((rows, 1), (512, 1), 0)?;
+    Ok((losses, correct))
+}
+
 /// Enqueues all chunks. `work` gets each one's places, states and, where a gradient is wanted, that of its logits.
 fn in_chunks(
     hidden: &Tensor,
@@ -79,17 +101,7 @@ fn in_chunks(
             1.0,
             0.0,
         )?;
-        let losses = unwritten(count, DType::F32, hidden)?;
-        let correct = unwritten(count, DType::F32, hidden)?;
-        Launch::new("cross_entropy", device(hidden)?)
-            .floats(&logits)?
-            .words(&wanted)?
-            .floats(&losses)?
-            .floats(&correct)?
-            .int(vocabulary)?
-            .float(grad_scale)
-            .float(softcap.unwrap_or(0.0))
-            .run((count, 1), (512, 1), 0)?;
+        let (losses, correct) = judged(&logits, &wanted, grad_scale, softcap)?;
         found.losses.push(losses);
         found.correct.push(correct);
         work(&chunk, &states, &logits)?;
@@ -156,20 +168,10 @@ pub(crate) fn begin_class_loss(
     targets: &[u32],
     grad_scale: f64,
 ) -> Result<(Begun, Tensor)> {
-    let (texts, classes) = logits.dims2()?;
+    let texts = targets.len();
     let gradient = logits.copy()?;
     let wanted = upload(targets.to_vec(), logits)?;
-    let losses = unwritten(texts, DType::F32, logits)?;
-    let correct = unwritten(texts, DType::F32, logits)?;
-    Launch::new("cross_entropy", device(logits)?)
-        .floats(&gradient)?
-        .words(&wanted)?
-        .floats(&losses)?
-        .floats(&correct)?
-        .int(classes)?
-        .float(grad_scale)
-        .float(0.0)
-        .run((texts, 1), (512, 1), 0)?;
+    let (losses, correct) = judged(&gradient, &wanted, grad_scale, None)?;
     let counted = (0..texts as u32).filter(|text| targets[*text as usize] != IGNORE);
     let losses = Losses {
         places: counted.collect(),
